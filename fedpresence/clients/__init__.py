@@ -1,0 +1,1 @@
+"""Our users and us."""

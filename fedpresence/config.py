@@ -1,0 +1,131 @@
+"""YAML and environment to one frozen Config; each complaint names its key.
+
+Always true: a Config that exists is complete and possible. Lengths of time are whole milliseconds;
+paths are absolute. YAML is read here alone.
+
+Source: contract.md, "Config".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from fedpresence.engine.settings import InvitePolicy
+from fedpresence.ids import KeyID, ServerName
+
+RESOURCES = ("client", "federation", "admin", "metrics", "appservice", "sync_tap")
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerConfig:
+    """A Twisted server endpoint string and the resources served there."""
+
+    endpoint: str
+    resources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OldKey:
+    """A retired verify key: unpadded Base64, and when it ceased to be used."""
+
+    key: str
+    expired_ts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceConfig:
+    """`presence.*`"""
+
+    idle_timeout_ms: int = 300_000
+    last_active_granularity_ms: int = 60_000
+    sync_online_timeout_ms: int = 30_000
+    remote_timeout_ms: int = 1_800_000
+    refresh_interval_ms: int = 1_500_000
+    offline_on_stop: bool = False
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListsConfig:
+    """`lists.*`"""
+
+    invite_policy: InvitePolicy = InvitePolicy.ASK
+    max_entries: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class RoomsConfig:
+    """`rooms.*`"""
+
+    share_presence: bool = True
+    max_members: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class FederationConfig:
+    """`federation.*`; `resolve` maps a server name to (host, port)."""
+
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+    verify_certificates: bool = True
+    ca_file: Path | None = None
+    resolve: Mapping[ServerName, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
+    blocked_networks: tuple[str, ...] = ()  # filled with DEFAULT_BLOCKED_NETWORKS by the loader
+    batch_window_ms: int = 200
+    max_transactions_per_second: int = 50
+    notaries: tuple[ServerName, ...] = ()
+    serve_well_known: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many a second, and how many at once."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """`limits.*`"""
+
+    client_changes: Rate = Rate(5, 10)  # presence changes per user: more are merged
+    client_changes_refused: Rate = Rate(50, 100)  # far more get 429
+    origin_bytes: Rate = Rate(1_048_576, 16_777_216)  # bytes of transactions per origin
+    origin_entries: Rate = Rate(2_000, 20_000)  # pushes, polls and list EDUs per origin
+    client_body: int = 65_536  # bytes
+    transaction_body: int = 13_107_200  # bytes: 200 x 65536 (F:7.1)
+    bodies_in_flight: int = 67_108_864  # bytes of all bodies being received (Z-2)
+    connections: int = 10_000  # open connections per listener
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """`log.*`; `levels` maps a namespace (`fedpresence.outbound`) to a level name."""
+
+    format: str = "text"
+    level: str = "info"
+    levels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration. `folder` is where the file lies; relative paths count from there."""
+
+    folder: Path
+    server_name: ServerName
+    signing_key_path: Path
+    listeners: tuple[ListenerConfig, ...]
+    old_signing_keys: Mapping[KeyID, OldKey] = field(default_factory=lambda: MappingProxyType({}))
+    database_path: Path = Path("fedpresence.db")
+    presence: PresenceConfig = PresenceConfig()
+    lists: ListsConfig = ListsConfig()
+    rooms: RoomsConfig = RoomsConfig()
+    federation: FederationConfig = FederationConfig()
+    limits: LimitsConfig = LimitsConfig()
+    log: LogConfig = LogConfig()
+    auth_mode: str = "tokens"
+    homeserver_url: str | None = None
+    appservice_registration: Path | None = None
+    admin_token: str | None = field(default=None, repr=False)

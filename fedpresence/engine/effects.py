@@ -1,0 +1,230 @@
+"""What must be done because something happened: values, never callbacks.
+
+`Durable` effects are what the store learns, committed before any `Outgoing` effect of the same turn
+leaves. Outgoing effects are lost in a crash, and nothing breaks: they are derived again from rows.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from fedpresence.engine.events import ListEduReceived
+from fedpresence.engine.subscription import EduKind, ObservedRow, ObserverRow, OwedEdu
+from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
+
+# --- durable ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SaveUser:
+    """A local user exists, or existed and is deactivated."""
+
+    user_id: UserID
+    deactivated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SaveHidden:
+    """A device declared itself offline (`hidden`), or does so no more (P:D-8)."""
+
+    user_id: UserID
+    device_id: DeviceID | None
+    hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SaveObserverRow:
+    """The observer's half of a pair."""
+
+    row: ObserverRow
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetObserverRow:
+    """That half is NONE and owes nothing."""
+
+    observer: UserID
+    observed: UserID
+
+
+@dataclass(frozen=True, slots=True)
+class SaveObservedRow:
+    """The observed user's half of a pair."""
+
+    row: ObservedRow
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetObservedRow:
+    """That half is NONE and owes nothing."""
+
+    observer: UserID
+    observed: UserID
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRoom:
+    """A room given by the admin API: its whole membership, and whether it counts now (Z-19).
+
+    No members: the room is forgotten.
+    """
+
+    room_id: RoomID
+    members: frozenset[UserID]
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAnswer:
+    """A transaction was taken: the same one again changes nothing (F:R-1)."""
+
+    origin: ServerName
+    txn_id: str
+    at_ms: int
+    origin_server_ts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetAnswer:
+    """A transaction older than a day, or beyond the thousandth of its origin (Z-6)."""
+
+    origin: ServerName
+    txn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveInbox:
+    """List EDUs to be resolved after the 200, in the order of `entry_id` (Z-7)."""
+
+    entry_id: int
+    edus: tuple[ListEduReceived, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetInbox:
+    """Resolved."""
+
+    entry_id: int
+
+
+Durable = (
+    SaveUser
+    | SaveHidden
+    | SaveObserverRow
+    | ForgetObserverRow
+    | SaveObservedRow
+    | ForgetObservedRow
+    | SaveRoom
+    | SaveAnswer
+    | ForgetAnswer
+    | SaveInbox
+    | ForgetInbox
+)
+
+# --- outgoing --------------------------------------------------------------------------------
+
+
+class Urgency(IntEnum):
+    """How soon news should leave (decision 12); the smaller number goes first."""
+
+    ASKED = 0  # a poll, a grant or a room that began: owed even where nothing changed
+    CHANGE = 1  # a user's own change: now
+    TIMER = 2  # idle, no longer active, offline by time: within 2 s where the destination is busy
+    REFRESH = 3  # unchanged state, so that the other side does not expire it
+
+
+@dataclass(frozen=True, slots=True)
+class SendPush:
+    """`destination` is due news of `user_id`.
+
+    The queue keeps user IDs, not messages; the push is made from the newest state when it leaves,
+    because `last_active_ago` counts from that moment.
+    """
+
+    destination: ServerName
+    user_id: UserID
+    urgency: Urgency
+
+
+@dataclass(frozen=True, slots=True)
+class SendEdu:
+    """A row owes `destination` this EDU; it is asked for again until an `EdusDelivered` names it."""
+
+    destination: ServerName
+    edu: OwedEdu
+
+
+@dataclass(frozen=True, slots=True)
+class UnsendEdus:
+    """Whatever waits for `destination` about this pair is owed no more (Z-15)."""
+
+    destination: ServerName
+    observer: UserID
+    observed: UserID
+
+
+@dataclass(frozen=True, slots=True)
+class SendDropOnce:
+    """Tell that the observer does not watch; tried once, not owed (Z-12)."""
+
+    destination: ServerName
+    observer: UserID
+    observed: UserID
+
+
+@dataclass(frozen=True, slots=True)
+class SendPoll:
+    """Ask `destination` for the state of its user; tried once."""
+
+    destination: ServerName
+    user_id: UserID
+
+
+@dataclass(frozen=True, slots=True)
+class SendUnpoll:
+    """Tell `destination` that nobody here wants its user; tried once (Z-12)."""
+
+    destination: ServerName
+    user_id: UserID
+
+
+@dataclass(frozen=True, slots=True)
+class TellObservers:
+    """Local users who may see `observed` are due news of them.
+
+    With `gone` these observers may see them no longer, and are shown `offline` once.
+    """
+
+    observed: UserID
+    observers: tuple[UserID, ...]
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A to-device notice for `user_id` (S:8): `reason` only beside a deny."""
+
+    user_id: UserID
+    kind: EduKind
+    observer: UserID
+    observed: UserID
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InboxFilled:
+    """Submit `InboxDue` once this turn is committed."""
+
+
+Outgoing = (
+    SendPush
+    | SendEdu
+    | UnsendEdus
+    | SendDropOnce
+    | SendPoll
+    | SendUnpoll
+    | TellObservers
+    | Notice
+    | InboxFilled
+)
+
+Effect = Durable | Outgoing

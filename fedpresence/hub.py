@@ -1,0 +1,208 @@
+"""The turn: events in, decided by the engine, committed, and only then performed.
+
+Always true:
+- nobody hears of a change that a crash could undo: durable effects are on disk before any effect leaves;
+- events that came together share one turn and one commit; effects are performed in order, inside it;
+- a reader (`read`) never sees what is not committed yet;
+- a failed commit stops the daemon: memory is then ahead of the disk.
+
+Source: decisions 21 and 22.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar, get_args
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from fedpresence.clock import now_ms
+from fedpresence.engine.effects import Durable, Effect, Outgoing
+from fedpresence.engine.events import Event, TimePassed
+from fedpresence.errors import FedpresenceError, StoreError
+
+_log = Logger()
+T = TypeVar("T")
+
+MAX_TURN_EVENTS = 1000  # so that one turn stays far below a tenth of a second
+_DURABLE: tuple[type, ...] = get_args(Durable)
+
+
+class Decider(Protocol):
+    """The engine, as far as the hub knows it."""
+
+    def receive(self, event: Event, now_ms: int) -> Sequence[Effect]: ...
+
+    def next_deadline_ms(self) -> int | None: ...
+
+
+class Committer(Protocol):
+    """The store, as far as the hub knows it."""
+
+    def commit(self, effects: Sequence[Durable], now_ms: int) -> Deferred[None]: ...
+
+
+class Hub:
+    """Runs events to their end, one turn at a time.
+
+    `perform` only enqueues: it must not wait and must not raise. `fatal` is called once, with the
+    failure, when a commit or the engine fails; every later submission fails with StoreError.
+    """
+
+    def __init__(
+        self,
+        engine: Decider,
+        store: Committer,
+        clock: IReactorTime,
+        perform: Callable[[Outgoing], None],
+        fatal: Callable[[Failure], None],
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._clock = clock
+        self._perform = perform
+        self._fatal = fatal
+        self._waiting: list[tuple[Event, Deferred[None]]] = []
+        self._readers: list[tuple[Callable[[], None], Deferred[None]]] = []
+        self._in_turn = False
+        self._dead = False
+        self._stopped = False
+        self._timer: IDelayedCall | None = None
+        self._timer_ms: int | None = None
+
+    def submit(self, *events: Event) -> Deferred[None]:
+        """Run `events` in order; fires when the last is committed and performed.
+
+        A BadRequest that the engine raises for one of them is the Deferred's failure; the other events
+        are done all the same.
+        """
+        done: Deferred[None] = Deferred()
+        if self._dead:
+            done.errback(StoreError("fedpresence is stopping: its database failed"))
+            return done
+        for event in events[:-1]:
+            self._waiting.append((event, _ignored()))
+        self._waiting.append((events[-1], done))
+        self._run()
+        return done
+
+    def read(self, reader: Callable[[int], T]) -> Deferred[T]:
+        """What `reader(now_ms)` answers, called at a moment when all that was decided is committed."""
+        answer: Deferred[T] = Deferred()
+        if self._dead:
+            answer.errback(StoreError("fedpresence is stopping: its database failed"))
+        elif not self._in_turn:
+            _fire(answer, lambda: reader(now_ms(self._clock)))
+        else:
+            ready: Deferred[None] = Deferred()
+            ready.addErrback(answer.errback)
+            self._readers.append((lambda: _fire(answer, lambda: reader(now_ms(self._clock))), ready))
+        return answer
+
+    def idle(self) -> bool:
+        """Whether nothing waits and no turn runs."""
+        return not self._waiting and not self._in_turn
+
+    def stop(self) -> None:
+        """Set no more timers."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _run(self) -> None:
+        while self._waiting and not self._in_turn and not self._dead:
+            batch, self._waiting = self._waiting[:MAX_TURN_EVENTS], self._waiting[MAX_TURN_EVENTS:]
+            self._turn(batch)
+        if not self._in_turn:
+            self._set_timer()
+
+    def _turn(self, batch: list[tuple[Event, Deferred[None]]]) -> None:
+        self._in_turn = True
+        now = now_ms(self._clock)
+        effects: list[Effect] = []
+        refused: list[tuple[Deferred[None], Failure]] = []
+        done: list[Deferred[None]] = []
+        for event, deferred in batch:
+            try:
+                effects.extend(self._engine.receive(event, now))
+                done.append(deferred)
+            except FedpresenceError:
+                refused.append((deferred, Failure()))
+            except Exception:
+                self._die(Failure(), [d for _, d in batch])
+                return
+        durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
+        if not durable:
+            self._finish(effects, done, refused)
+            return
+        committed = self._store.commit(durable, now)  # type: ignore[arg-type]
+        committed.addCallback(lambda _: self._finish(effects, done, refused))
+        committed.addCallback(lambda _: self._run())
+        committed.addErrback(lambda failure: self._die(failure, [d for _, d in batch]))
+
+    def _finish(
+        self,
+        effects: list[Effect],
+        done: list[Deferred[None]],
+        refused: list[tuple[Deferred[None], Failure]],
+    ) -> None:
+        for effect in effects:
+            if not isinstance(effect, _DURABLE):
+                self._perform(effect)  # type: ignore[arg-type]
+        readers, self._readers = self._readers, []
+        for call, _ in readers:
+            call()
+        self._in_turn = False
+        for deferred in done:
+            deferred.callback(None)
+        for deferred, failure in refused:
+            deferred.errback(failure)
+
+    def _die(self, failure: Failure, batch: list[Deferred[None]]) -> None:
+        self._dead = True
+        self.stop()
+        readers, self._readers = self._readers, []
+        waiting, self._waiting = self._waiting, []
+        error = StoreError("fedpresence is stopping: its database failed")
+        for deferred in [*batch, *(d for _, d in waiting), *(d for _, d in readers)]:
+            if not deferred.called:
+                deferred.errback(error)
+        self._fatal(failure)
+
+    def _set_timer(self) -> None:
+        if self._stopped:
+            return
+        due_ms = self._engine.next_deadline_ms()
+        if due_ms == self._timer_ms and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ms = due_ms
+        if due_ms is not None:
+            # A millisecond is whole only once it has passed: never wake a fraction too early.
+            delay_s = max(0.0, (due_ms - self._clock.seconds() * 1000) / 1000)
+            self._timer = self._clock.callLater(delay_s, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self._timer_ms = None
+        self.submit(TimePassed()).addErrback(lambda _: None)
+
+
+def _ignored() -> Deferred[None]:
+    """A Deferred nobody waits for; a refusal in it is the caller's choice not to hear."""
+    deferred: Deferred[None] = Deferred()
+    deferred.addErrback(lambda failure: failure.trap(FedpresenceError) and None)
+    return deferred
+
+
+def _fire(answer: Deferred[T], make: Callable[[], T]) -> None:
+    try:
+        value = make()
+    except Exception:
+        answer.errback(Failure())
+    else:
+        answer.callback(value)

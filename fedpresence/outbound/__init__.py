@@ -1,0 +1,1 @@
+"""Us to other servers."""

@@ -1,0 +1,122 @@
+"""JSON over HTTP, the way every Matrix server answers: shared by all listeners.
+
+Always true: an answer is JSON with exactly `Content-Type: application/json`; an error has `errcode`
+and `error`; a path we do not know is 404, a method we do not know is 405, both `M_UNRECOGNIZED`; our
+own fault is a 500 `M_UNKNOWN` with its traceback in the log and nothing of it in the answer.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, ensureDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from fedpresence.errors import BadRequest
+
+_log = Logger()
+
+JSON = "application/json"
+CORS_HEADERS = (
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS"),
+    ("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization"),
+)  # P:9.3
+
+Handler = Callable[[Request], Awaitable[object]]
+
+
+def write_json(request: Request, body: object, status: int = 200) -> None:
+    """Answer and end `request`; nothing where the client has gone."""
+    if request.finished or request._disconnected:
+        return
+    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    request.setResponseCode(status)
+    request.setHeader("Content-Type", JSON)
+    request.setHeader("Content-Length", str(len(data)))
+    request.write(data)
+    request.finish()
+
+
+def write_error(request: Request, error: BadRequest) -> None:
+    """Answer with a Matrix error object (F:1.3), and `Retry-After` where there is one."""
+    body: dict[str, object] = {"errcode": error.errcode, "error": error.message}
+    if error.retry_after_ms is not None:
+        body["retry_after_ms"] = error.retry_after_ms
+        request.setHeader("Retry-After", str(-(-error.retry_after_ms // 1000)))
+    write_json(request, body, error.status)
+
+
+class JsonResource(Resource):
+    """One path: a table of methods to `async` handlers that answer a JSON value or raise BadRequest.
+
+    `cors` answers OPTIONS and puts the CORS headers on everything, errors too. A handler is cancelled
+    when its client goes away.
+    """
+
+    def __init__(self, methods: dict[str, Handler], *, cors: bool = False) -> None:
+        super().__init__()
+        self._methods = methods
+        self._cors = cors
+
+    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+        """Whatever lies below a known path is unknown."""
+        return Unknown(cors=self._cors)
+
+    def render(self, request: Request) -> int | bytes:
+        """Run the handler of the method; always answers later."""
+        if self._cors:
+            for name, value in CORS_HEADERS:
+                request.setHeader(name, value)
+            if request.method == b"OPTIONS":
+                write_json(request, {})
+                return NOT_DONE_YET
+        method = request.method.decode("ascii", "replace")
+        handler = self._methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized method", status=405))
+            return NOT_DONE_YET
+        running = ensureDeferred(_answer(request, handler))
+        request.notifyFinish().addErrback(lambda _: running.cancel())
+        running.addErrback(_log_bug)
+        return NOT_DONE_YET
+
+
+class Unknown(JsonResource):
+    """Every path that nobody serves."""
+
+    def __init__(self, *, cors: bool = False) -> None:
+        super().__init__({}, cors=cors)
+
+    def render(self, request: Request) -> int | bytes:
+        """404, whatever the method; OPTIONS is answered where CORS is on."""
+        if self._cors and request.method == b"OPTIONS":
+            return super().render(request)
+        if self._cors:
+            for name, value in CORS_HEADERS:
+                request.setHeader(name, value)
+        write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized request", status=404))
+        return NOT_DONE_YET
+
+
+async def _answer(request: Request, handler: Handler) -> None:
+    try:
+        body: Any = await handler(request)
+    except CancelledError:
+        return
+    except BadRequest as error:
+        write_error(request, error)
+    except Exception:
+        _log.failure("answering {method} {path} failed", method=request.method, path=request.path)
+        write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))
+    else:
+        write_json(request, body)
+
+
+def _log_bug(failure: Failure) -> None:
+    _log.failure("an HTTP handler failed", failure)
+
+

@@ -1,0 +1,1 @@
+"""JSON and values: pure, both ways."""
