@@ -6,17 +6,41 @@ keeps or compares moments asks here, so a stepped wall clock cannot expire a key
 
 import time
 from collections.abc import Callable
-from typing import Any
-
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from zope.interface import implementer
+from typing import Any, Protocol
 
 
-@implementer(IReactorTime)
+class Timer(Protocol):
+    """A call that is due later: what `callLater` answers."""
+
+    def cancel(self) -> None:
+        """Not to be called after all."""
+
+    def active(self) -> bool:
+        """Whether it was neither called nor cancelled."""
+
+    def getTime(self) -> float:  # noqa: N802 - Twisted's name
+        """When it is due, by the clock's `seconds`."""
+
+    def reset(self, secondsFromNow: float) -> None:  # noqa: N803 - Twisted's name
+        """Due so many seconds from now instead."""
+
+
+class Clock(Protocol):
+    """Twisted's IReactorTime, as far as it is used here: a reactor, a `task.Clock`, or the class below."""
+
+    def seconds(self) -> float:
+        """Unix time in seconds."""
+
+    def callLater(  # noqa: N802 - Twisted's name
+        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
+    ) -> Any:
+        """Call `callable` in `delay` seconds; answers a `Timer`."""
+
+
 class MonotonicClock:
     """A reactor's timers with steady Unix time: `seconds()` is wall time at the start plus time since."""
 
-    def __init__(self, reactor: IReactorTime) -> None:
+    def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self._offset_s = time.time() - time.monotonic()
 
@@ -28,17 +52,13 @@ class MonotonicClock:
         """How far the wall clock has moved away from this one since the start."""
         return int((time.time() - self.seconds()) * 1000)
 
-    def callLater(  # noqa: N802 - the interface's name
-        self, delay: float, callable: Callable[..., Any], *args: object, **kw: object
-    ) -> IDelayedCall:
+    def callLater(  # noqa: N802 - Twisted's name
+        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
+    ) -> Any:
         """As the reactor's."""
         return self._reactor.callLater(delay, callable, *args, **kw)
 
-    def getDelayedCalls(self) -> Any:  # noqa: N802 - the interface's name
-        """As the reactor's."""
-        return self._reactor.getDelayedCalls()
 
-
-def now_ms(clock: IReactorTime) -> int:
+def now_ms(clock: Clock) -> int:
     """The clock's Unix time in whole milliseconds."""
     return int(clock.seconds() * 1000)

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, get_args
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.engine.effects import Durable, Effect, Outgoing
 from fedpresence.engine.events import Event, TimePassed
 from fedpresence.errors import FedpresenceError, StoreError
@@ -32,15 +31,18 @@ _DURABLE: tuple[type, ...] = get_args(Durable)
 class Decider(Protocol):
     """The engine, as far as the hub knows it."""
 
-    def receive(self, event: Event, now_ms: int) -> Sequence[Effect]: ...
+    def receive(self, event: Event, now_ms: int) -> Sequence[Effect]:
+        """Decide."""
 
-    def next_deadline_ms(self) -> int | None: ...
+    def next_deadline_ms(self) -> int | None:
+        """When to ask again."""
 
 
 class Committer(Protocol):
     """The store, as far as the hub knows it."""
 
-    def commit(self, effects: Sequence[Durable], now_ms: int) -> Deferred[None]: ...
+    def commit(self, effects: Sequence[Durable], now_ms: int) -> Deferred[None]:
+        """All or nothing, on disk when it fires."""
 
 
 class Hub:
@@ -54,7 +56,7 @@ class Hub:
         self,
         engine: Decider,
         store: Committer,
-        clock: IReactorTime,
+        clock: Clock,
         perform: Callable[[Outgoing], None],
         fatal: Callable[[Failure], None],
     ) -> None:
@@ -68,7 +70,7 @@ class Hub:
         self._in_turn = False
         self._dead = False
         self._stopped = False
-        self._timer: IDelayedCall | None = None
+        self._timer: Timer | None = None
         self._timer_ms: int | None = None
 
     def submit(self, *events: Event) -> Deferred[None]:
@@ -122,16 +124,16 @@ class Hub:
         self._in_turn = True
         now = now_ms(self._clock)
         effects: list[Effect] = []
-        refused: list[tuple[Deferred[None], Failure]] = []
+        refused: list[tuple[Deferred[None], FedpresenceError]] = []
         done: list[Deferred[None]] = []
         for event, deferred in batch:
             try:
                 effects.extend(self._engine.receive(event, now))
                 done.append(deferred)
-            except FedpresenceError:
-                refused.append((deferred, Failure()))
-            except Exception:
-                self._die(Failure(), [d for _, d in batch])
+            except FedpresenceError as error:
+                refused.append((deferred, error))
+            except Exception as error:
+                self._die(Failure(error), [d for _, d in batch])
                 return
         durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
         if not durable:
@@ -146,7 +148,7 @@ class Hub:
         self,
         effects: list[Effect],
         done: list[Deferred[None]],
-        refused: list[tuple[Deferred[None], Failure]],
+        refused: list[tuple[Deferred[None], FedpresenceError]],
     ) -> None:
         for effect in effects:
             if not isinstance(effect, _DURABLE):
@@ -157,8 +159,8 @@ class Hub:
         self._in_turn = False
         for deferred in done:
             deferred.callback(None)
-        for deferred, failure in refused:
-            deferred.errback(failure)
+        for deferred, error in refused:
+            deferred.errback(error)
 
     def _die(self, failure: Failure, batch: list[Deferred[None]]) -> None:
         self._dead = True
@@ -189,20 +191,24 @@ class Hub:
     def _time_passed(self) -> None:
         self._timer = None
         self._timer_ms = None
-        self.submit(TimePassed()).addErrback(lambda _: None)
+        self.submit(TimePassed()).addErrback(_unheard)
 
 
 def _ignored() -> Deferred[None]:
     """A Deferred nobody waits for; a refusal in it is the caller's choice not to hear."""
     deferred: Deferred[None] = Deferred()
-    deferred.addErrback(lambda failure: failure.trap(FedpresenceError) and None)
+    deferred.addErrback(_unheard)
     return deferred
+
+
+def _unheard(failure: Failure) -> None:
+    failure.trap(FedpresenceError)
 
 
 def _fire(answer: Deferred[T], make: Callable[[], T]) -> None:
     try:
         value = make()
-    except Exception:
-        answer.errback(Failure())
+    except Exception as error:
+        answer.errback(error)
     else:
         answer.callback(value)

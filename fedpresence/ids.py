@@ -41,7 +41,7 @@ def parse_server_name(text: object) -> ServerName:
 def parse_user_id(text: object) -> UserID:
     """`text` as a user ID, historic localparts included; BadRequest (`M_INVALID_PARAM`) otherwise."""
     if isinstance(text, str) and text.startswith("@") and "\0" not in text:
-        localpart, colon, server = text[1:].partition(":")
+        _, colon, server = text[1:].partition(":")
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError:

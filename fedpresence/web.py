@@ -7,12 +7,12 @@ own fault is a 500 `M_UNKNOWN` with its traceback in the log and nothing of it i
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from fedpresence.errors import BadRequest
@@ -102,6 +102,27 @@ class Unknown(JsonResource):
         return NOT_DONE_YET
 
 
+def node(root: Resource, *path: bytes, cors: bool = False) -> Resource:
+    """The resource at `path` below `root`; what is missing on the way is made, and answers 404 itself.
+
+    Several parts hang their resources under one root (`_matrix`) without knowing each other.
+    """
+    found = root
+    for segment in path:
+        below = found.children.get(segment)
+        if below is None:
+            below = Unknown(cors=cors)
+            mount(found, segment, below)
+        found = below
+    return found
+
+
+def mount(parent: Resource, segment: bytes, child: Resource) -> None:
+    """Put `child` below `parent`."""
+    # Twisted asks for an IResource, and mypy cannot see that a Resource provides it.
+    parent.putChild(segment, cast(IResource, child))
+
+
 async def _answer(request: Request, handler: Handler) -> None:
     try:
         body: Any = await handler(request)
@@ -118,5 +139,3 @@ async def _answer(request: Request, handler: Handler) -> None:
 
 def _log_bug(failure: Failure) -> None:
     _log.failure("an HTTP handler failed", failure)
-
-

@@ -11,7 +11,6 @@ from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import EduKind, OwedEdu
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 
-
 # --- our users -------------------------------------------------------------------------------
 
 

@@ -1,9 +1,20 @@
-"""PLACEHOLDER: the values; the record follows."""
+"""One user: devices merged, idle and offline by time, and whether a change is worth telling.
 
-from dataclasses import dataclass
+Always true:
+- a user's state is that of the best device that is not declared offline (P:6);
+- what a device does while it is declared offline is published in nothing, then or later (P:D-8, D-9);
+- the published last active time never goes back;
+- while `currently_active` is true, a move of the last active time alone is never told (P:A-2).
+
+Source: presence.md sections 2 to 8; Matrix client-server API, Presence.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from fedpresence.ids import UserID
+from fedpresence.engine.settings import EngineSettings
+from fedpresence.ids import DeviceID, UserID
 
 
 class PresenceState(Enum):
@@ -13,6 +24,18 @@ class PresenceState(Enum):
     UNAVAILABLE = "unavailable"
     OFFLINE = "offline"
     BUSY = "org.matrix.msc3026.busy"
+
+
+ONLINE, UNAVAILABLE, OFFLINE, BUSY = (
+    PresenceState.ONLINE,
+    PresenceState.UNAVAILABLE,
+    PresenceState.OFFLINE,
+    PresenceState.BUSY,
+)
+
+RESTORED = DeviceID("\0")  # the pseudo-device of P:M-4; no token can have this device ID
+
+_PRIORITY = {BUSY: 4, ONLINE: 3, UNAVAILABLE: 2, OFFLINE: 1}  # P:6
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +49,9 @@ class Published:
     last_active_ms: int = 0
     status_msg: str | None = None
     currently_active: bool = False
+
+
+NOTHING = Published(OFFLINE)  # a user without a record (P:M-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +77,255 @@ class PresenceRecord:
     status_msg: str | None
     currently_active: bool
     heard_ms: int
+
+
+def view_of(published: Published, now_ms: int) -> View:
+    """`published` as it looks at `now_ms`: ages are made here (P:M-2, M-3)."""
+    ago = max(0, now_ms - published.last_active_ms) if published.last_active_ms else None
+    active = published.currently_active and published.state is ONLINE
+    return View(published.state, ago, published.status_msg, active)
+
+
+# --- is it worth telling? --------------------------------------------------------------------
+
+
+class Reason(Enum):
+    """Why an update is told: the labels of P:8.1."""
+
+    STATUS_MSG = "status_msg_change"
+    STATE = "state_change"
+    CURRENTLY_ACTIVE = "current_active_change"
+    LAST_ACTIVE_ONLINE = "last_active_change_online"
+    LAST_ACTIVE_NOT_ONLINE = "last_active_change_not_online"
+
+
+Condition = Callable[[Published, Published, int], bool]
+
+# P:8.1, rows 1 to 7: the first condition that holds decides; row 8, "anything else", is None as well.
+DECISIONS: tuple[tuple[int, Condition, Reason | None], ...] = (
+    (1, lambda old, new, moved: old == new, None),
+    (2, lambda old, new, moved: old.status_msg != new.status_msg, Reason.STATUS_MSG),
+    (3, lambda old, new, moved: old.state is not new.state, Reason.STATE),
+    (
+        4,
+        lambda old, new, moved: old.state is ONLINE and old.currently_active != new.currently_active,
+        Reason.CURRENTLY_ACTIVE,
+    ),
+    (
+        5,
+        lambda old, new, moved: (
+            old.state is ONLINE
+            and abs(new.last_active_ms - old.last_active_ms) > moved
+            and not new.currently_active
+        ),
+        Reason.LAST_ACTIVE_ONLINE,
+    ),
+    (6, lambda old, new, moved: old.state is ONLINE, None),
+    (
+        7,
+        lambda old, new, moved: abs(new.last_active_ms - old.last_active_ms) > moved,
+        Reason.LAST_ACTIVE_NOT_ONLINE,
+    ),
+)
+
+
+def worth_telling(old: Published, new: Published, granularity_ms: int) -> Reason | None:
+    """Why observers must hear of the step from `old` to `new`; None where they must not."""
+    for _, holds, reason in DECISIONS:
+        if holds(old, new, granularity_ms):
+            return reason
+    return None
+
+
+# --- a local user ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Device:
+    """One device; it is never OFFLINE unless `hidden`: a device that times out is forgotten (P:D-1)."""
+
+    state: PresenceState
+    last_active_ms: int = 0
+    last_sync_ms: int = 0  # end of its last stream
+    last_put_ms: int = 0
+    streams: int = 0  # open now
+    hidden: bool = False  # declared offline by a PUT
+    set_presence: PresenceState | None = None  # last explicit value of a stream (P:I-7)
+    set_presence_ms: int = 0
+    hold_until_ms: int = 0  # after a restart: no timers before (P:M-4)
+
+    @property
+    def last_contact_ms(self) -> int:
+        """What O-1 counts from."""
+        return max(self.last_sync_ms, self.last_put_ms, self.last_active_ms)
+
+
+@dataclass(slots=True)
+class LocalUser:
+    """A local user's record. Methods take what happened; `settle` then says what it amounts to."""
+
+    since_ms: int  # when the record was made (E:P-3)
+    last_active_ms: int = 0
+    status_msg: str | None = None
+    published: Published = NOTHING
+    devices: dict[DeviceID | None, Device] = field(default_factory=dict)
+
+    @classmethod
+    def restored(cls, record: PresenceRecord, now_ms: int, settings: EngineSettings) -> "LocalUser":
+        """What was stored, as one pseudo-device that clients have half a minute to replace (P:M-4)."""
+        user = cls(since_ms=now_ms, last_active_ms=min(record.last_active_ms, now_ms))
+        user.status_msg = record.status_msg
+        active = record.currently_active and record.state is ONLINE
+        user.published = Published(record.state, user.last_active_ms, record.status_msg, active)
+        if record.state is not OFFLINE:
+            user.devices[RESTORED] = Device(
+                record.state,
+                last_active_ms=user.last_active_ms,
+                last_put_ms=now_ms,
+                hold_until_ms=now_ms + settings.sync_online_timeout_ms,
+            )
+        return user
+
+    def hide(self, device_id: DeviceID | None) -> None:
+        """A device that had declared itself offline before the restart (P:D-8)."""
+        self.devices[device_id] = Device(OFFLINE, hidden=True)
+
+    def put(
+        self, device_id: DeviceID | None, state: PresenceState, status_msg: str | None, now_ms: int
+    ) -> None:
+        """A `PUT .../status`: the device's own word (P:D-2, S-1, I-3)."""
+        self.status_msg = status_msg or None
+        device = self.devices.setdefault(device_id, Device(state))
+        device.state = state
+        device.hidden = state is OFFLINE
+        device.last_put_ms = now_ms
+        device.hold_until_ms = 0
+        if state is ONLINE or state is BUSY:
+            self._bump(device, now_ms)
+
+    def stream_opened(
+        self, device_id: DeviceID | None, set_presence: PresenceState | None, now_ms: int
+    ) -> None:
+        """A stream began: it holds the device connected, lifts an implicit offline, and declares what is
+        explicit and new (P:I-7, O-2).
+        """
+        device = self.devices.get(device_id)
+        if device is None:
+            device = self._adopted(now_ms)
+            if device is None:
+                device = Device(UNAVAILABLE if set_presence is UNAVAILABLE else ONLINE)
+                if device.state is ONLINE:
+                    self._bump(device, now_ms)
+            elif set_presence is UNAVAILABLE and device.state is ONLINE:
+                device.state = UNAVAILABLE
+            self.devices[device_id] = device
+        elif not device.hidden:
+            said_before = device.set_presence
+            if set_presence is UNAVAILABLE and device.state is ONLINE:
+                # Clients repeat the word on every sync: what the user did since outweighs a repetition.
+                if said_before is not UNAVAILABLE or device.last_active_ms <= device.set_presence_ms:
+                    device.state = UNAVAILABLE
+            elif set_presence is ONLINE and said_before is UNAVAILABLE and device.state is UNAVAILABLE:
+                device.state = ONLINE
+                self._bump(device, now_ms)
+        device.streams += 1
+        if set_presence is not None:
+            if device.set_presence is not set_presence:
+                device.set_presence_ms = now_ms
+            device.set_presence = set_presence
+
+    def stream_closed(self, device_id: DeviceID | None, now_ms: int) -> None:
+        """A stream ended; the device has its half minute from here."""
+        device = self.devices.get(device_id)
+        if device is not None and device.streams:
+            device.streams -= 1
+            device.last_sync_ms = now_ms
+
+    def active(self, device_id: DeviceID | None, at_ms: int, now_ms: int) -> None:
+        """A pro-active event (P:3); `at_ms` is not later than `now_ms`. No device: P:D-7."""
+        if device_id is None or (device := self.devices.get(device_id)) is None:
+            device = self._most_recent() if device_id is None else None
+            if device is None:
+                if device_id is None and self.devices:
+                    return  # every device is declared offline: published in nothing
+                device = self._adopted(now_ms) or Device(ONLINE)
+                self.devices[device_id] = device
+        if device.hidden or at_ms <= device.last_active_ms:
+            return
+        if device.state is UNAVAILABLE and at_ms >= device.last_put_ms:
+            device.state = ONLINE  # P:I-4; an event reported late does not undo a later PUT
+        self._bump(device, at_ms)
+
+    def remove_device(self, device_id: DeviceID | None) -> None:
+        """The device's token is gone."""
+        self.devices.pop(device_id, None)
+
+    def settle(self, now_ms: int, settings: EngineSettings) -> Reason | None:
+        """Expire what time has ended, merge the devices and keep the result.
+
+        The reason why observers must hear of it; None where they must not.
+        """
+        self._expire(now_ms, settings)
+        best, best_active = OFFLINE, -1
+        for device in self.devices.values():
+            if not device.hidden:
+                rank = (_PRIORITY[device.state], device.last_active_ms)
+                if rank > (_PRIORITY[best], best_active):
+                    best, best_active = device.state, device.last_active_ms
+        active = best is ONLINE and now_ms - self.last_active_ms < settings.last_active_granularity_ms
+        old = self.published
+        new = Published(best, self.last_active_ms, self.status_msg, active)
+        self.published = new
+        return worth_telling(old, new, settings.last_active_granularity_ms)
+
+    def next_deadline_ms(self, settings: EngineSettings) -> int | None:
+        """When time alone changes something (P:8.2 U-1 to U-4, U-6); None: never (P:O-5)."""
+        moments: list[int] = []
+        held_ms = 0
+        for device in self.devices.values():
+            if device.hidden:
+                continue
+            held_ms = max(held_ms, device.hold_until_ms)
+            if device.state is ONLINE:
+                idle_ms = device.last_active_ms + settings.idle_timeout_ms + 1
+                moments.append(max(idle_ms, device.hold_until_ms))
+            if not device.streams:
+                gone_ms = device.last_contact_ms + _patience_ms(device, settings) + 1
+                moments.append(max(gone_ms, device.hold_until_ms))
+        if self.published.currently_active:
+            moments.append(max(self.last_active_ms + settings.last_active_granularity_ms, held_ms))
+        return min(moments, default=None)
+
+    def _bump(self, device: Device, at_ms: int) -> None:
+        device.last_active_ms = max(device.last_active_ms, at_ms)
+        device.hold_until_ms = 0
+        self.last_active_ms = max(self.last_active_ms, at_ms)
+
+    def _adopted(self, now_ms: int) -> Device | None:
+        """The state from before a restart, for a device that comes back in time."""
+        pseudo = self.devices.get(RESTORED)
+        if pseudo is None or pseudo.hold_until_ms <= now_ms:
+            return None
+        return replace(pseudo, streams=0)
+
+    def _most_recent(self) -> Device | None:
+        visible = [device for device in self.devices.values() if not device.hidden]
+        return max(visible, key=lambda d: (d.streams > 0, d.last_contact_ms), default=None)
+
+    def _expire(self, now_ms: int, settings: EngineSettings) -> None:
+        gone: list[DeviceID | None] = []
+        for device_id, device in self.devices.items():
+            if device.hidden or now_ms < device.hold_until_ms:
+                continue
+            if device.state is ONLINE and now_ms - device.last_active_ms > settings.idle_timeout_ms:
+                device.state = UNAVAILABLE  # P:T-2, strict by I-2
+            if not device.streams and now_ms - device.last_contact_ms > _patience_ms(device, settings):
+                gone.append(device_id)  # P:T-3, O-1
+        for device_id in gone:
+            del self.devices[device_id]
+
+
+def _patience_ms(device: Device, settings: EngineSettings) -> int:
+    if device.state is BUSY:
+        return settings.busy_online_timeout_ms
+    return settings.sync_online_timeout_ms

@@ -1,5 +1,14 @@
-"""The Store: what survives a restart. One protocol, kept by SQLite and by memory alike."""
+"""The Store: what survives a restart. One protocol, kept by SQLite and by memory alike.
 
+Always true:
+- what a Deferred has fired for is on the disk, power cut or not, whole or not at all;
+- writes happen in the order in which they were asked for, and so do the answers;
+- a token is kept as its SHA-256 alone, and a deactivated user has none.
+
+Source: decisions 16, 19 and 22; Z-6, Z-7, Z-21, Z-22.
+"""
+
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -11,12 +20,15 @@ from fedpresence.engine.presence import PresenceRecord
 from fedpresence.engine.subscription import ObservedRow, ObserverRow
 from fedpresence.ids import DeviceID, ServerName, UserID
 
+MAX_SERVER_KEYS = 10_000  # servers whose keys are kept; any peer can own any number of names (Z-4)
+
 
 @dataclass(slots=True)
 class Stored:
     """All that a start begins with. Rows come as iterables and are read once.
 
-    `newest_origin_ts` is per origin the newest `origin_server_ts` of a transaction (Z-6).
+    `newest_origin_ts` is per origin the newest `origin_server_ts` of a transaction, as it was saved: the
+    reader clamps it (Z-6). Moments are as stored: the reader clamps them to now (Z-21).
     """
 
     users: Iterable[tuple[UserID, bool]] = ()  # (user, deactivated)
@@ -28,7 +40,7 @@ class Stored:
     inbox: Iterable[SaveInbox] = ()  # by entry_id
     presence: Iterable[PresenceRecord] = ()
     newest_origin_ts: dict[ServerName, int] = field(default_factory=dict)
-    saved_at_ms: int = 0  # the last moment the database was written; 0: never
+    saved_at_ms: int = 0  # of the last `commit` or `save_presence`; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +55,13 @@ class Store(Protocol):
     """Every method raises StoreError, as the Deferred's failure, when the disk says no."""
 
     def load(self) -> Deferred[Stored]:
-        """Everything stored, migrated to this version's schema first."""
+        """Everything stored, as of one moment."""
 
     def commit(self, effects: Sequence[Durable], now_ms: int) -> Deferred[None]:
-        """All of `effects` or none, on disk when the Deferred fires."""
+        """All of `effects` or none, on disk when the Deferred fires; of one row the last word wins.
+
+        A user saved as deactivated loses tokens and presence in the same transaction.
+        """
 
     def save_presence(self, records: Sequence[PresenceRecord], now_ms: int) -> Deferred[None]:
         """Write presence behind."""
@@ -55,30 +70,47 @@ class Store(Protocol):
         """Presence of users that nobody here may observe any more."""
 
     def new_users(self) -> Deferred[list[UserID]]:
-        """Users that another process (the command line) made since `load` or the last call; cheap when none."""
+        """Users made since `load` or the last call, by `add_token` in whatever process; cheap when none.
+
+        Those that this store was told of by `commit` are not among them.
+        """
 
     def tokens_changed(self) -> Deferred[bool]:
-        """Whether another process changed the database since the last call; cheap."""
+        """Whether another process wrote to the database since this was last asked (first: since its first use).
 
-    def add_token(self, token: str, owner: TokenOwner, now_ms: int) -> Deferred[None]:
-        """Keep a token (hashed, SHA-256) and make its user exist; a user deactivated stays so: StoreError-free refusal is the caller's."""
+        True is a "perhaps": any write counts, not those to tokens alone.
+        """
+
+    def add_token(self, token: str, owner: TokenOwner, now_ms: int) -> Deferred[bool]:
+        """Keep a token (hashed) and make its user exist.
+
+        False, and nothing is kept, where the user is deactivated: that is for good.
+        """
 
     def find_token(self, token: str) -> Deferred[TokenOwner | None]:
         """Whose token this is; None for an unknown one."""
 
     def list_tokens(self, user_id: UserID | None) -> Deferred[list[tuple[UserID, DeviceID | None, int]]]:
-        """(user, device, created_ms) of every token, or of one user's; never the tokens."""
+        """(user, device, created_ms) of every token, or of one user's, oldest first; never the tokens."""
 
     def revoke_tokens(
         self, user_id: UserID, device_id: DeviceID | None, *, all_devices: bool
     ) -> Deferred[list[DeviceID | None]]:
-        """Forget tokens of one device, or of all; answers the devices whose tokens went."""
+        """Forget tokens of one device, or of all; answers each device whose tokens went, once."""
 
     def load_keys(self) -> Deferred[list[tuple[ServerName, bytes, int]]]:
-        """Other servers' verified key objects: (server, canonical JSON, fetched_ms)."""
+        """Other servers' verified key objects: (server, canonical JSON, fetched_ms), newest first."""
 
     def save_keys(self, server_name: ServerName, key_object: bytes, fetched_ms: int) -> Deferred[None]:
-        """Keep another server's verified key object; the newest replaces the old."""
+        """Keep another server's verified key object; the newest replaces the old.
+
+        Beyond `MAX_SERVER_KEYS` servers the one fetched longest ago goes.
+        """
 
     def close(self) -> Deferred[None]:
-        """Checkpoint, close, release the lock."""
+        """Checkpoint, close, release the lock. Again: nothing. Afterwards everything else is a StoreError."""
+
+
+def token_hash(token: str) -> bytes:
+    """What is kept of a token. Whatever text came, this does not raise."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

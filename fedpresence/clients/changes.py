@@ -1,0 +1,134 @@
+"""Presence changes of our users on their way to the hub: more than enough of them are merged.
+
+Always true:
+- the last change of every device counts, however many came before it;
+- a declared offline is committed before its 200: it never waits for the throttle (P:D-8);
+- changes of one user reach the hub in the order in which they came.
+
+Source: contract.md, `limits.client_changes`; P:9.1 (429).
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from fedpresence.clients.throttle import Throttle
+from fedpresence.clock import now_ms
+from fedpresence.config import LimitsConfig
+from fedpresence.engine.events import PresenceSet
+from fedpresence.engine.presence import PresenceState
+from fedpresence.errors import BadRequest
+from fedpresence.hub import Hub
+from fedpresence.ids import DeviceID, UserID
+
+_log = Logger()
+
+MAX_DEVICES = 10_000  # whose last change is remembered: a miss costs one submission more
+
+_Device = tuple[UserID, DeviceID | None]
+
+
+@dataclass(slots=True)
+class _Told:
+    """The last change of a device that the hub was given."""
+
+    state: PresenceState
+    committed: bool = False
+
+
+class PresenceChanges(Service):
+    """Gives `PUT .../status` to the hub, no more often than the limits say."""
+
+    def __init__(self, hub: Hub, clock: IReactorTime, limits: LimitsConfig) -> None:
+        self._hub = hub
+        self._clock = clock
+        merged, refused = limits.client_changes, limits.client_changes_refused
+        self._merging: Throttle[UserID] = Throttle(merged.per_second, merged.burst)
+        self._refusing: Throttle[UserID] = Throttle(refused.per_second, refused.burst)
+        self._pending: dict[UserID, dict[DeviceID | None, PresenceSet]] = {}
+        self._timers: dict[UserID, IDelayedCall] = {}
+        self._told: OrderedDict[_Device, _Told] = OrderedDict()
+
+    def reload(self, limits: LimitsConfig) -> None:
+        """Obey other limits from now on."""
+        self._merging.change(limits.client_changes.per_second, limits.client_changes.burst)
+        self._refusing.change(limits.client_changes_refused.per_second, limits.client_changes_refused.burst)
+
+    def admit(self, user_id: UserID) -> None:
+        """Count a request of this user; BadRequest 429 where there are far too many."""
+        wait_ms = self._refusing.take(user_id, now_ms(self._clock))
+        if wait_ms:
+            raise BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=wait_ms)
+
+    async def change(self, event: PresenceSet) -> None:
+        """Done when the change is committed or, where it is one too many, kept for a moment."""
+        user_id, now = event.user_id, now_ms(self._clock)
+        pending = self._pending.get(user_id)
+        if pending is None and not self._merging.take(user_id, now):
+            await self._submit(event)
+        elif event.state is PresenceState.OFFLINE and not self._is_hidden(event):
+            self._merging.spend(user_id, now)
+            earlier = self._take_pending(user_id)
+            earlier.pop(event.device_id, None)
+            await self._submit(*earlier.values(), event)
+        else:
+            if pending is None:
+                pending = self._pending[user_id] = {}
+                self._set_timer(user_id)
+            pending.pop(event.device_id, None)  # the newest stands last: the message is the user's
+            pending[event.device_id] = event
+
+    def stopService(self) -> Deferred[object]:  # noqa: N802 - Twisted's name
+        """Give the hub what was kept."""
+        super().stopService()
+        kept = [self._take_pending(user_id) for user_id in list(self._pending)]
+        done = [self._submit(*changes.values()) for changes in kept]
+        return DeferredList(done, consumeErrors=True).addCallback(lambda _: None)
+
+    def _submit(self, *events: PresenceSet) -> Deferred[None]:
+        told = []
+        for event in events:
+            device = (event.user_id, event.device_id)
+            self._told[device] = last = _Told(event.state)
+            self._told.move_to_end(device)
+            told.append(last)
+        while len(self._told) > MAX_DEVICES:
+            self._told.popitem(last=False)
+        return self._hub.submit(*events).addCallback(_committed, told)
+
+    def _is_hidden(self, event: PresenceSet) -> bool:
+        """Whether the device's declared offline is on disk already."""
+        told = self._told.get((event.user_id, event.device_id))
+        return told is not None and told.committed and told.state is PresenceState.OFFLINE
+
+    def _take_pending(self, user_id: UserID) -> dict[DeviceID | None, PresenceSet]:
+        timer = self._timers.pop(user_id, None)
+        if timer is not None:
+            timer.cancel()
+        return self._pending.pop(user_id, {})
+
+    def _set_timer(self, user_id: UserID) -> None:
+        wait_ms = self._merging.take(user_id, now_ms(self._clock))
+        self._timers[user_id] = self._clock.callLater(wait_ms / 1000, self._release, user_id)
+
+    def _release(self, user_id: UserID) -> None:
+        del self._timers[user_id]
+        wait_ms = self._merging.take(user_id, now_ms(self._clock))
+        if wait_ms:
+            self._timers[user_id] = self._clock.callLater(wait_ms / 1000, self._release, user_id)
+            return
+        self._submit(*self._pending.pop(user_id).values()).addErrback(_log_failure)
+
+
+def _committed(_: None, told: list[_Told]) -> None:
+    for last in told:
+        last.committed = True
+
+
+def _log_failure(failure: Failure) -> None:
+    _log.failure("a merged presence change was lost", failure)

@@ -1,0 +1,34 @@
+"""What the client API needs of the daemon."""
+
+from dataclasses import dataclass
+
+from twisted.internet.interfaces import IReactorTime
+
+from fedpresence.clients.changes import PresenceChanges
+from fedpresence.clients.feed import Feed
+from fedpresence.clients.tokens import TokenChecker
+from fedpresence.clients.views import Views
+from fedpresence.hub import Hub
+from fedpresence.ids import ServerName
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """The client API's share of the configuration; `max_body` in bytes."""
+
+    server_name: ServerName
+    busy: bool = False
+    max_body: int = 65_536
+
+
+@dataclass(slots=True)
+class ClientParts:
+    """The parts that the daemon introduces to each other; `settings` may be replaced at a reload."""
+
+    hub: Hub
+    engine: Views
+    tokens: TokenChecker
+    feed: Feed
+    changes: PresenceChanges
+    clock: IReactorTime
+    settings: ClientSettings

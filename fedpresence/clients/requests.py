@@ -1,0 +1,68 @@
+"""What a client's request says: token, path, parameters, body.
+
+Always true: paths are percent-decoded exactly once (by Twisted); nothing here logs, for queries carry
+tokens and bodies status messages.
+
+Source: P:9; clients.md, "Requests by client".
+"""
+
+from twisted.web.server import Request
+
+from fedpresence.errors import BadRequest
+from fedpresence.ids import UserID, parse_user_id
+from fedpresence.wire.json import decode_json
+
+
+def access_token(request: Request) -> str:
+    """The token in the header or, as old clients send it, in the query; 401 `M_MISSING_TOKEN` without."""
+    header = request.getHeader("authorization")
+    if header is not None:
+        scheme, _, token = header.strip().partition(" ")
+        if scheme.lower() == "bearer" and token.strip():
+            return token.strip()
+    token_argument = parameter(request, b"access_token")
+    if not token_argument:
+        raise BadRequest("M_MISSING_TOKEN", "Missing access token", status=401)
+    return token_argument
+
+
+def parameter(request: Request, name: bytes) -> str | None:
+    """The first value of a query parameter; None where it is absent."""
+    values = request.args.get(name) if request.args else None
+    if not values:
+        return None
+    try:
+        value: str = values[0].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest("M_INVALID_PARAM", f"{name.decode('ascii')} is not UTF-8") from error
+    return value
+
+
+def segment(request: Request, index: int) -> str:
+    """A segment of the path, decoded; `index` as in a list, so -1 is the last."""
+    assert request.prepath is not None, "Twisted has found the resource by it"
+    try:
+        text: str = request.prepath[index].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest("M_INVALID_PARAM", "The path is not UTF-8") from error
+    return text
+
+
+def user_in_path(request: Request, index: int) -> UserID:
+    """The user ID in a segment of the path; 400 `M_INVALID_PARAM` where it is none."""
+    return parse_user_id(segment(request, index))
+
+
+def own_user(request: Request, index: int, user_id: UserID, refusal: str) -> None:
+    """Nothing where the path names the token's user; otherwise 403 `M_FORBIDDEN` with `refusal`."""
+    if user_in_path(request, index) != user_id:
+        raise BadRequest("M_FORBIDDEN", refusal, status=403)
+
+
+def json_body(request: Request, max_bytes: int) -> object:
+    """The body as JSON; 413 `M_TOO_LARGE` above `max_bytes`, 400 where it is no JSON."""
+    assert request.content is not None, "Twisted has read the body before it renders"
+    data: bytes = request.content.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadRequest("M_TOO_LARGE", f"The body is longer than {max_bytes} bytes", status=413)
+    return decode_json(data)

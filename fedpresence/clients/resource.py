@@ -1,0 +1,99 @@
+"""The client API as a tree of paths, the same under every prefix.
+
+Always true: every answer, errors too, is JSON with the CORS headers; a path nobody knows is 404 and
+a method nobody knows 405, both `M_UNRECOGNIZED`.
+
+Source: P:9, P:9.3; clients.md; contract.md, "Client API".
+"""
+
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from fedpresence.clients.account import Account
+from fedpresence.clients.lists import PresenceList
+from fedpresence.clients.parts import ClientParts
+from fedpresence.clients.presence import PresenceStatus
+from fedpresence.clients.sync import Sync
+from fedpresence.web import Handler, JsonResource, Unknown, mount, node
+
+PREFIXES = ((b"api", b"v1"), (b"r0",), (b"v3",), (b"unstable",))  # P:9
+_Routes = dict[bytes, dict[str, Handler]]
+_ANY = b"*"  # in a route: whatever stands there; the handler reads it from the request
+
+
+class _Branch(JsonResource):
+    """A place in the tree that may have a child for every name. Its own methods are those of its path."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Handler] = {}
+        self.any_child: _Branch | None = None
+        super().__init__(self.methods, cors=True)
+
+    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+        """The child that stands for every name; 404 where there is none or the name is empty."""
+        if self.any_child is not None and path:
+            return self.any_child
+        return Unknown(cors=True)
+
+    def render(self, request: Request) -> int | bytes:
+        """As the path's methods say; 404 where this is only on the way to other paths."""
+        if not self.methods:
+            return Unknown(cors=True).render(request)
+        return super().render(request)
+
+
+def add_clients(root: Resource, parts: ClientParts) -> None:
+    """Hang the whole client API under `root`."""
+    matrix = node(root, b"_matrix", b"client", cors=True)
+    api = _tree(_routes(parts))
+    for *folders, last in PREFIXES:
+        mount(node(matrix, *folders, cors=True), last, api)
+    mount(matrix, b"versions", api.children[b"versions"])
+    own = node(root, b"_fedpresence", b"client", b"v1", cors=True)
+    subscriptions: _Routes = {b"subscriptions/*": {"GET": PresenceList(parts).subscriptions}}
+    mount(own, b"subscriptions", _tree(subscriptions).children[b"subscriptions"])
+
+
+def _routes(parts: ClientParts) -> _Routes:
+    status, lists, stream, account = PresenceStatus(parts), PresenceList(parts), Sync(parts), Account(parts)
+    return {
+        b"versions": {"GET": account.versions},
+        b"presence/*/status": {"GET": status.get, "PUT": status.put},
+        b"presence/list/*": {"GET": lists.get, "POST": lists.post},
+        b"sync": {"GET": stream.sync},
+        b"events": {"GET": stream.events},
+        b"initialSync": {"GET": stream.initial_sync},
+        b"account/whoami": {"GET": account.whoami},
+        b"capabilities": {"GET": account.capabilities},
+        b"pushrules": {"GET": account.push_rules},
+        b"pushrules/": {"GET": account.push_rules},
+        b"joined_rooms": {"GET": account.joined_rooms},
+        b"login": {"GET": account.login_flows},
+        b"voip/turnServer": {"GET": account.turn_server},
+        b"user/*/filter": {"POST": account.add_filter},
+        b"user/*/filter/*": {"GET": account.filter},
+        b"user/*/account_data/*": {"GET": account.account_data},
+        b"profile/*": {"GET": account.profile},
+        b"profile/*/*": {"GET": account.profile},
+    }
+
+
+def _tree(routes: _Routes) -> _Branch:
+    top = _Branch()
+    for path, methods in routes.items():
+        place = top
+        for name in path.split(b"/"):
+            place = _below(place, name)
+        place.methods.update(methods)
+    return top
+
+
+def _below(place: _Branch, name: bytes) -> _Branch:
+    if name == _ANY:
+        place.any_child = place.any_child or _Branch()
+        return place.any_child
+    child = place.children.get(name)
+    if not isinstance(child, _Branch):
+        child = _Branch()
+        mount(place, name, child)
+    return child

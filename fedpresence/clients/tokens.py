@@ -1,0 +1,124 @@
+"""Access tokens to their owners.
+
+Always true:
+- a token is kept in memory as its SHA-256 only, and never logged;
+- after `forget()` no answer is given that was looked up before it, so a revoked token stops working;
+- one look-up per token is in flight at a time; everything remembered is bounded.
+
+Source: P:9, decision 22; contract.md, `fedpresence token`.
+"""
+
+import hashlib
+from collections import OrderedDict
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+from twisted.web.server import Request
+
+from fedpresence.clients.requests import access_token
+from fedpresence.clients.views import Views
+from fedpresence.clock import now_ms
+from fedpresence.engine.events import UserAdded
+from fedpresence.errors import BadRequest
+from fedpresence.hub import Hub
+from fedpresence.ids import UserID
+from fedpresence.storage.store import TokenOwner
+
+MAX_TOKEN_CHARACTERS = 1024  # homeservers' tokens stay far below; ours have a tenth of that
+MAX_REMEMBERED = 100_000  # about 30 MB
+MAX_LOOKUPS = 10_000  # in flight: as many as a listener has connections
+KNOWN_FOR_MS = 60_000  # should nobody call forget(), a revoked token still ends
+UNKNOWN_FOR_MS = 200  # a token is honoured as soon as it was made (contract.md), but no hammering
+
+
+class TokenChecker(Protocol):
+    """Who says whose request this is: our own tokens, or a homeserver."""
+
+    async def owner(self, request: Request) -> TokenOwner:
+        """Whose token the request carries; BadRequest 401 where it has none or an unknown one."""
+
+
+class TokenFinder(Protocol):
+    """The store, as far as tokens are concerned."""
+
+    def find_token(self, token: str) -> Deferred[TokenOwner | None]:
+        """Whose token this is; None for an unknown one."""
+
+
+class StoredTokens:
+    """Tokens that our own store knows (`auth.mode: tokens`)."""
+
+    def __init__(self, store: TokenFinder, hub: Hub, engine: Views, clock: IReactorTime) -> None:
+        self._store = store
+        self._hub = hub
+        self._engine = engine
+        self._clock = clock
+        self._remembered: OrderedDict[bytes, tuple[TokenOwner | None, int]] = OrderedDict()
+        self._lookups: dict[bytes, list[Deferred[TokenOwner | None]]] = {}
+
+    async def owner(self, request: Request) -> TokenOwner:
+        """Whose token the request carries; BadRequest 401 where it has none or an unknown one."""
+        token = access_token(request)
+        owner = None
+        if len(token) <= MAX_TOKEN_CHARACTERS:
+            digest = hashlib.sha256(token.encode("utf-8")).digest()
+            remembered = self._remembered.get(digest)
+            if remembered is not None and now_ms(self._clock) < remembered[1]:
+                owner = remembered[0]
+            else:
+                owner = await self._look_up(token, digest)
+        if owner is None:
+            raise BadRequest("M_UNKNOWN_TOKEN", "Unknown access token", status=401)
+        return owner
+
+    def forget(self) -> None:
+        """Another process changed tokens: look everything up again."""
+        self._remembered.clear()
+        self._lookups.clear()  # those in flight still answer who waits for them, and are not remembered
+
+    def forget_user(self, user_id: UserID) -> None:
+        """This user's tokens changed: look all up again, for an index by user would cost more."""
+        self.forget()
+
+    def _look_up(self, token: str, digest: bytes) -> Deferred[TokenOwner | None]:
+        answer: Deferred[TokenOwner | None] = Deferred()
+        waiting = self._lookups.get(digest)
+        if waiting is not None:
+            waiting.append(answer)
+            return answer
+        if len(self._lookups) >= MAX_LOOKUPS:
+            raise BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=1000)
+        self._lookups[digest] = waiting = [answer]
+        ensureDeferred(self._find(token)).addBoth(self._found, digest, waiting)
+        return answer
+
+    async def _find(self, token: str) -> TokenOwner | None:
+        owner = await self._store.find_token(token)
+        if owner is not None and not self._engine.user_exists(owner.user_id):
+            await self._hub.submit(UserAdded(owner.user_id))
+        return owner
+
+    def _found(
+        self,
+        result: TokenOwner | Failure | None,
+        digest: bytes,
+        waiting: list[Deferred[TokenOwner | None]],
+    ) -> None:
+        if self._lookups.get(digest) is waiting:
+            del self._lookups[digest]
+            if not isinstance(result, Failure):
+                lasts_ms = UNKNOWN_FOR_MS if result is None else KNOWN_FOR_MS
+                self._remember(digest, result, now_ms(self._clock) + lasts_ms)
+        for answer in waiting:
+            if isinstance(result, Failure):
+                answer.errback(result)
+            else:
+                answer.callback(result)
+
+    def _remember(self, digest: bytes, owner: TokenOwner | None, until_ms: int) -> None:
+        self._remembered[digest] = (owner, until_ms)
+        self._remembered.move_to_end(digest)
+        if len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)

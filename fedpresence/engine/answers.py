@@ -1,0 +1,63 @@
+"""Which transactions were taken: the same one again changes nothing, and old ones count no more.
+
+Source: federation.md R-1; security.md Z-6.
+"""
+
+from fedpresence.engine.effects import ForgetAnswer, SaveAnswer
+from fedpresence.engine.settings import DAY_MS, HOUR_MS
+from fedpresence.engine.world import Turn
+from fedpresence.ids import ServerName
+
+KEEP_MS = DAY_MS
+MAX_PER_ORIGIN = 1_000
+MAX_LATE_MS = DAY_MS  # behind the newest of its origin: its EDUs are skipped
+
+
+class Answers:
+    """Transaction IDs by origin, for a day and at most a thousand each."""
+
+    def __init__(self) -> None:
+        self._taken: dict[ServerName, dict[str, int]] = {}
+        self._newest_ts: dict[ServerName, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def has(self, origin: ServerName, txn_id: str) -> bool:
+        """Whether this transaction was taken already."""
+        return txn_id in self._taken.get(origin, ())
+
+    def take(self, turn: Turn, origin: ServerName, txn_id: str, origin_server_ts: int) -> bool:
+        """Remember a transaction; whether it is recent enough for its EDUs to count."""
+        newest = self._newest_ts.get(origin, 0)
+        is_recent = origin_server_ts >= newest - MAX_LATE_MS
+        clamped = min(origin_server_ts, turn.now_ms + HOUR_MS)
+        self._newest_ts[origin] = max(newest, clamped)
+        taken = self._taken.setdefault(origin, {})
+        taken[txn_id] = turn.now_ms
+        turn.add(SaveAnswer(origin, txn_id, turn.now_ms, self._newest_ts[origin]))
+        self._forget_old(turn, origin)
+        return is_recent
+
+    def sweep(self, turn: Turn) -> None:
+        """Forget what is older than a day, of origins that fell silent too."""
+        for origin in list(self._taken):
+            self._forget_old(turn, origin)
+
+    def restore(self, answer: SaveAnswer, now_ms: int) -> None:
+        """A stored answer; oldest first."""
+        self._taken.setdefault(answer.origin, {})[answer.txn_id] = min(answer.at_ms, now_ms)
+
+    def restore_newest(self, origin: ServerName, origin_server_ts: int, now_ms: int) -> None:
+        """The newest time of an origin."""
+        self._newest_ts[origin] = min(origin_server_ts, now_ms + HOUR_MS)
+
+    def _forget_old(self, turn: Turn, origin: ServerName) -> None:
+        taken = self._taken[origin]
+        while taken:
+            oldest = next(iter(taken))
+            if turn.now_ms - taken[oldest] <= KEEP_MS and len(taken) <= MAX_PER_ORIGIN:
+                return
+            del taken[oldest]
+            turn.add(ForgetAnswer(origin, oldest))
+        del self._taken[origin]

@@ -1,0 +1,68 @@
+"""What falls due when.
+
+Always true:
+- `next_ms` is exact: the earliest moment set, never an older one that was moved or cancelled;
+- a key has one moment; moving it later costs a dictionary write, so a user who is active all the time
+  costs nothing per tick, and keys without a moment cost nothing at all;
+- keys that fall due together come out in the order in which they were first set.
+"""
+
+from collections.abc import Hashable
+from heapq import heappop, heappush, heapreplace
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Deadlines(Generic[Key]):
+    """A heap whose entries may be early: each is checked against the true moment when it surfaces."""
+
+    def __init__(self) -> None:
+        self._due: dict[Key, int] = {}
+        self._queued: dict[Key, int] = {}  # a key's earliest entry in the heap
+        self._heap: list[tuple[int, int, Key]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def set(self, key: Key, at_ms: int | None) -> None:
+        """`key` falls due at `at_ms`; None: not at all."""
+        if at_ms is None:
+            self._due.pop(key, None)
+            return
+        self._due[key] = at_ms
+        queued = self._queued.get(key)
+        if queued is None or at_ms < queued:
+            self._queued[key] = at_ms
+            self._count += 1
+            heappush(self._heap, (at_ms, self._count, key))
+
+    def next_ms(self) -> int | None:
+        """When the next key falls due; None where nothing is set."""
+        heap = self._heap
+        while heap:
+            at_ms, order, key = heap[0]
+            if self._queued.get(key) != at_ms:
+                heappop(heap)  # moved earlier since, and that entry is gone already
+                continue
+            due = self._due.get(key)
+            if due is None:
+                heappop(heap)
+                del self._queued[key]
+            elif due > at_ms:
+                self._queued[key] = due
+                heapreplace(heap, (due, order, key))
+            else:
+                return at_ms
+        return None
+
+    def pop_due(self, now_ms: int) -> list[Key]:
+        """Every key that is due at `now_ms`, in order; each is set no more."""
+        due: list[Key] = []
+        while (at_ms := self.next_ms()) is not None and at_ms <= now_ms:
+            _, _, key = heappop(self._heap)
+            del self._queued[key]
+            del self._due[key]
+            due.append(key)
+        return due

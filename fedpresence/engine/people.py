@@ -1,0 +1,135 @@
+"""Our users: what their devices do, and whom it concerns.
+
+Source: presence.md sections 3 to 8 and 11.
+"""
+
+from fedpresence.engine.effects import SaveHidden, SaveUser, SendPush, TellObservers, Urgency
+from fedpresence.engine.events import Activity, PresenceSet, StreamClosed, StreamOpened
+from fedpresence.engine.presence import OFFLINE, LocalUser, PresenceRecord
+from fedpresence.engine.settings import DAY_MS
+from fedpresence.engine.world import Turn, World
+from fedpresence.ids import DeviceID, ServerName, UserID
+
+LONG_AWAY_MS = 7 * DAY_MS  # offline, silent and away that long: not announced to new room-mates (P:11)
+
+
+class People:
+    """Acts on local users' records, and announces what is worth telling."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def add(self, turn: Turn, user_id: UserID) -> None:
+        """The user exists now."""
+        world = self._world
+        if world.is_local(user_id) and user_id not in world.users and user_id not in world.deactivated:
+            world.users.add(user_id)
+            turn.add(SaveUser(user_id, deactivated=False))
+
+    def deactivate(self, turn: Turn, user_id: UserID) -> None:
+        """The user is gone; whoever still has a right is told offline."""
+        world = self._world
+        world.users.discard(user_id)
+        world.deactivated.add(user_id)
+        turn.add(SaveUser(user_id, deactivated=True))
+        user = world.locals.get(user_id)
+        if user is None:
+            return
+        for device_id, device in list(user.devices.items()):
+            if device.hidden:
+                turn.add(SaveHidden(user_id, device_id, hidden=False))
+        user.devices.clear()
+        user.status_msg = None
+        self._settle(turn, user_id, user, Urgency.CHANGE)
+
+    def set_presence(self, turn: Turn, event: PresenceSet) -> None:
+        """A PUT: the device's own word."""
+        user = self._world.local(event.user_id)
+        device = user.devices.get(event.device_id)
+        was_hidden = device is not None and device.hidden
+        user.put(event.device_id, event.state, event.status_msg, turn.now_ms)
+        hidden = event.state is OFFLINE
+        if hidden != was_hidden:
+            turn.add(SaveHidden(event.user_id, event.device_id, hidden))
+        self._settle(turn, event.user_id, user, Urgency.CHANGE)
+
+    def stream_opened(self, turn: Turn, event: StreamOpened) -> None:
+        """A device holds a stream open."""
+        user = self._world.local(event.user_id)
+        user.stream_opened(event.device_id, event.set_presence, turn.now_ms)
+        self._settle(turn, event.user_id, user, Urgency.CHANGE)
+
+    def stream_closed(self, turn: Turn, event: StreamClosed) -> None:
+        """A device's stream ended."""
+        user = self._world.locals.get(event.user_id)
+        if user is not None:
+            user.stream_closed(event.device_id, turn.now_ms)
+            self._settle(turn, event.user_id, user, Urgency.CHANGE)
+
+    def active(self, turn: Turn, event: Activity) -> None:
+        """A pro-active event; nothing where the user does not exist."""
+        if event.user_id not in self._world.users:
+            return
+        user = self._world.local(event.user_id)
+        at_ms = turn.now_ms if event.at_ms is None else min(event.at_ms, turn.now_ms)
+        user.active(event.device_id, at_ms, turn.now_ms)
+        self._settle(turn, event.user_id, user, Urgency.CHANGE)
+
+    def remove_device(self, turn: Turn, user_id: UserID, device_id: DeviceID | None) -> None:
+        """A device's token is gone (P:D-8)."""
+        user = self._world.locals.get(user_id)
+        if user is None or device_id not in user.devices:
+            return
+        if user.devices[device_id].hidden:
+            turn.add(SaveHidden(user_id, device_id, hidden=False))
+        user.remove_device(device_id)
+        self._settle(turn, user_id, user, Urgency.CHANGE)
+
+    def time_passed(self, turn: Turn, user_id: UserID) -> None:
+        """The user's moment has come."""
+        user = self._world.locals.get(user_id)
+        if user is not None:
+            self._settle(turn, user_id, user, Urgency.TIMER)
+
+    def all_offline(self, turn: Turn) -> None:
+        """A clean stop that says so (E:P-10)."""
+        for user_id, user in list(self._world.locals.items()):
+            for device_id in [d for d, device in user.devices.items() if not device.hidden]:
+                user.remove_device(device_id)
+            self._settle(turn, user_id, user, Urgency.CHANGE)
+
+    def restore(self, record: PresenceRecord, now_ms: int) -> None:
+        """What was written behind; called once, before any event."""
+        world = self._world
+        user = LocalUser.restored(record, now_ms, world.settings)
+        world.locals[record.user_id] = user
+        world.states[user.published.state] += 1
+        world.deadlines.set(record.user_id, user.next_deadline_ms(world.settings))
+
+    def introduce(self, turn: Turn, user_id: UserID, server: ServerName) -> None:
+        """`server` newly shares a room with the user: send the state, unless it is nobody's news (P:11)."""
+        published = self._world.published(user_id, turn.now_ms)
+        if (
+            published.state is OFFLINE
+            and not published.status_msg
+            and turn.now_ms - published.last_active_ms > LONG_AWAY_MS
+        ):
+            return
+        if self._world.permits(server):
+            turn.add(SendPush(server, user_id, Urgency.ASKED))
+
+    def _settle(self, turn: Turn, user_id: UserID, user: LocalUser, urgency: Urgency) -> None:
+        world = self._world
+        before = user.published
+        reason = user.settle(turn.now_ms, world.settings)
+        world.deadlines.set(user_id, user.next_deadline_ms(world.settings))
+        if user.published is not before and user.published != before:
+            world.dirty[user_id] = None
+            if user.published.state is not before.state:
+                world.states[before.state] -= 1
+                world.states[user.published.state] += 1
+        if reason is None:
+            return
+        for server in sorted(world.destinations_of(user_id)):
+            turn.add(SendPush(server, user_id, urgency))
+        turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

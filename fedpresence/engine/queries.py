@@ -1,0 +1,82 @@
+"""What the engine answers when it is asked: values, made for one moment."""
+
+from dataclasses import dataclass
+
+from fedpresence.engine.presence import PresenceState, View
+from fedpresence.engine.subscription import ObserverStage
+from fedpresence.ids import DeviceID, UserID
+
+
+@dataclass(frozen=True, slots=True)
+class ListEntry:
+    """One entry of a presence list: PENDING or ACCEPTED.
+
+    `confirmed_ms` is the last accept, 0 for none; `unreachable`: the other server has not taken what we
+    owe it for a fortnight (S:O-16).
+    """
+
+    user_id: UserID
+    stage: ObserverStage
+    since_ms: int
+    confirmed_ms: int
+    unreachable: bool
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Somebody, and since when."""
+
+    user_id: UserID
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverEntry:
+    """Somebody who may watch; `muted` while their server wants no pushes on that ground."""
+
+    user_id: UserID
+    since_ms: int
+    muted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDetail:
+    """A device, as the admin API shows it; `hidden`: it declared itself offline."""
+
+    device_id: DeviceID | None
+    state: PresenceState
+    last_contact_ms: int
+    streams: int
+    hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserDetail:
+    """A user, as the admin API shows it. For a remote one `heard_ms` and `stale` say why (decision 8)."""
+
+    user_id: UserID
+    view: View
+    last_active_ms: int
+    devices: tuple[DeviceDetail, ...] = ()
+    list: tuple[ListEntry, ...] = ()
+    invites: tuple[Pair, ...] = ()
+    observers: tuple[ObserverEntry, ...] = ()
+    heard_ms: int | None = None
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The engine at a glance; `offline` counts every local user who is not anything else."""
+
+    online: int
+    unavailable: int
+    offline: int
+    busy: int
+    remote: int
+    list_pending: int
+    list_accepted: int
+    requests: int
+    grants: int
+    rooms: int

@@ -1,0 +1,195 @@
+"""Remote users whom somebody here may observe: pushes in, polls out, silence noticed.
+
+Always true:
+- a push is believed only from the user's own server, and kept only while somebody here may see the user;
+- nothing is answered to a server about a pair that we know nothing of; what is answered is rate-limited
+  and tried once (Z-12).
+
+Source: edus.md 2.3, 3; subscriptions.md O-8, O-14, O-20, O-26, O-26a, O-27; security.md Z-12.
+"""
+
+from collections.abc import Callable
+
+from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
+from fedpresence.engine.events import PollReceived, PushReceived
+from fedpresence.engine.presence import ONLINE, PresenceRecord, Published, worth_telling
+from fedpresence.engine.recently import Quota, Recently
+from fedpresence.engine.remote import POLL_AFTER_ACCEPT_MS, USELESS_POLLS, RemoteUser
+from fedpresence.engine.settings import DAY_MS, HOUR_MS, MINUTE_MS
+from fedpresence.engine.subscription import ObserverStage
+from fedpresence.engine.world import Turn, World, phase
+from fedpresence.ids import ServerName, UserID, server_of
+
+EARLY_PUSH_MS = 60_000  # a push may come that long before its accept (E:C-6)
+MAX_EARLY_PUSHES = 10_000
+FRESH_MS = 10_000  # a copy younger than this is not asked for again (decision 7, E:Q-7, Q-8)
+BOOT_POLLS_MS = 30_000  # polls of a restart are spread over this
+
+
+class Watching:
+    """Acts on remote users' records. `check` is asked to check a user's subscriptions (S:O-26a)."""
+
+    def __init__(self, world: World, check: Callable[[Turn, UserID], None]) -> None:
+        self._world = world
+        self._check = check
+        self._early: dict[UserID, tuple[PushReceived, int]] = {}
+        self._answers_polls: dict[ServerName, bool] = {}
+        self._polls = Recently(FRESH_MS)
+        self._unpolls = Recently(HOUR_MS)
+        self._reminders = Recently(DAY_MS)
+        self._replies = Quota(100, MINUTE_MS)
+
+    def push_received(self, turn: Turn, push: PushReceived) -> None:
+        """One push item (E:R-1, R-2, R-5 to R-8)."""
+        world, user_id = self._world, push.user_id
+        if server_of(user_id) != push.origin or push.origin == world.our_name:
+            return
+        if not world.permits(push.origin):
+            return
+        self._remind(turn, user_id, push.origin)
+        if world.is_wanted(user_id):
+            self._take(turn, push, turn.now_ms)
+        elif world.watched_in(user_id, ObserverStage.PENDING):
+            self._early.pop(user_id, None)
+            self._early[user_id] = (push, turn.now_ms)
+            if len(self._early) > MAX_EARLY_PUSHES:
+                del self._early[next(iter(self._early))]
+        elif self._unpolls.allow(user_id, turn.now_ms) and self._replies.allow(push.origin, turn.now_ms):
+            turn.add(SendUnpoll(push.origin, user_id))
+
+    def poll_received(self, turn: Turn, poll: PollReceived) -> None:
+        """A server wants states: answered only where it has a right to them (E:Q-1 to Q-4, Q-7)."""
+        for user_id in poll.user_ids:
+            if (
+                user_id in self._world.users
+                and self._world.has_right(poll.origin, user_id)
+                and self._polls.allow((poll.origin, user_id), turn.now_ms)
+            ):
+                turn.add(SendPush(poll.origin, user_id, Urgency.ASKED))
+
+    def welcome(self, turn: Turn, observed: UserID, observer: UserID) -> None:
+        """A subscription was accepted: show what is here, or came early, or wait ten seconds and ask."""
+        world = self._world
+        early = self._early.pop(observed, None)
+        if early is not None and turn.now_ms - early[1] <= EARLY_PUSH_MS:
+            self._take(turn, early[0], early[1])
+            return
+        remote = world.remotes.get(observed)
+        if remote is not None and remote.heard_ms:
+            turn.add(TellObservers(observed, (observer,)))
+            return
+        remote = world.remotes.setdefault(observed, RemoteUser())
+        remote.poll_at_ms = turn.now_ms + POLL_AFTER_ACCEPT_MS
+        self._schedule(observed, remote)
+
+    def wants_fresher(self, observed: UserID, now_ms: int) -> bool:
+        """Whether asking the origin for `observed` is worth a moment's wait (decision 7)."""
+        remote = self._world.remotes.get(observed)
+        server = server_of(observed)
+        return (
+            remote is not None
+            and now_ms - remote.heard_ms > FRESH_MS
+            and self._answers_polls.get(server, False)
+            and self._world.permits(server)
+            and (not remote.polled_ms or now_ms - remote.polled_ms >= FRESH_MS)
+        )
+
+    def status_wanted(self, turn: Turn, observer: UserID, observed: UserID) -> None:
+        """A local user asked for the state of `observed` (E:Q-8 c)."""
+        if self._world.may_see(observer, observed) and self.wants_fresher(observed, turn.now_ms):
+            self._poll(turn, observed, self._world.remotes[observed])
+
+    def let_go(self, observed: UserID) -> None:
+        """Forget a remote user whom nobody here may see any more (decision 19)."""
+        world = self._world
+        if world.is_local(observed) or world.is_wanted(observed):
+            return
+        if world.remotes.pop(observed, None) is not None:
+            world.deadlines.set(observed, None)
+            world.dirty.pop(observed, None)
+            world.forgotten[observed] = None
+
+    def time_passed(self, turn: Turn, user_id: UserID) -> None:
+        """A remote user's moment has come: silence, or a poll that is due."""
+        world = self._world
+        remote = world.remotes.get(user_id)
+        if remote is None:
+            return
+        accepted = world.watched_in(user_id, ObserverStage.ACCEPTED)
+        if remote.is_overdue(turn.now_ms, world.settings):
+            old = remote.shown()
+            remote.stale = True
+            if worth_telling(old, remote.shown(), world.settings.last_active_granularity_ms):
+                turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
+            if accepted:
+                self._poll(turn, user_id, remote)
+        elif remote.poll_at_ms and turn.now_ms >= remote.poll_at_ms:
+            if not accepted:
+                remote.poll_at_ms = 0
+            else:
+                if remote.unanswered >= USELESS_POLLS:
+                    self._answers_polls[server_of(user_id)] = False
+                    self._check(turn, user_id)
+                self._poll(turn, user_id, remote)
+        self._schedule(user_id, remote)
+
+    def restore(self, record: PresenceRecord, now_ms: int) -> None:
+        """What was written behind; called once, before any event, after rows and rooms."""
+        if self._world.is_wanted(record.user_id):
+            remote = RemoteUser.restored(record, now_ms)
+            self._world.remotes[record.user_id] = remote
+            self._schedule(record.user_id, remote)
+        else:
+            self._world.forgotten[record.user_id] = None
+
+    def started(self, now_ms: int) -> None:
+        """After a restart every accepted remote user is asked for, a server's users together (S:O-27)."""
+        world = self._world
+        for observed in list(world.watchers):
+            if not world.is_local(observed) and world.watched_in(observed, ObserverStage.ACCEPTED):
+                remote = world.remotes.setdefault(observed, RemoteUser())
+                remote.poll_at_ms = now_ms + 1 + phase(BOOT_POLLS_MS, server_of(observed))
+                self._schedule(observed, remote)
+
+    def _take(self, turn: Turn, push: PushReceived, heard_ms: int) -> None:
+        world, user_id = self._world, push.user_id
+        remote = world.remotes.setdefault(user_id, RemoteUser())
+        old = remote.shown()
+        if remote.polled_ms:
+            self._answers_polls[push.origin] = True
+        active_ms = remote.published.last_active_ms
+        if push.last_active_ago is not None:
+            active_ms = max(1, heard_ms - push.last_active_ago)
+        new = Published(
+            push.state, active_ms, push.status_msg, push.currently_active and push.state is ONLINE
+        )
+        remote.heard(new, heard_ms)
+        world.dirty[user_id] = None
+        world.forgotten.pop(user_id, None)
+        self._schedule(user_id, remote)
+        if worth_telling(old, new, world.settings.last_active_granularity_ms):
+            turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
+
+    def _remind(self, turn: Turn, user_id: UserID, origin: ServerName) -> None:
+        """Tell once a day that an observer let go, where the other side seems not to know (Z-12)."""
+        for observer in self._world.watched_in(user_id, ObserverStage.NONE, ObserverStage.DENIED):
+            self.remind(turn, observer, user_id, origin)
+
+    def remind(self, turn: Turn, observer: UserID, observed: UserID, origin: ServerName) -> None:
+        """One `presence_drop`, where a note or tombstone of the pair exists (Z-12, Z-14)."""
+        row = self._world.observer_row(observer, observed)
+        if row is None or row.stage not in (ObserverStage.NONE, ObserverStage.DENIED) or row.owed:
+            return
+        if self._reminders.allow((observer, observed), turn.now_ms) and (
+            self._replies.allow(origin, turn.now_ms)
+        ):
+            turn.add(SendDropOnce(origin, observer, observed))
+
+    def _poll(self, turn: Turn, user_id: UserID, remote: RemoteUser) -> None:
+        remote.polled(turn.now_ms)
+        self._schedule(user_id, remote)
+        if self._world.permits(server_of(user_id)):
+            turn.add(SendPoll(server_of(user_id), user_id))
+
+    def _schedule(self, user_id: UserID, remote: RemoteUser) -> None:
+        self._world.deadlines.set(user_id, remote.next_deadline_ms(self._world.settings))

@@ -1,0 +1,259 @@
+"""What is known, and what follows from it: who may see whom, and which server has a right to whom.
+
+Always true:
+- a server has a right to a local user's presence only by a granted row that is not muted, or by a room
+  that counts, and never while the server lists refuse it (Z-9); there is no other way;
+- `rights_ended` of a server moves each time one of its rights ends: bytes made before are never sent again.
+
+The world decides nothing. `people`, `watching` and `lists` do, and change it through its methods.
+
+Source: presence.md 11; edus.md P-2; subscriptions.md 2 and 5; decision 18.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+
+from fedpresence.engine.deadlines import Deadlines
+from fedpresence.engine.effects import Effect
+from fedpresence.engine.presence import NOTHING, OFFLINE, LocalUser, PresenceState, Published
+from fedpresence.engine.remote import RemoteUser
+from fedpresence.engine.rooms import Rooms
+from fedpresence.engine.settings import EngineSettings
+from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow, ObserverStage
+from fedpresence.ids import ServerName, UserID, server_of
+
+Side = bool  # True: the observer's row, False: the observed user's
+PairKey = tuple[UserID, UserID, Side]  # observer, observed, which row
+DeadlineKey = UserID | PairKey
+
+
+class Turn:
+    """One event being decided: its moment, and the effects gathered so far, in order."""
+
+    __slots__ = ("effects", "now_ms")
+
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        self.effects: list[Effect] = []
+
+    def add(self, effect: Effect) -> None:
+        """One more thing to be done."""
+        self.effects.append(effect)
+
+
+class World:
+    """All state of the engine, indexed."""
+
+    def __init__(self, settings: EngineSettings, started_ms: int) -> None:
+        self.settings = settings
+        self.started_ms = started_ms
+        self.our_name = settings.server_name
+        self.hold_expiries_until_ms = 0  # Z-21
+        self.deadlines: Deadlines[DeadlineKey] = Deadlines()
+        self.users: set[UserID] = set()
+        self.deactivated: set[UserID] = set()
+        self.locals: dict[UserID, LocalUser] = {}
+        self.remotes: dict[UserID, RemoteUser] = {}
+        self.rooms = Rooms(settings.server_name)
+        self.lists: dict[UserID, dict[UserID, ObserverRow]] = {}  # observer, observed
+        self.watchers: dict[UserID, set[UserID]] = {}  # observed, observers with a row of any stage
+        self.observers: dict[UserID, dict[UserID, ObservedRow]] = {}  # observed, observer
+        self.rights_ended: Counter[ServerName] = Counter()
+        self.open_pairs: dict[ServerName, dict[PairKey, None]] = {}  # pending, or owing
+        self.states: Counter[PresenceState] = Counter()  # of local users with a record
+        self.stages: Counter[ObserverStage | ObservedStage] = Counter()
+        self.dirty: dict[UserID, None] = {}
+        self.forgotten: dict[UserID, None] = {}  # remote users whose stored presence may go
+        self._grants: dict[UserID, dict[ServerName, int]] = {}  # granted and not muted, by server
+
+    # --- names ---
+
+    def is_local(self, user_id: UserID) -> bool:
+        """Whether the user's server name is ours."""
+        return server_of(user_id) == self.our_name
+
+    def permits(self, server: ServerName) -> bool:
+        """Whether presence may be exchanged with a server."""
+        return self.settings.servers.permit(server)
+
+    # --- presence ---
+
+    def local(self, user_id: UserID) -> LocalUser:
+        """The record of a local user, made where there is none."""
+        user = self.locals.get(user_id)
+        if user is None:
+            user = self.locals[user_id] = LocalUser(since_ms=self.started_ms)
+            self.states[OFFLINE] += 1
+        return user
+
+    def published(self, user_id: UserID, now_ms: int) -> Published:
+        """What a local user publishes at `now_ms`."""
+        user = self.locals.get(user_id)
+        if user is None:
+            return NOTHING
+        p = user.published
+        if p.currently_active and (now_ms - p.last_active_ms >= self.settings.last_active_granularity_ms):
+            return Published(p.state, p.last_active_ms, p.status_msg, False)  # a timer is on its way (P:A-6)
+        return p
+
+    def shown(self, user_id: UserID, now_ms: int) -> Published:
+        """What somebody who may see the user is shown."""
+        if self.is_local(user_id):
+            return self.published(user_id, now_ms)
+        remote = self.remotes.get(user_id)
+        if remote is None or not self.permits(server_of(user_id)):
+            return NOTHING if remote is None else Published(OFFLINE)  # S:O-37
+        return remote.shown()
+
+    # --- rights of servers to local users ---
+
+    def has_right(self, server: ServerName, observed: UserID) -> bool:
+        """Whether `server` may be told about local user `observed` now."""
+        if not self.permits(server):
+            return False
+        return server in self._grants.get(observed, ()) or self.rooms.user_meets_server(observed, server)
+
+    def destinations_of(self, observed: UserID) -> set[ServerName]:
+        """Every server with a right to `observed`."""
+        servers = set(self._grants.get(observed, ()))
+        for room in self.rooms.of(observed):
+            servers.update(room.servers)
+        servers.discard(self.our_name)
+        return {server for server in servers if self.permits(server)}
+
+    # --- rights of local users ---
+
+    def accepts(self, observer: UserID, observed: UserID) -> bool:
+        """Whether `observed` is an accepted entry on the list of local user `observer`."""
+        row = self.lists.get(observer, {}).get(observed)
+        return row is not None and row.stage is ObserverStage.ACCEPTED
+
+    def may_see(self, observer: UserID, observed: UserID) -> bool:
+        """Whether local user `observer` may see `observed` (P:11)."""
+        return (
+            observer == observed
+            or self.accepts(observer, observed)
+            or self.rooms.users_meet(observer, observed)
+        )
+
+    def visible_to(self, observer: UserID) -> frozenset[UserID]:
+        """Everybody local user `observer` may see, itself included."""
+        seen = {observer}
+        for observed, row in self.lists.get(observer, {}).items():
+            if row.stage is ObserverStage.ACCEPTED:
+                seen.add(observed)
+        for room in self.rooms.of(observer):
+            seen.update(room.members)
+        return frozenset(seen)
+
+    def local_observers_of(self, observed: UserID) -> tuple[UserID, ...]:
+        """Every local user who may see `observed`, in a fixed order."""
+        seeing = {o for o in self.watchers.get(observed, ()) if self.accepts(o, observed)}
+        for room in self.rooms.of(observed):
+            seeing.update(room.ours)
+        if self.is_local(observed):
+            seeing.add(observed)
+        return tuple(sorted(seeing))
+
+    def is_wanted(self, remote_user: UserID) -> bool:
+        """Whether any local user may see a remote user."""
+        return any(self.accepts(o, remote_user) for o in self.watchers.get(remote_user, ())) or (
+            self.rooms.is_near(remote_user)
+        )
+
+    def watched_in(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
+        """Local observers whose row about `observed` is in one of `stages`, in a fixed order."""
+        observers = self.watchers.get(observed, ())
+        return sorted(o for o in observers if self.lists[o][observed].stage in stages)
+
+    # --- rows ---
+
+    def observer_row(self, observer: UserID, observed: UserID) -> ObserverRow | None:
+        """The observer's half, if any."""
+        return self.lists.get(observer, {}).get(observed)
+
+    def observed_row(self, observed: UserID, observer: UserID) -> ObservedRow | None:
+        """The observed user's half, if any."""
+        return self.observers.get(observed, {}).get(observer)
+
+    def put_observer_row(self, row: ObserverRow) -> None:
+        """Keep the observer's half."""
+        mine = self.lists.setdefault(row.observer, {})
+        old = mine.get(row.observed)
+        if old is not None:
+            self.stages[old.stage] -= 1
+        self.stages[row.stage] += 1
+        mine[row.observed] = row
+        self.watchers.setdefault(row.observed, set()).add(row.observer)
+        is_open = row.stage is ObserverStage.PENDING or bool(row.owed)
+        self._index_open((row.observer, row.observed, True), server_of(row.observed), is_open)
+
+    def remove_observer_row(self, observer: UserID, observed: UserID) -> None:
+        """Forget the observer's half."""
+        row = self.lists[observer].pop(observed)
+        self.stages[row.stage] -= 1
+        if not self.lists[observer]:
+            del self.lists[observer]
+        self.watchers[observed].discard(observer)
+        if not self.watchers[observed]:
+            del self.watchers[observed]
+        self._index_open((observer, observed, True), server_of(observed), False)
+
+    def put_observed_row(self, row: ObservedRow) -> None:
+        """Keep the observed user's half; counts the end of a right."""
+        theirs = self.observers.setdefault(row.observed, {})
+        old = theirs.get(row.observer)
+        if old is not None:
+            self.stages[old.stage] -= 1
+        self.stages[row.stage] += 1
+        theirs[row.observer] = row
+        self._index_grant(row.observed, server_of(row.observer), _gives_right(old), _gives_right(row))
+        self._index_open((row.observer, row.observed, False), server_of(row.observer), bool(row.owed))
+
+    def remove_observed_row(self, observed: UserID, observer: UserID) -> None:
+        """Forget the observed user's half."""
+        row = self.observers[observed].pop(observer)
+        self.stages[row.stage] -= 1
+        if not self.observers[observed]:
+            del self.observers[observed]
+        self._index_grant(observed, server_of(observer), _gives_right(row), False)
+        self._index_open((observer, observed, False), server_of(observer), False)
+
+    def granted_to(self, server: ServerName, observed: UserID) -> Iterator[ObservedRow]:
+        """The granted rows of one server's users to `observed`."""
+        for row in list(self.observers.get(observed, {}).values()):
+            if row.stage is ObservedStage.GRANTED and server_of(row.observer) == server:
+                yield row
+
+    def _index_grant(self, observed: UserID, server: ServerName, before: bool, after: bool) -> None:
+        if before == after or server == self.our_name:
+            return
+        by_server = self._grants.setdefault(observed, {})
+        by_server[server] = by_server.get(server, 0) + (1 if after else -1)
+        if not by_server[server]:
+            del by_server[server]
+            if not by_server:
+                del self._grants[observed]
+            if not self.has_right(server, observed):
+                self.rights_ended[server] += 1
+
+    def _index_open(self, key: PairKey, server: ServerName, is_open: bool) -> None:
+        if server == self.our_name:
+            return
+        if is_open:
+            self.open_pairs.setdefault(server, {})[key] = None
+        elif server in self.open_pairs:
+            self.open_pairs[server].pop(key, None)
+            if not self.open_pairs[server]:
+                del self.open_pairs[server]
+
+
+def phase(length_ms: int, *names: str) -> int:
+    """A moment between 0 and `length_ms`, always the same for the same names: phases without herds."""
+    digest = hashlib.blake2b("\0".join(names).encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % max(1, length_ms)
+
+
+def _gives_right(row: ObservedRow | None) -> bool:
+    return row is not None and row.stage is ObservedStage.GRANTED and not row.muted

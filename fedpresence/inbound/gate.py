@@ -1,0 +1,80 @@
+"""May the body of this transaction be read? Decided by the head alone.
+
+Always true: the steps are those of Z-1, in its order: `X-Matrix` parsed, destination, server lists, size,
+and a verify key at hand or fetched now; nothing of the body is read before all of them are passed.
+
+Source: Z-1, Z-2, Z-4.
+"""
+
+from collections.abc import Awaitable
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.interfaces import IReactorTime
+
+from fedpresence.clock import now_ms
+from fedpresence.counters import Counters
+from fedpresence.errors import BadRequest
+from fedpresence.inbound.limiter import OriginLimits
+from fedpresence.inbound.origin import Credentials, OriginCheck
+from fedpresence.intake import Admitted, BodyBudget, RequestHead, busy, too_large
+
+SEND = (b"_matrix", b"federation", b"v1", b"send")
+OUTCOMES = {401: "not_authentic", 403: "forbidden", 413: "too_large", 429: "limited", 500: "failed"}
+
+
+class Gate:
+    """Admits transactions by their head; `admit` is for a BoundedSite."""
+
+    def __init__(
+        self,
+        origins: OriginCheck,
+        limits: OriginLimits,
+        budget: BodyBudget,
+        clock: IReactorTime,
+        counters: Counters,
+    ) -> None:
+        self.origins = origins
+        self._limits = limits
+        self._budget = budget
+        self._clock = clock
+        self._counters = counters
+
+    def admit(self, head: RequestHead) -> Awaitable[Admitted] | None:
+        """The admission of a transaction; None for every other request, whose body stays small."""
+        if head.method != b"PUT" or not is_send(head.uri):
+            return None
+        return self._admit_transaction(head)
+
+    async def credentials(self, head: RequestHead) -> Credentials:
+        """The keys that can prove who sent `head`; BadRequest where the transaction is refused."""
+        claim = self.origins.claim(head.headers.getRawHeaders(b"Authorization") or ())
+        size = head.content_length or 0
+        if size > self._limits.max_body:
+            raise too_large()
+        if not self._budget.fits(claim.origin, size):
+            raise busy()
+        self._limits.expect_bytes(claim.origin, size, now_ms(self._clock))
+        return await self.origins.credentials(claim, head.source)
+
+    def refused(self, error: BadRequest) -> None:
+        """Count a transaction that was refused."""
+        self._counters.count("inbound_transactions", outcome=OUTCOMES.get(error.status, "bad"))
+
+    def taken(self) -> None:
+        """Count a transaction that was taken, or known already."""
+        self._counters.count("inbound_transactions", outcome="ok")
+
+    async def _admit_transaction(self, head: RequestHead) -> Admitted:
+        try:
+            credentials = await self.credentials(head)
+        except BadRequest as error:
+            self.refused(error)
+            raise
+        return Admitted(self._limits.max_body, credentials.origin, credentials)
+
+
+def is_send(uri: bytes) -> bool:
+    """Whether a request line's URI is `/send/{txnId}`, as the resource tree reads it."""
+    path, _, _ = uri.partition(b"?")
+    segments = tuple(unquote_to_bytes(segment) for segment in path[1:].split(b"/"))
+    return segments[:4] == SEND and (len(segments) == 5 or (len(segments) == 6 and not segments[5]))

@@ -1,0 +1,486 @@
+"""Bounded HTTP for every listener: no request costs more than it may, whoever sends it.
+
+Always true:
+- a body is read only after its request was admitted by its head, and never beyond the limit that it got;
+- all bodies in memory share one byte budget, and one origin has at most a quarter of it (Z-2);
+- a request has one deadline from its first byte to its last, which does not run while we decide;
+- who is refused early gets a JSON error and `Connection: close`; nothing after it is parsed;
+- nothing is written to an access log.
+
+Twisted's own request keeps a body without limit and asks nobody before it reads one; hence the subclasses
+here. Source: Z-1, Z-2.
+"""
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import INonQueuedRequestFactory
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+from zope.interface import provider
+
+from fedpresence.config import LimitsConfig
+from fedpresence.errors import BadRequest
+from fedpresence.ids import ServerName
+from fedpresence.web import write_error
+
+_log = Logger()
+
+REQUEST_TIMEOUT_S = 60.0  # a whole request, head and body; also how long a connection may idle
+ADMISSION_TIMEOUT_S = 60.0  # a key fetch gives up by itself long before
+LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
+LINGER_BYTES = 1_048_576  # what we throw away meanwhile
+ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
+BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request as far as it is known before its body. `content_length` is None for a chunked body.
+
+    `uri` is exactly what stood in the request line; `source` is the address that Z-4 counts by.
+    """
+
+    method: bytes
+    uri: bytes
+    headers: Headers
+    content_length: int | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """This body may be read: up to `limit` bytes, out of `origin`'s share of the budget.
+
+    `grounds` is whatever the admission found out, for the resource that answers.
+    """
+
+    limit: int
+    origin: ServerName | None = None
+    grounds: object = None
+
+
+Admit = Callable[[RequestHead], Awaitable[Admitted] | None]
+"""Asked once per request; None leaves the plain limit, a BadRequest (raised or awaited) refuses."""
+
+
+class BodyBudget:
+    """How many bytes of bodies are in memory, in all and by origin (pure)."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._used = 0
+        self._by_origin: dict[ServerName, int] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes taken and not given back."""
+        return self._used
+
+    def fits(self, origin: ServerName | None, size: int) -> bool:
+        """Whether `size` more bytes could be taken now."""
+        if self._used + size > self.total:
+            return False
+        return origin is None or self._by_origin.get(origin, 0) + size <= self.total // ORIGIN_SHARE
+
+    def take(self, origin: ServerName | None, size: int) -> bool:
+        """Take `size` bytes; False, and nothing taken, where they do not fit."""
+        if not self.fits(origin, size):
+            return False
+        self._used += size
+        if origin is not None:
+            self._by_origin[origin] = self._by_origin.get(origin, 0) + size
+        return True
+
+    def give_back(self, origin: ServerName | None, size: int) -> None:
+        """The other side of `take`."""
+        self._used -= size
+        if origin is not None:
+            left = self._by_origin.get(origin, 0) - size
+            if left > 0:
+                self._by_origin[origin] = left
+            else:
+                self._by_origin.pop(origin, None)
+
+
+@provider(INonQueuedRequestFactory)
+class BoundedRequest(Request):
+    """A request whose body is counted while it arrives."""
+
+    def __init__(self, channel: "BoundedChannel") -> None:
+        super().__init__(channel)
+        self._bounded = channel
+        self._body = BytesIO()
+        self.admitted: Admitted | None = None
+        self._held = 0
+
+    def begin(self, method: bytes, uri: bytes, version: bytes) -> None:
+        """What Twisted sets only once the body is here: a refusal needs it before."""
+        self.method, self.uri, self.clientproto = method, uri, version
+        self.path = uri.partition(b"?")[0]
+
+    def gotLength(self, length: int | None) -> None:  # noqa: N802 - Twisted's name
+        """Keep the body in memory: it is bounded, and a temporary file would block the reactor."""
+        self.content = self._body
+
+    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+        """Keep `data` if the limit and the budget allow it; else refuse the whole request."""
+        if self.finished or self.admitted is None:
+            return
+        if self._held + len(data) > self.admitted.limit:
+            self._bounded.refuse(self, too_large())
+        elif not self._bounded.site.budget.take(self.admitted.origin, len(data)):
+            self._bounded.refuse(self, busy())
+        else:
+            self._held += len(data)
+            self._body.write(data)
+
+    @property
+    def held(self) -> int:
+        """Bytes of this body that count in the budget."""
+        return self._held
+
+    def let_go(self, budget: BodyBudget) -> None:
+        """Give the bytes back; idempotent."""
+        if self.admitted is not None and self._held:
+            budget.give_back(self.admitted.origin, self._held)
+        self._held = 0
+
+
+class BoundedChannel(HTTPChannel):
+    """One connection: Twisted's parser, stopped between head and body until the request is admitted."""
+
+    site: "BoundedSite"
+    _counted = False
+    _reading = False  # bytes of the next request have come
+    _deadline_s = 0.0
+    _deciding = False  # the head is here, the admission is not
+    _content_due = False  # the (empty) body was complete before the decision
+    _held_up = False  # the transport is paused for a decision
+    _refused = False
+    _lingering = False
+    _linger_left = 0
+    _admitting: Deferred[None] | None = None
+    _linger_call: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
+        """Take the connection, or close it at once where there are too many."""
+        transport: Any = self.transport
+        self._counted = self.site.opened()
+        if not self._counted:
+            transport.abortConnection()
+            return
+        keep_alive = getattr(transport, "setTcpKeepAlive", None)
+        if keep_alive is not None:
+            keep_alive(True)  # a long poll of a client that is gone must end some day
+        super().connectionMade()
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+        """Feed the parser. Only the first byte of a request restarts the clock: a trickle does not."""
+        if self._lingering:
+            self._discard(data)
+            return
+        if data and not self._reading:
+            self._reading = True
+            self._deadline_s = self.site.reactor.seconds() + REQUEST_TIMEOUT_S
+            self.resetTimeout()
+        LineReceiver.dataReceived(self, data)
+
+    def headerReceived(self, line: bytes) -> bool:  # noqa: N802 - Twisted's name
+        """As Twisted's; a `Content-Length` of thousands of digits is malformed and not our bug."""
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name
+        """Ask whether the request is admitted; meanwhile nothing more is read."""
+        request: BoundedRequest = self.requests[-1]
+        method, uri, version = cast("tuple[bytes, bytes, bytes]", (self._command, self._path, self._version))
+        self.persistent = self.checkPersistence(request, version)
+        request.begin(method, uri, version)
+        request.gotLength(self.length)
+        head = RequestHead(
+            request.method, request.uri, request.requestHeaders, self.length, source_of(request)
+        )
+        try:
+            awaited = self.site.admit(head) if self.site.admit is not None else None
+        except BadRequest as error:
+            self.refuse(request, error)
+            return
+        if awaited is None:
+            self._admit(request, Admitted(self.site.limits.client_body))
+            return
+        self._deciding = True
+        self._admitting = ensureDeferred(self._decide(request, awaited))
+        self._admitting.addErrback(_expect_cancelled)
+        if self._deciding:
+            self._hold_up()
+
+    def allContentReceived(self) -> None:  # noqa: N802 - Twisted's name
+        """The request is complete: pass it on, once it is admitted."""
+        if self._refused:
+            return
+        if self._deciding:
+            self._content_due = True
+            return
+        super().allContentReceived()
+
+    def requestDone(self, request: Request) -> None:  # noqa: N802 - Twisted's name
+        """The answer is written: its body's bytes are free; the next request may come."""
+        assert isinstance(request, BoundedRequest)
+        length, held = self.length, request.held
+        request.let_go(self.site.budget)
+        self._reading = False
+        if self._savedTimeOut:
+            self._savedTimeOut = REQUEST_TIMEOUT_S
+        if self._refused:
+            del self.requests[0]
+            self._linger(None if length is None else length - held)
+        else:
+            super().requestDone(request)
+
+    def refuse(self, request: BoundedRequest, error: BadRequest) -> None:
+        """Answer `error` now, whatever of the request is still to come, and close."""
+        self._refused = True
+        self.persistent = False
+        self.paused = True  # the parser reads no further
+        request.setHeader("Connection", "close")
+        write_error(request, error)
+
+    def resumeProducing(self) -> None:  # noqa: N802 - Twisted's name
+        """The transport's buffer has room again: read on, unless a decision is awaited."""
+        if self._held_up:
+            self._waitingForTransport = False
+        else:
+            super().resumeProducing()
+
+    def timeoutConnection(self) -> None:  # noqa: N802 - Twisted's name
+        """Too slow: close, and soon without courtesy."""
+        _log.debug("{peer} was too slow", peer=self.getPeer())
+        self._close()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
+        """Free whatever the connection held."""
+        if self._counted:
+            self._counted = False
+            self.site.closed()
+        for request in self.requests:
+            request.let_go(self.site.budget)
+        if self._linger_call is not None:
+            self._linger_call.cancel()
+            self._linger_call = None
+        self._refused = True  # a decision that still comes finds nobody
+        super().connectionLost(reason)
+        if self._admitting is not None:
+            self._admitting.cancel()
+
+    async def _decide(self, request: BoundedRequest, awaited: Awaitable[Admitted]) -> None:
+        outcome: Admitted | BadRequest
+        try:
+            outcome = await awaited
+        except BadRequest as error:
+            outcome = error
+        except CancelledError:
+            raise
+        except Exception:
+            _log.failure("admitting {method} {path} failed", method=request.method, path=request.path)
+            outcome = BadRequest("M_UNKNOWN", "Internal server error", status=500)
+        if self._refused:
+            return
+        self._deciding = False
+        self._go_on()
+        if isinstance(outcome, Admitted):
+            self._admit(request, outcome)
+        else:
+            self.refuse(request, outcome)
+        if self._content_due:
+            self._content_due = False
+            self.allContentReceived()
+        if not self._refused:
+            self.dataReceived(b"")  # what had come before the decision is still in the parser's buffer
+
+    def _admit(self, request: BoundedRequest, admitted: Admitted) -> None:
+        announced = self.length or 0
+        if announced > admitted.limit:
+            self.refuse(request, too_large())
+            return
+        if not self.site.budget.fits(admitted.origin, announced):
+            self.refuse(request, busy())
+            return
+        request.admitted = admitted
+        expect = request.requestHeaders.getRawHeaders(b"Expect") or [b""]
+        if self.length != 0 and expect[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
+            self._send100Continue()
+
+    def _hold_up(self) -> None:
+        self._held_up = True
+        self.paused = True
+        self._networkProducer.pauseProducing()
+        self.setTimeout(ADMISSION_TIMEOUT_S)
+        self._deadline_s -= self.site.reactor.seconds()
+
+    def _go_on(self) -> None:
+        if not self._held_up:
+            return
+        self._held_up = False
+        self.paused = False
+        left_s = max(1.0, self._deadline_s)
+        self._deadline_s = self.site.reactor.seconds() + left_s
+        self.setTimeout(left_s)
+        if not self._waitingForTransport:
+            self._networkProducer.resumeProducing()
+
+    def _linger(self, unread: int | None) -> None:
+        """Throw away what is still on its way, for a while, so that the answer arrives; then close."""
+        self._lingering = True
+        already = len(self.clearLineBuffer())
+        self._linger_left = LINGER_BYTES if unread is None else min(unread, LINGER_BYTES)
+        self.setTimeout(None)
+        self._linger_call = self.callLater(LINGER_S, self._linger_over)
+        self._discard_count(already)
+
+    def _discard(self, data: bytes) -> None:
+        if self._linger_call is not None:
+            self._discard_count(len(data))
+
+    def _discard_count(self, count: int) -> None:
+        self._linger_left -= count
+        if self._linger_left <= 0 and self._linger_call is not None:
+            self._linger_call.cancel()
+            self._linger_over()
+
+    def _linger_over(self) -> None:
+        self._linger_call = None
+        self._close()
+
+    def _close(self) -> None:
+        if self._abortingCall is None:
+            self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+            self.loseConnection()
+
+    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - Twisted's name
+        if not self._refused:
+            super()._respondToBadRequestAndDisconnect()
+
+
+class BoundedSite(Site):
+    """A listener's site: its limits, its connections, and who admits requests to it.
+
+    `budget` is shared by all listeners of a daemon.
+    """
+
+    protocol = BoundedChannel  # type: ignore[assignment]  # HTTP/1.1 only: no proxy that switches to 2
+    reactor: IReactorTime
+
+    def __init__(
+        self,
+        resource: Resource,
+        limits: LimitsConfig,
+        reactor: IReactorTime,
+        budget: BodyBudget,
+        admit: Admit | None = None,
+    ) -> None:
+        super().__init__(
+            resource,
+            BoundedRequest,
+            timeout=REQUEST_TIMEOUT_S,
+            reactor=reactor,
+            parsePOSTFormSubmission=False,
+        )
+        self.limits = limits
+        self.budget = budget
+        self.admit = admit
+        self.connections = 0
+
+    def opened(self) -> bool:
+        """Whether one more connection may stay; it counts if so."""
+        if self.connections >= self.limits.connections:
+            return False
+        self.connections += 1
+        return True
+
+    def closed(self) -> None:
+        """A connection that counted has gone."""
+        self.connections -= 1
+
+    def reload(self, limits: LimitsConfig) -> None:
+        """New limits, for what comes from now on."""
+        self.limits = limits
+        self.budget.total = limits.bodies_in_flight
+
+    def startFactory(self) -> None:  # noqa: N802 - Twisted's name
+        """No access log, so nothing to open and no clock to keep."""
+
+    def stopFactory(self) -> None:  # noqa: N802 - Twisted's name
+        """Nothing was opened."""
+
+    def log(self, request: Any) -> None:
+        """Query strings carry tokens: no access log."""
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - Twisted's name
+        """HTTP/1.1 only."""
+        return [b"http/1.1"]
+
+
+def grounds_of(request: Request) -> object:
+    """What the admission found out about `request`; None where nobody was asked."""
+    if isinstance(request, BoundedRequest) and request.admitted is not None:
+        return request.admitted.grounds
+    return None
+
+
+def too_large() -> BadRequest:
+    """The refusal of a body beyond its limit."""
+    return BadRequest("M_TOO_LARGE", "The request body is too large", status=413)
+
+
+def busy() -> BadRequest:
+    """The refusal of a body that would be welcome later."""
+    return BadRequest(
+        "M_LIMIT_EXCEEDED", "Too much is being received", status=429, retry_after_ms=BUSY_RETRY_MS
+    )
+
+
+def source_of(request: Request) -> str:
+    """Whom a request counts against: the address of the peer, an IPv6 one by its /64.
+
+    Behind a reverse proxy on this machine everybody comes from loopback: then the last entry of
+    `X-Forwarded-For`, which the proxy wrote, counts.
+    """
+    peer = getattr(request.getClientAddress(), "host", None)
+    address = _address(peer) if isinstance(peer, str) else None
+    if address is None or address.is_loopback:
+        entries = request.requestHeaders.getRawHeaders("X-Forwarded-For") or [""]
+        address = _address(entries[-1].rpartition(",")[2].strip()) or address
+    if address is None:
+        return "local"
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((address, 64), strict=False))
+    return str(address)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _expect_cancelled(failure: Failure) -> None:
+    failure.trap(CancelledError)

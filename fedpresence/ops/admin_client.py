@@ -1,0 +1,126 @@
+"""The running daemon, asked through its admin API.
+
+Always true: every request has a timeout; the token goes to the address that the configuration or the
+operator names and nowhere else (no redirect is followed).
+
+Source: contract.md, "Admin API".
+"""
+
+import ipaddress
+import json
+from typing import Any
+from urllib.parse import quote
+
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError
+from twisted.internet.error import ConnectionRefusedError
+from twisted.web.http_headers import Headers
+
+from fedpresence.config import Config
+from fedpresence.config_endpoints import parse_endpoint
+from fedpresence.errors import DeliveryFailed
+from fedpresence.ids import UserID
+
+TIMEOUT_S = 30.0  # a deactivation of somebody with long lists takes seconds, not minutes
+PREFIX = "/_fedpresence/admin/v1"
+HOW_TO_SWITCH_ON = (
+    "Switch it on: set admin.token (or admin.token_path), serve the resource admin on a listener, for "
+    'example {endpoint: "tcp:8009:interface=127.0.0.1", resources: [admin]}, and restart the daemon.'
+)
+
+
+def admin_url(config: Config) -> str | None:
+    """Where the daemon of this configuration serves its admin API; None where that cannot be known.
+
+    It is known for plain `tcp` with a fixed port; for anything else the operator gives a URL.
+    """
+    for listener in config.listeners:
+        endpoint = parse_endpoint(listener.endpoint)
+        if "admin" not in listener.resources or endpoint.kind not in ("tcp", "tcp4", "tcp6"):
+            continue
+        if endpoint.port and int(endpoint.port):
+            return f"http://{_reachable(endpoint.interface)}:{endpoint.port}"
+    return None
+
+
+class NotRunning(DeliveryFailed):
+    """Nothing listens where the daemon's admin API should be."""
+
+
+class AdminClient:
+    """The admin API of one daemon; every failure is a DeliveryFailed that says what to do."""
+
+    def __init__(self, http: HTTPClient, base_url: str, token: str) -> None:
+        self._http = http
+        self._base_url = base_url.rstrip("/")
+        self._token = token
+
+    async def status(self) -> dict[str, Any]:
+        """The daemon at a glance."""
+        return await self._request("GET", "/status")
+
+    async def destinations(self) -> dict[str, Any]:
+        """Every destination and its queue."""
+        return await self._request("GET", "/destinations")
+
+    async def user(self, user_id: UserID) -> dict[str, Any]:
+        """A user's presence, list, invites and observers."""
+        return await self._request("GET", f"/users/{_segment(user_id)}")
+
+    async def change_list(self, user_id: UserID, change: dict[str, list[str]]) -> None:
+        """As the client's `POST .../presence/list/{userId}`."""
+        await self._request("POST", f"/users/{_segment(user_id)}/list", change)
+
+    async def deactivate(self, user_id: UserID) -> None:
+        """End the account."""
+        await self._request("DELETE", f"/users/{_segment(user_id)}")
+
+    async def _request(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        headers = Headers({"Authorization": [f"Bearer {self._token}"], "Content-Type": ["application/json"]})
+        try:
+            response = await self._http.request(
+                method,
+                self._base_url + PREFIX + path,
+                headers=headers,
+                data=None if body is None else json.dumps(body).encode(),
+                timeout=TIMEOUT_S,
+                allow_redirects=False,
+            )
+            data = await response.content()
+        except CancelledError:
+            raise
+        except ConnectionRefusedError as error:
+            raise NotRunning(self._base_url, "nothing listens there. Does the daemon run?") from error
+        except Exception as error:  # Twisted's, treq's and OpenSSL's failures share no class
+            raise DeliveryFailed(self._base_url, str(error) or type(error).__name__) from error
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise DeliveryFailed(
+                self._base_url, f"answered {response.code} and no JSON.", status=response.code
+            )
+        if response.code != 200:
+            raise DeliveryFailed(
+                self._base_url,
+                str(answer.get("error", "refused")),
+                status=response.code,
+                errcode=str(answer.get("errcode")),
+            )
+        return answer
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="@:")
+
+
+def _reachable(interface: str) -> str:
+    """The address to connect to for one that is listened on: "all" has a spelling of its own."""
+    try:
+        address = ipaddress.ip_address(interface or "0.0.0.0")
+    except ValueError:
+        return interface  # a name
+    if address.is_unspecified:
+        address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
+    return f"[{address}]" if address.version == 6 else str(address)

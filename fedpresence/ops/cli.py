@@ -1,0 +1,433 @@
+"""The command `fedpresence`: what the contract lists, and its exit codes.
+
+Always true: 0 done, 1 failed while running, 2 wrong usage, 78 the configuration or a key file is wrong;
+what the operator can mend is told in a line that says how, never as a traceback.
+
+Source: contract.md, "Command line".
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from treq.client import HTTPClient
+from twisted.internet.defer import ensureDeferred
+from twisted.internet.task import react
+from twisted.web.client import Agent
+
+from fedpresence import __version__
+from fedpresence.clock import MonotonicClock, now_ms
+from fedpresence.config import Config, engine_settings, load_config, render, warnings
+from fedpresence.errors import BadRequest, ConfigError, ConfigProblem, DeliveryFailed, FedpresenceError
+from fedpresence.ids import ServerName, UserID, parse_server_name, parse_user_id
+from fedpresence.ops import accounts, report
+from fedpresence.ops.admin_client import HOW_TO_SWITCH_ON, AdminClient, NotRunning, admin_url
+from fedpresence.ops.keys import generate_key_file, load_signing_keys
+from fedpresence.storage.sqlite import SQLiteStore
+
+DONE = 0
+FAILED = 1
+WRONG_USAGE = 2
+WRONG_CONFIG = 78  # EX_CONFIG of sysexits.h
+
+CONNECT_TIMEOUT_S = 10.0  # to our own machine, usually
+LIST_CHANGES = ("invite", "accept", "deny", "revoke", "drop")
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except _WrongUsageError as error:
+        return _complain(str(error), WRONG_USAGE)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return WRONG_CONFIG
+    except BadRequest as error:
+        return _complain(error.message, FAILED)
+    except FedpresenceError as error:
+        return _complain(str(error), FAILED)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        return _complain(f"{error.filename or 'fedpresence'}: {error.strerror or error}", FAILED)
+    except KeyboardInterrupt:
+        return FAILED
+
+
+class _WrongUsageError(Exception):
+    """An argument that argparse could not judge."""
+
+
+# --- the commands ----------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from fedpresence.daemon import run
+
+    config = _load(arguments, with_keys=True)
+    return run(config, arguments.config, ready_file=arguments.ready_file, force=arguments.force)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from fedpresence.ops.demo import run_demo
+
+    return run_demo()
+
+
+def _generate_config(arguments: argparse.Namespace) -> int:
+    try:
+        server_name = parse_server_name(arguments.server_name)
+    except BadRequest as error:
+        raise _WrongUsageError(f"--server-name {arguments.server_name}: {error.message}") from error
+    print(render(server_name), end="")
+    return DONE
+
+
+def _generate_key(arguments: argparse.Namespace) -> int:
+    key_id = generate_key_file(arguments.output)
+    print(f"{key_id} is in {arguments.output}")
+    return DONE
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    config = _load(arguments, with_keys=True)
+    for warning in warnings(config):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{arguments.config}: nothing wrong")
+    return DONE
+
+
+def _token_add(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    user_id = _local_user(arguments.user, config.server_name)
+    try:
+        device_id = accounts.parse_device_id(arguments.device) if arguments.device is not None else None
+    except BadRequest as error:
+        raise _WrongUsageError(f"--device: {error.message}") from error
+    device_id = device_id or accounts.new_device_id()
+    if config.auth_mode != "tokens":
+        print(f"warning: auth.mode is {config.auth_mode}, so this token is not honoured", file=sys.stderr)
+
+    async def work(reactor: Any) -> str:
+        store = _open_store(config, reactor)
+        try:
+            return await accounts.add_token(store, user_id, device_id, _now_ms(reactor))
+        finally:
+            await store.close()
+
+    print(_in_reactor(work))
+    return DONE
+
+
+def _token_list(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    user_id = _local_user(arguments.user, config.server_name) if arguments.user else None
+
+    async def work(reactor: Any) -> Any:
+        store = _open_store(config, reactor)
+        try:
+            return await store.list_tokens(user_id)
+        finally:
+            await store.close()
+
+    tokens = _in_reactor(work)
+    if arguments.json:
+        rows = [{"user_id": user, "device_id": device, "created_ts": ms} for user, device, ms in tokens]
+        _print_json({"tokens": rows})
+    else:
+        print(report.tokens_text(tokens))
+    return DONE
+
+
+def _token_revoke(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    user_id = _local_user(arguments.user, config.server_name)
+    try:
+        device_id = accounts.parse_device_id(arguments.device) if arguments.device is not None else None
+    except BadRequest as error:
+        raise _WrongUsageError(f"--device: {error.message}") from error
+
+    async def work(reactor: Any) -> Any:
+        store = _open_store(config, reactor)
+        try:
+            return await accounts.revoke_tokens(store, user_id, device_id)
+        finally:
+            await store.close()
+
+    devices = _in_reactor(work)
+    if not devices:
+        of_device = f" for device {device_id}" if device_id else ""
+        return _complain(f"{user_id} has no token{of_device}", FAILED)
+    print(f"revoked: {', '.join(device or 'no device' for device in devices)}")
+    return DONE
+
+
+def _user_deactivate(arguments: argparse.Namespace) -> int:
+    """By the running daemon where there is one; else in the database, which only one may hold."""
+    from fedpresence.engine.engine import Engine
+
+    config = _load(arguments)
+    user_id = _local_user(arguments.user, config.server_name)
+
+    async def offline(reactor: Any) -> None:
+        try:
+            store = _open_store(config, reactor, exclusive=True)
+        except ConfigError as error:
+            raise ConfigError([*error.problems, *_admin_is_off(config)]) from error
+        try:
+            engine = Engine(engine_settings(config))
+            await accounts.deactivate(store, engine, user_id, _now_ms(reactor))
+        finally:
+            await store.close()
+
+    async def work(reactor: Any) -> str:
+        url = arguments.url or admin_url(config)
+        if url is not None and config.admin_token is not None:
+            try:
+                await _admin(config, url, reactor).deactivate(user_id)
+            except NotRunning:
+                if arguments.url:
+                    raise
+            else:
+                return "by the running daemon"
+        await offline(reactor)
+        return "in the database: no daemon runs"
+
+    print(f"{user_id} is deactivated ({_in_reactor(work)})")
+    return DONE
+
+
+def _subscriptions(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    user_id = _local_user(arguments.user, config.server_name)
+    change = {name: getattr(arguments, name) for name in LIST_CHANGES if getattr(arguments, name)}
+    for others in change.values():
+        for other in others:
+            _user(other)
+    url = _admin_url_or_explain(config, arguments)
+
+    async def work(reactor: Any) -> dict[str, Any]:
+        admin = _admin(config, url, reactor)
+        if change:
+            await admin.change_list(user_id, change)
+        return await admin.user(user_id)
+
+    user = _in_reactor(work)
+    if arguments.json:
+        _print_json({name: user.get(name) for name in ("user_id", "list", "invites", "observers")})
+    else:
+        print(report.subscriptions_text(user))
+    return DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    url = _admin_url_or_explain(config, arguments)
+
+    async def work(reactor: Any) -> tuple[dict[str, Any], dict[str, Any], int]:
+        admin = _admin(config, url, reactor)
+        status = await admin.status()
+        destinations = (await admin.destinations()).get("destinations") or {}
+        return status, destinations, _now_ms(reactor)
+
+    status, destinations, now = _in_reactor(work)
+    if arguments.json:
+        _print_json({"status": status, "destinations": destinations})
+    else:
+        print(report.status_text(status, destinations, now))
+    return DONE
+
+
+# --- what they share -------------------------------------------------------------------------
+
+
+def _load(arguments: argparse.Namespace, *, with_keys: bool = False) -> Config:
+    check = load_signing_keys if with_keys else None
+    return load_config(arguments.config, os.environ, check_signing_key=check)
+
+
+def _user(text: str) -> UserID:
+    try:
+        return parse_user_id(text)
+    except BadRequest as error:
+        raise _WrongUsageError(f"{text}: {error.message}") from error
+
+
+def _local_user(text: str, server_name: ServerName) -> UserID:
+    try:
+        return accounts.parse_local_user(text, server_name)
+    except BadRequest as error:
+        raise _WrongUsageError(f"{text}: {error.message}") from error
+
+
+def _now_ms(reactor: Any) -> int:
+    clock: Any = MonotonicClock(reactor)  # mypy does not see that it provides IReactorTime
+    return now_ms(clock)
+
+
+def _open_store(config: Config, reactor: Any, *, exclusive: bool = False) -> SQLiteStore:
+    return SQLiteStore.open(config.database_path, reactor, exclusive=exclusive)
+
+
+def _admin(config: Config, url: str, reactor: Any) -> AdminClient:
+    assert config.admin_token is not None, "asked for only where there is one"
+    agent: Any = Agent  # Twisted gives it no types
+    return AdminClient(HTTPClient(agent(reactor, connectTimeout=CONNECT_TIMEOUT_S)), url, config.admin_token)
+
+
+def _admin_url_or_explain(config: Config, arguments: argparse.Namespace) -> str:
+    if config.admin_token is None:
+        raise DeliveryFailed("the admin API", f"it is off. {HOW_TO_SWITCH_ON}")
+    url: str | None = arguments.url or admin_url(config)
+    if url is None:
+        raise DeliveryFailed(
+            "the admin API",
+            "no plain tcp listener with a fixed port has it in the configuration. Give its address, for example "
+            f"--url http://127.0.0.1:8009. {HOW_TO_SWITCH_ON}",
+        )
+    return url
+
+
+def _admin_is_off(config: Config) -> tuple[ConfigProblem, ...]:
+    if config.admin_token is not None and admin_url(config) is not None:
+        return ()
+    return (
+        ConfigProblem(
+            "admin",
+            "a running daemon can be asked only through its admin API, which is off.",
+            HOW_TO_SWITCH_ON,
+        ),
+    )
+
+
+def _in_reactor(work: Callable[[Any], Awaitable[T]]) -> T:
+    """What `work(reactor)` answers, or its error; the reactor runs for as long and never again."""
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    async def until_done(reactor: Any) -> None:
+        try:
+            answers.append(await work(reactor))
+        except (FedpresenceError, OSError) as error:
+            errors.append(error)
+
+    try:
+        react(lambda reactor: ensureDeferred(until_done(reactor)))
+    except SystemExit:
+        if not answers and not errors:
+            raise
+    if errors:
+        raise errors[0]
+    return answers[0]
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"fedpresence: {message}", file=sys.stderr)
+    return code
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+# --- the arguments ---------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedpresence",
+        description="Presence between Matrix homeservers, by consent.",
+        epilog="Exit codes: 0 done, 1 failed while running, 2 wrong usage, 78 wrong configuration or key.",
+    )
+    parser.add_argument("--version", action="version", version=f"fedpresence {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = _command(commands, "run", _run, "run the daemon in the foreground")
+    run.add_argument(
+        "--ready-file", type=Path, metavar="PATH", help="written once every listener answers: pid and ports"
+    )
+    run.add_argument(
+        "--force", action="store_true", help="send even where another process answers for our server name"
+    )
+
+    _command(
+        commands, "demo", _demo, "two servers on loopback: an invite, an accept, activity", with_config=False
+    )
+
+    generate_config = _command(
+        commands, "generate-config", _generate_config, "print a commented configuration", with_config=False
+    )
+    generate_config.add_argument(
+        "--server-name", required=True, metavar="NAME", help="the users' server name"
+    )
+
+    generate_key = _command(
+        commands, "generate-key", _generate_key, "make an ed25519 signing key file", with_config=False
+    )
+    generate_key.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a new file")
+
+    _command(commands, "check-config", _check_config, "say everything that is wrong with a configuration")
+
+    token = commands.add_parser("token", help="access tokens of our own").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    add = _command(token, "add", _token_add, "print a new access token; makes the user exist")
+    add.add_argument("user", metavar="@user:server")
+    add.add_argument("--device", metavar="ID", help="its device (a new one)")
+    listing = _command(token, "list", _token_list, "who has tokens")
+    listing.add_argument("user", metavar="@user:server", nargs="?")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    revoke = _command(token, "revoke", _token_revoke, "take tokens back")
+    revoke.add_argument("user", metavar="@user:server")
+    revoke.add_argument("--device", metavar="ID", help="only this device's (all)")
+
+    user = commands.add_parser("user", help="accounts").add_subparsers(metavar="COMMAND", required=True)
+    deactivate = _command(user, "deactivate", _user_deactivate, "no tokens, grants ended, lists dropped")
+    deactivate.add_argument("user", metavar="@user:server")
+    _with_url(deactivate)
+
+    subscriptions = _command(
+        commands, "subscriptions", _subscriptions, "show or change a user's list, invites and observers"
+    )
+    subscriptions.add_argument("user", metavar="@user:server")
+    for name in LIST_CHANGES:
+        subscriptions.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar="@other")
+    subscriptions.add_argument("--json", action="store_true", help="as JSON")
+    _with_url(subscriptions)
+
+    status = _command(commands, "status", _status, "the running daemon at a glance")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    _with_url(status)
+    return parser
+
+
+def _command(
+    commands: Any,
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    words: str,
+    *,
+    with_config: bool = True,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words)
+    parser.set_defaults(command=command)
+    if with_config:
+        parser.add_argument(
+            "-c", "--config", required=True, type=Path, metavar="FILE", help="the configuration"
+        )
+    return parser
+
+
+def _with_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", metavar="URL", help="the daemon's admin API (found in the configuration)")

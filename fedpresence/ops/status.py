@@ -1,0 +1,158 @@
+"""Health and counters over HTTP, for whoever watches the daemon.
+
+Always true: no label holds the name of a user or of another server, so the number of series is bounded;
+`/health` says nothing but whether we serve.
+
+Source: contract.md, "Admin API" (`/health`, `/metrics`); prometheus.io, "Metric and label naming".
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from fedpresence import __version__
+from fedpresence.errors import BadRequest, FedpresenceError
+from fedpresence.hub import Hub
+from fedpresence.ops.admin import AdminViews, Counts
+from fedpresence.ops.destinations import STATES, Destinations, DestinationStatus
+from fedpresence.web import JsonResource, mount, write_error
+
+_log = Logger()
+
+PREFIX = "fedpresence_"
+
+# Every counter there is, with its labels: a name that is not here is a bug, not a series.
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "inbound_transactions": ("Transactions that other servers sent.", ("outcome",)),
+    "inbound_edus": ("EDUs in them.", ("edu_type", "outcome")),
+    "key_fetches": ("Requests for another server's keys.", ("outcome",)),
+    "outbound_transactions": ("Transactions sent to other servers.", ("outcome",)),
+    "outbound_pushes": ("Presence of users in them.", ()),
+}
+
+
+class PrometheusCounters:
+    """Counters kept for Prometheus, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._counters = {
+            name: Counter(PREFIX + name, words, labels, registry=self.registry)
+            for name, (words, labels) in COUNTERS.items()
+        }
+        # What has no labels is there from the start; the rest appears with its first event.
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def count(self, name: str, **labels: str) -> None:
+        """One more of `name` with these labels."""
+        counter = self._counters[name]
+        (counter.labels(**labels) if labels else counter).inc()
+
+
+def add_health(root: Resource, is_serving: Callable[[], bool]) -> None:
+    """`GET /health` below `root`: 200 while serving, else 503; no token is asked for."""
+
+    async def health(request: Request) -> object:
+        if not is_serving():
+            raise BadRequest("M_UNKNOWN", "Not serving", status=503)
+        return {"ok": True}
+
+    mount(root, b"health", JsonResource({"GET": health}))
+
+
+def add_metrics(
+    root: Resource, counters: PrometheusCounters, hub: Hub, engine: AdminViews, destinations: Destinations
+) -> None:
+    """`GET /metrics` below `root`, in Prometheus' text format."""
+    gauges = _Gauges()
+    counters.registry.register(gauges)
+
+    async def text() -> bytes:
+        counts = await hub.read(lambda _: engine.counts())
+        gauges.set(counts, destinations.describe(None).values())
+        return generate_latest(counters.registry)
+
+    mount(root, b"metrics", _Metrics(lambda: ensureDeferred(text())))
+
+
+class _Gauges(Collector):
+    """What is counted only when somebody asks."""
+
+    def __init__(self) -> None:
+        self._metrics: tuple[Metric, ...] = ()
+
+    def set(self, counts: Counts, destinations: Iterable[DestinationStatus]) -> None:
+        """What the next collection tells."""
+        users = GaugeMetricFamily(PREFIX + "users", "Local users by state.", labels=("state",))
+        for state in ("online", "unavailable", "offline"):
+            users.add_metric([state], getattr(counts, state))
+        subscriptions = GaugeMetricFamily(PREFIX + "subscriptions", "Pairs by stage.", labels=("stage",))
+        for stage, count in counts.subscriptions.items():
+            subscriptions.add_metric([stage], count)
+        states = dict.fromkeys(STATES, 0)
+        pending = owed = 0
+        for destination in destinations:
+            states[destination.state] += 1
+            pending += destination.pending_users
+            owed += destination.owed
+        queues = GaugeMetricFamily(PREFIX + "destinations", "Destinations by state.", labels=("state",))
+        for state, count in states.items():
+            queues.add_metric([state], count)
+        version = GaugeMetricFamily(PREFIX + "info", "Always 1.", labels=("version",))
+        version.add_metric([__version__], 1)
+        self._metrics = (
+            users,
+            GaugeMetricFamily(PREFIX + "remote_users", "Remote users kept.", value=counts.remote),
+            subscriptions,
+            queues,
+            GaugeMetricFamily(PREFIX + "pending_users", "News that waits, in all queues.", value=pending),
+            GaugeMetricFamily(PREFIX + "owed_edus", "List EDUs owed to other servers.", value=owed),
+            version,
+        )
+
+    def collect(self) -> Iterator[Metric]:
+        """What was set last."""
+        yield from self._metrics
+
+
+class _Metrics(Resource):
+    """Plain text, for GET alone."""
+
+    isLeaf = True  # noqa: N815 - Twisted's name
+
+    def __init__(self, text: Callable[[], Deferred[bytes]]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render_GET(self, request: Request) -> int:  # noqa: N802 - Twisted's name
+        """All series."""
+        asking = self._text()
+        request.notifyFinish().addErrback(lambda _: asking.cancel())
+        asking.addCallback(lambda text: _answer(request, text))
+        asking.addErrback(lambda failure: _refuse(request, failure))
+        return NOT_DONE_YET
+
+
+def _answer(request: Request, text: bytes) -> None:
+    request.setHeader("Content-Type", CONTENT_TYPE_LATEST)
+    request.setHeader("Content-Length", str(len(text)))
+    request.write(text)
+    request.finish()
+
+
+def _refuse(request: Request, failure: Failure) -> None:
+    if failure.check(CancelledError):
+        return
+    if not failure.check(FedpresenceError):
+        _log.failure("collecting metrics failed", failure)
+    write_error(request, BadRequest("M_UNKNOWN", "Metrics cannot be read now", status=503))

@@ -1,0 +1,85 @@
+"""How much may leave: token buckets, and whose turn is next when more is due than may go.
+
+Always true:
+- over any length of time no more is granted than the rate allows, plus one burst;
+- of those who ask, the one with the earliest deadline goes first: urgency grows with waiting, so
+  nobody is starved (Z-18).
+
+Source: decisions 12 and 15.
+"""
+
+import heapq
+from collections.abc import Hashable
+from math import ceil
+from typing import Generic, TypeVar
+
+N = TypeVar("N", bound=Hashable)
+
+
+class TokenBucket:
+    """`per_second` on average and `burst` at once; full in the beginning. One number of state."""
+
+    __slots__ = ("_empty_at_ms", "_headroom_ms", "_interval_ms")
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._interval_ms = 1000 / per_second
+        self._headroom_ms = (burst - 1) * self._interval_ms
+        self._empty_at_ms = 0.0  # when the bucket would be full again, as in GCRA
+
+    def ready_ms(self) -> int:
+        """The first moment at which `take` succeeds; it may lie in the past."""
+        return ceil(self._empty_at_ms - self._headroom_ms)
+
+    def take(self, now_ms: int) -> bool:
+        """Draw one token, if there is one."""
+        if now_ms < self.ready_ms():
+            return False
+        self._empty_at_ms = max(self._empty_at_ms, now_ms) + self._interval_ms
+        return True
+
+    def full(self, now_ms: int) -> bool:
+        """Whether nothing is drawn: such a bucket can be forgotten."""
+        return self._empty_at_ms <= now_ms
+
+
+class Turns(Generic[N]):
+    """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins."""
+
+    def __init__(self, per_second: int) -> None:
+        self._bucket = TokenBucket(per_second, burst=per_second)  # a second's worth
+        self._deadlines: dict[N, int] = {}
+        self._heap: list[tuple[int, int, N]] = []
+        self._asked = 0  # breaks ties in the order of asking
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def ask(self, name: N, deadline_ms: int) -> None:
+        """`name` is due; asking again only ever moves it forward."""
+        if deadline_ms >= self._deadlines.get(name, deadline_ms + 1):
+            return
+        self._deadlines[name] = deadline_ms
+        self._asked += 1
+        heapq.heappush(self._heap, (deadline_ms, self._asked, name))
+
+    def withdraw(self, name: N) -> None:
+        """`name` has nothing to send any more."""
+        self._deadlines.pop(name, None)
+
+    def next(self, now_ms: int) -> N | None:
+        """Who goes now, one token drawn for it; None where nobody asks or the bucket is empty."""
+        self._drop_stale()
+        if not self._heap or not self._bucket.take(now_ms):
+            return None
+        _, _, name = heapq.heappop(self._heap)
+        del self._deadlines[name]
+        return name
+
+    def ready_ms(self) -> int | None:
+        """When `next` will answer a name; None where nobody asks."""
+        self._drop_stale()
+        return self._bucket.ready_ms() if self._heap else None
+
+    def _drop_stale(self) -> None:
+        while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)

@@ -1,0 +1,277 @@
+"""Requests to other servers: signed ones, and the few that need no signature.
+
+Always true:
+- the signature is over the very URI and content that are sent;
+- an error says whether the destination may have heard us (`DeliveryFailed.heard`);
+- redirects are not followed (F:X-9); every exchange has one deadline.
+
+Source: F:6, F:7.1, F:X-6, Z-5.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Mapping
+from random import Random
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IReactorTime, IResolutionReceiver
+from twisted.web.http import stringToDatetime
+from zope.interface import implementer
+
+from fedpresence.clock import now_ms
+from fedpresence.config import FederationConfig
+from fedpresence.errors import BadRequest, DeliveryFailed
+from fedpresence.ids import ServerName, is_ip_literal
+from fedpresence.outbound.addresses import BlockedNetworks
+from fedpresence.outbound.connections import (
+    USER_AGENT,
+    Answer,
+    Connection,
+    Connections,
+    Resolve,
+    exchange,
+    fetch,
+    tcp_dial,
+)
+from fedpresence.outbound.discovery import Discovery
+from fedpresence.outbound.srv import system_lookup
+from fedpresence.outbound.tls import TlsPolicy
+from fedpresence.outbound.wellknown import fetch_well_known
+from fedpresence.wire.json import decode_json, encode_canonical
+
+TIMEOUT_S = 60.0  # F:X-6
+MAX_ANSWER_BYTES = 64 * 1024  # Z-5
+SEND_PATH = "/_matrix/federation/v1/send/"
+MAX_SLASHED = 1_000  # servers remembered as wanting the old trailing slash
+
+T = TypeVar("T")
+
+
+class Signer(Protocol):
+    """Our identity, as far as a request needs it."""
+
+    def authorization(
+        self, method: str, uri: str, destination: ServerName, content: object | None
+    ) -> str: ...
+
+
+class Link:
+    """An open connection to `destination`, for one transaction."""
+
+    def __init__(self, client: "Client", destination: ServerName, connection: Connection) -> None:
+        self._client = client
+        self._destination = destination
+        self._connection = connection
+
+    async def send_transaction(self, txn_id: str, content: Mapping[str, object]) -> int:
+        """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed."""
+        return await self._client.send_transaction(self._destination, self._connection, txn_id, content)
+
+    def abort(self) -> None:
+        """There is nothing to send after all."""
+        self._connection.abort()
+
+
+class Client:
+    """Sends requests through discovery, over kept connections."""
+
+    def __init__(
+        self, clock: IReactorTime, discovery: Discovery, connections: Connections, signer: Signer
+    ) -> None:
+        self._clock = clock
+        self._discovery = discovery
+        self._connections = connections
+        self._signer = signer
+        self._slashed: OrderedDict[ServerName, None] = OrderedDict()
+
+    async def open(self, destination: ServerName) -> Link:
+        """A connection to `destination`, authenticated; DeliveryFailed (not heard) otherwise."""
+        return Link(self, destination, await self._connection_to(destination))
+
+    async def send(
+        self, destination: ServerName, method: str, uri: str, content: object | None
+    ) -> tuple[int, bytes]:
+        """One signed request: its 2xx status and body, or DeliveryFailed. `content` None: no body."""
+        return await self._signed(destination, await self._connection_to(destination), method, uri, content)
+
+    async def get_unsigned(self, server_name: ServerName, path: str) -> bytes:
+        """The body of a 200 to an unsigned GET (keys); DeliveryFailed otherwise."""
+        connection = await self._connection_to(server_name)
+        answer = await self._within_deadline(
+            server_name, fetch(connection, path, MAX_ANSWER_BYTES), heard=True
+        )
+        if answer.status != 200:
+            raise self._refusal(server_name, answer)
+        return answer.body
+
+    async def send_transaction(
+        self, destination: ServerName, connection: Connection, txn_id: str, content: Mapping[str, object]
+    ) -> int:
+        """`PUT /send/{txn_id}` over this connection, with the slash that old servers want (F:7.1)."""
+        slashed = destination in self._slashed
+        uri = f"{SEND_PATH}{txn_id}"
+        try:
+            status, _ = await self._signed(
+                destination, connection, "PUT", f"{uri}/" if slashed else uri, content
+            )
+        except DeliveryFailed as error:
+            if slashed or error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
+                raise
+        else:
+            return status
+        connection = await self._connection_to(destination)
+        status, _ = await self._signed(destination, connection, "PUT", f"{uri}/", content)
+        self._slashed[destination] = None
+        if len(self._slashed) > MAX_SLASHED:
+            self._slashed.popitem(last=False)
+        return status
+
+    async def close(self) -> None:
+        """Close kept connections, end look-ups."""
+        await self._discovery.stop()
+        await self._connections.close()
+
+    async def _connection_to(self, server_name: ServerName) -> Connection:
+        return await self._within_deadline(server_name, self._find_and_open(server_name), heard=False)
+
+    async def _find_and_open(self, server_name: ServerName) -> Connection:
+        return await self._connections.open(await self._discovery.route(server_name))
+
+    async def _signed(
+        self,
+        destination: ServerName,
+        connection: Connection,
+        method: str,
+        uri: str,
+        content: object | None,
+    ) -> tuple[int, bytes]:
+        headers = {
+            "Authorization": self._signer.authorization(method, uri, destination, content),
+            "User-Agent": USER_AGENT,
+        }
+        body = None
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+            body = encode_canonical(content)
+        answer = await self._within_deadline(
+            destination,
+            exchange(connection, method.encode("ascii"), uri, headers, body, MAX_ANSWER_BYTES),
+            heard=True,
+        )
+        if not 200 <= answer.status < 300:
+            raise self._refusal(destination, answer)
+        return answer.status, answer.body
+
+    async def _within_deadline(self, server_name: ServerName, running: "Awaitable[T]", *, heard: bool) -> T:
+        deferred: Deferred[T] = ensureDeferred(running)  # type: ignore[arg-type]  # coroutines, all of them
+        deferred.addTimeout(TIMEOUT_S, self._clock)
+        try:
+            return await deferred
+        except TimeoutError as error:
+            reason = f"no answer in {TIMEOUT_S:.0f} s" if heard else f"no connection in {TIMEOUT_S:.0f} s"
+            raise DeliveryFailed(server_name, reason, heard=heard) from error
+
+    def _refusal(self, server_name: ServerName, answer: Answer) -> DeliveryFailed:
+        errcode, retry_after_ms = _matrix_error(answer.body)
+        header = answer.headers.getRawHeaders(b"Retry-After")
+        if header:
+            from_header = _retry_after_ms(header[0], now_ms(self._clock))
+            retry_after_ms = from_header if from_header is not None else retry_after_ms
+        return DeliveryFailed(
+            server_name,
+            f"answered {answer.status}" + (f" {errcode}" if errcode else ""),
+            status=answer.status,
+            errcode=errcode,
+            retry_after_ms=retry_after_ms,
+            heard=True,
+        )
+
+
+def build_client(
+    reactor: Any,
+    clock: IReactorTime,
+    config: FederationConfig,
+    signer: Signer,
+    random: Random,
+    *,
+    connections_per_second: int = 50,
+) -> Client:
+    """The client that a daemon uses: the system's resolver, real sockets. It opens nothing by itself."""
+    connections = Connections(
+        clock,
+        system_resolve(reactor),
+        tcp_dial(reactor),
+        TlsPolicy(verify=config.verify_certificates, ca_file=config.ca_file),
+        BlockedNetworks(config.blocked_networks),
+        per_second=connections_per_second,
+    )
+    discovery = Discovery(
+        clock,
+        lambda host: fetch_well_known(connections, host),
+        system_lookup(reactor),
+        config.resolve,
+        random,
+    )
+    return Client(clock, discovery, connections, signer)
+
+
+def system_resolve(reactor: Any) -> Resolve:
+    """The addresses of a host name, as the system orders them."""
+
+    async def resolve(host: str) -> list[str]:
+        if is_ip_literal(host):
+            return [host]
+        receiver = _Addresses()
+        reactor.nameResolver.resolveHostName(receiver, host)
+        return await receiver.done
+
+    return resolve
+
+
+@implementer(IResolutionReceiver)
+class _Addresses:
+    """Collects what the resolver says."""
+
+    def __init__(self) -> None:
+        self.done: Deferred[list[str]] = Deferred()
+        self._addresses: list[str] = []
+
+    def resolutionBegan(self, resolutionInProgress: object) -> None:  # noqa: N802, N803 - Twisted's names
+        """Nothing to do yet."""
+
+    def addressResolved(self, address: Any) -> None:  # noqa: N802 - Twisted's name
+        """One more."""
+        if address.host not in self._addresses:
+            self._addresses.append(address.host)
+
+    def resolutionComplete(self) -> None:  # noqa: N802 - Twisted's name
+        """That was all; who asked may have gone."""
+        if not self.done.called:
+            self.done.callback(self._addresses)
+
+
+def _matrix_error(body: bytes) -> tuple[str | None, int | None]:
+    """`errcode` and `retry_after_ms` of an error object; None for what is not there or no good."""
+    try:
+        error = decode_json(body)
+    except BadRequest:
+        return None, None
+    if not isinstance(error, dict):
+        return None, None
+    errcode, retry_after_ms = error.get("errcode"), error.get("retry_after_ms")
+    if not (isinstance(errcode, str) and errcode.isascii() and errcode.isprintable()):
+        errcode = None
+    if not isinstance(retry_after_ms, int) or isinstance(retry_after_ms, bool) or retry_after_ms < 0:
+        retry_after_ms = None
+    return errcode[:64] if errcode else None, retry_after_ms
+
+
+def _retry_after_ms(value: bytes, now_ms: int) -> int | None:
+    """`Retry-After`: seconds or an HTTP date; None where it is neither."""
+    text = value.strip()
+    if text.isdigit():
+        return int(text[:10]) * 1000
+    try:
+        return max(0, stringToDatetime(text) * 1000 - now_ms)
+    except (ValueError, IndexError, KeyError):
+        return None

@@ -1,0 +1,430 @@
+"""What waits for one destination (pure: `now_ms` in, answers out).
+
+Always true:
+- users wait as IDs, never as messages; the push is made when it leaves (decision 9);
+- a user leaves the set only with a 2xx, and only if no newer news came since it was taken;
+- EDUs of a pair leave in order, at most one of a pair in a transaction (decision 10);
+- what is tried once (polls, unpolls, drops that nobody owes) is gone when taken;
+- a change is left out only where the destination confirmed the very same content (decision 13).
+
+Source: decisions 9 to 14; Z-15, Z-17; S:3.5, S:T-28.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+
+from fedpresence.engine.effects import (
+    SendDropOnce,
+    SendEdu,
+    SendPoll,
+    SendPush,
+    SendUnpoll,
+    UnsendEdus,
+    Urgency,
+)
+from fedpresence.engine.outgoing import ListEdu, Wanted
+from fedpresence.engine.presence import PresenceState, Published
+from fedpresence.engine.subscription import EduKind, OwedEdu
+from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.budget import TokenBucket
+
+QueueEffect = SendPush | SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
+
+MAX_OWED = 10_000  # what does not fit stays owed in its row, and is asked for again by S:3.5
+MAX_ONCE = 1_000  # drops, polls and unpolls waiting, each
+MAX_EDUS_TAKEN = 40  # list EDUs a transaction: with final pushes and m.presence well below 100 (F:7.1)
+MAX_POLLS_TAKEN = 100  # receivers skip more (E:Q-1)
+EDUS_PER_MINUTE = 100  # S:3.5, per destination
+TIMER_WINDOW_MS = 2_000  # decision 12
+SAME_ACTIVITY_MS = 60_000  # an age that moved less is no news (decision 13)
+PATIENCE_MS = {  # how long each may wait for a turn before it is as urgent as any (Z-18)
+    Urgency.ASKED: 0,
+    Urgency.CHANGE: 200,
+    Urgency.TIMER: 5_000,
+    Urgency.REFRESH: 60_000,
+}
+OVERDRAWN_PATIENCE_MS = 60_000  # news of a user who has spent their share (Z-18)
+
+Pair = tuple[UserID, UserID]  # observer, observed
+OwedKey = tuple[UserID, UserID, int, EduKind]
+
+
+class _News:
+    """A user who is due: `count` tells newer news from what was taken."""
+
+    __slots__ = ("count", "deadline_ms", "urgency")
+
+    def __init__(self, urgency: Urgency, deadline_ms: int, count: int) -> None:
+        self.urgency = urgency
+        self.deadline_ms = deadline_ms
+        self.count = count
+
+
+class _Told:
+    """What the destination confirmed of a user: `published` None where that is not sure."""
+
+    __slots__ = ("due_ms", "heap_ms", "published", "told_ms")
+
+    def __init__(self, told_ms: int, due_ms: int, published: Published | None) -> None:
+        self.told_ms = told_ms
+        self.due_ms = due_ms  # its refresh
+        self.heap_ms = due_ms  # where its only heap entry stands
+        self.published = published
+
+
+class _Owed:
+    """A list EDU that is owed; `aside` after a refusal, `heard` once it may have arrived."""
+
+    __slots__ = ("aside", "edu", "heard")
+
+    def __init__(self, edu: OwedEdu) -> None:
+        self.edu = edu
+        self.aside = False
+        self.heard = False
+
+
+class DestinationQueue:
+    """Everything that waits for `destination`, and when it is due.
+
+    `revision` changes whenever something is withdrawn: bytes made before are not sent again.
+    """
+
+    def __init__(self, destination: ServerName, *, batch_window_ms: int, refresh_interval_ms: int) -> None:
+        self.destination = destination
+        self.revision = 0
+        self._window_ms = batch_window_ms
+        self._refresh_ms = refresh_interval_ms
+        self._pending: dict[UserID, _News] = {}
+        self._told: dict[UserID, _Told] = {}  # in the order of told_ms: the oldest first
+        self._refresh_heap: list[tuple[int, UserID]] = []
+        self._owed: dict[OwedKey, _Owed] = {}
+        self._drops: dict[Pair, ListEdu] = {}
+        self._polls: dict[UserID, None] = {}
+        self._unpolls: dict[UserID, None] = {}
+        self._edus_left = TokenBucket(EDUS_PER_MINUTE / 60, EDUS_PER_MINUTE)
+        self._taken: dict[UserID, int] = {}  # user to the count of its news; 0 for a refresh
+        self._counter = 0
+        self._urgent = 0  # how many of the pending are more urgent than a timer
+        self._left_ms: int | None = None  # when the last transaction left
+        self._deadline_ms: int | None = None  # earliest of what waits
+
+    # --- what comes in ---------------------------------------------------------------------------
+
+    def add(self, effect: QueueEffect, now_ms: int, *, overdrawn: bool = False) -> None:
+        """Something waits, or (UnsendEdus) waits no longer."""
+        match effect:
+            case SendPush():
+                self._add_push(effect, now_ms, overdrawn)
+            case SendEdu():
+                self._add_edu(effect.edu, now_ms)
+            case UnsendEdus():
+                self._unsend((effect.observer, effect.observed), now_ms)
+            case SendDropOnce():
+                self._add_drop((effect.observer, effect.observed), now_ms)
+            case SendPoll():
+                _add_bounded(self._polls, effect.user_id)
+                self._expect(now_ms)
+            case SendUnpoll():
+                _add_bounded(self._unpolls, effect.user_id)
+                self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])
+
+    def add_at_boot(self, user_id: UserID, now_ms: int) -> None:
+        """A user this destination may see: told again in the first fifth of a refresh interval (S:T-28)."""
+        spread_ms = int(0.2 * self._refresh_ms * spread(user_id, self.destination))
+        # As if told half an interval ago: rides along with whatever goes first.
+        self._remember(user_id, now_ms - self._refresh_ms // 2, now_ms + spread_ms, None)
+
+    def wake(self, now_ms: int) -> None:
+        """The destination is heard of again: EDUs that it refused are offered once more."""
+        for owed in self._owed.values():
+            owed.aside = False
+        if self._owed:
+            self._expect(now_ms)
+
+    # --- what goes out ---------------------------------------------------------------------------
+
+    def take(self, now_ms: int, limit: int) -> Wanted:
+        """What the next transaction should carry, at most `limit` users; it still waits until `delivered`."""
+        users = self._users_to_take(now_ms, limit)
+        drops = tuple(self._drops.values())[:MAX_EDUS_TAKEN]
+        for drop in drops:
+            del self._drops[(drop.observer, drop.observed)]
+        owed = self._owed_to_take(now_ms, {(drop.observer, drop.observed) for drop in drops})
+        polls = _pop_some(self._polls, MAX_POLLS_TAKEN)
+        unpolls = _pop_some(self._unpolls, MAX_POLLS_TAKEN)
+        self._taken = {user: news.count if (news := self._pending.get(user)) else 0 for user in users}
+        self._left_ms = now_ms
+        return Wanted(users=users, owed=owed, drops=drops, polls=polls, unpolls=unpolls)
+
+    def unchanged(self, published: dict[UserID, Published], now_ms: int) -> frozenset[UserID]:
+        """Those of the taken users whose news cancelled out: nothing need be said (decision 13)."""
+        same = set()
+        for user, content in published.items():
+            news, told = self._pending.get(user), self._told.get(user)
+            if (
+                news is not None
+                and told is not None
+                and told.published is not None
+                and news.urgency in (Urgency.CHANGE, Urgency.TIMER)
+                and told.due_ms > now_ms
+                and _same(told.published, content)
+            ):
+                same.add(user)
+        return frozenset(same)
+
+    def delivered(
+        self,
+        users: Iterable[UserID],
+        owed: Iterable[OwedEdu],
+        published: dict[UserID, Published],
+        now_ms: int,
+    ) -> None:
+        """The destination took these with a 2xx; `published` is what was said of the users."""
+        for user in users:
+            self._forget_news(user)
+            self._remember(user, now_ms, self._refresh_due_ms(user, now_ms), published[user])
+        for edu in owed:
+            self._owed.pop(_owed_key(edu), None)
+        self._reckon(now_ms)
+
+    def settled(self, users: Iterable[UserID], now_ms: int) -> None:
+        """These need not be said: they leave the set as if delivered."""
+        for user in users:
+            self._forget_news(user)
+        self._reckon(now_ms)
+
+    def withdraw(self, users: Iterable[UserID], owed: Iterable[OwedEdu], now_ms: int) -> None:
+        """The destination has no right to these users any more; no row owes these EDUs any more."""
+        for user in users:
+            self._forget_news(user)
+            self._told.pop(user, None)
+        for edu in owed:
+            self._owed.pop(_owed_key(edu), None)
+        self._reckon(now_ms)
+
+    def in_flight(self, owed: Iterable[OwedEdu]) -> None:
+        """Bytes with these EDUs leave now: from here on they may have arrived."""
+        for edu in owed:
+            if item := self._owed.get(_owed_key(edu)):
+                item.heard = True
+
+    def failed(self, users: Iterable[UserID]) -> None:
+        """A try failed after its bytes left: all waits on, and what the destination knows is not sure."""
+        for user in users:
+            if told := self._told.get(user):
+                told.published = None
+
+    def set_aside(self, users: Iterable[UserID], owed: Iterable[OwedEdu], now_ms: int) -> None:
+        """A refusal that will not change: pushes wait for their next change or refresh (F:X-6).
+
+        List EDUs stay owed, and are offered again when their row asks or the destination wakes.
+        """
+        for user in users:
+            self._forget_news(user)
+            self._remember(user, now_ms, self._refresh_due_ms(user, now_ms), None)
+        for edu in owed:
+            if item := self._owed.get(_owed_key(edu)):
+                item.aside = True
+        self._reckon(now_ms)
+
+    def prune(self, now_ms: int, needs_refresh: Callable[[UserID], bool]) -> None:
+        """Forget users whose refresh is due and who need none: offline, or no right remains."""
+        kept: list[tuple[int, UserID]] = []
+        while (due_ms := self._next_refresh_ms()) is not None and due_ms <= now_ms:
+            entry = heapq.heappop(self._refresh_heap)
+            told = self._told[entry[1]]
+            if _may_refresh(told) and needs_refresh(entry[1]):
+                kept.append(entry)
+            else:
+                del self._told[entry[1]]
+        for entry in kept:
+            heapq.heappush(self._refresh_heap, entry)
+
+    # --- questions -------------------------------------------------------------------------------
+
+    @property
+    def pending_users(self) -> int:
+        """How many users are due."""
+        return len(self._pending)
+
+    @property
+    def owed(self) -> int:
+        """How many list EDUs are owed, those set aside too."""
+        return len(self._owed)
+
+    def empty(self) -> bool:
+        """Whether nothing waits and nobody will need a refresh: the queue can be forgotten."""
+        return not (self._pending or self._told or self._owed or self._drops or self._polls or self._unpolls)
+
+    def next_due_ms(self) -> int | None:
+        """When the next transaction should leave; a moment that has passed means now."""
+        left_ms = self._left_ms
+        window_end_ms = left_ms + self._window_ms if left_ms is not None else 0
+        timer_end_ms = left_ms + max(self._window_ms, TIMER_WINDOW_MS) if left_ms is not None else 0
+        due: list[int] = []
+        if self._polls or self._urgent:
+            due.append(window_end_ms)
+        elif self._pending or self._drops or self._unpolls:
+            due.append(timer_end_ms)
+        if any(not owed.aside for owed in self._owed.values()):
+            due.append(max(window_end_ms, self._edus_left.ready_ms()))
+        refresh_ms = self._next_refresh_ms()
+        if refresh_ms is not None:
+            due.append(max(refresh_ms, window_end_ms))
+        return min(due, default=None)
+
+    def deadline_ms(self, now_ms: int) -> int:
+        """By when it should have its turn, among destinations that are due; earlier goes first."""
+        refresh_ms = self._next_refresh_ms()
+        deadline_ms = (now_ms if refresh_ms is None else refresh_ms) + PATIENCE_MS[Urgency.REFRESH]
+        return deadline_ms if self._deadline_ms is None else min(deadline_ms, self._deadline_ms)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _add_push(self, effect: SendPush, now_ms: int, overdrawn: bool) -> None:
+        patience_ms = OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[effect.urgency]
+        self._counter += 1
+        news = self._pending.get(effect.user_id)
+        was_urgent = news is not None and news.urgency <= Urgency.CHANGE
+        if news is None:
+            news = _News(effect.urgency, now_ms + patience_ms, self._counter)
+            self._pending[effect.user_id] = news
+        else:
+            news.urgency = min(news.urgency, effect.urgency)
+            news.deadline_ms = min(news.deadline_ms, now_ms + patience_ms)
+            news.count = self._counter
+        self._urgent += (news.urgency <= Urgency.CHANGE) - was_urgent
+        self._expect(news.deadline_ms)
+
+    def _add_edu(self, edu: OwedEdu, now_ms: int) -> None:
+        key = _owed_key(edu)
+        if key in self._owed:
+            self._owed[key].aside = False
+        elif len(self._owed) < MAX_OWED:
+            self._owed[key] = _Owed(edu)
+        else:
+            return
+        self._expect(now_ms)
+
+    def _add_drop(self, pair: Pair, now_ms: int) -> None:
+        if len(self._drops) < MAX_ONCE:
+            self._drops[pair] = ListEdu(EduKind.DROP, *pair)
+            self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])
+
+    def _unsend(self, pair: Pair, now_ms: int) -> None:
+        gone = [key for key in self._owed if (key[0], key[1]) == pair]
+        if not gone:
+            return
+        self.revision += 1
+        # An invite that may have arrived is not undone by silence (Z-15): say once that nobody watches.
+        invited = any(self._owed[key].heard and key[3] is EduKind.INVITE for key in gone)
+        for key in gone:
+            del self._owed[key]
+        if invited:
+            self._add_drop(pair, now_ms)
+        self._reckon(now_ms)
+
+    def _users_to_take(self, now_ms: int, limit: int) -> tuple[UserID, ...]:
+        if len(self._pending) > limit:
+            urgent = heapq.nsmallest(limit, self._pending.items(), key=lambda item: item[1].deadline_ms)
+        else:
+            urgent = sorted(self._pending.items(), key=lambda item: item[1].deadline_ms)
+        users = [user for user, _ in urgent]
+        for user, told in self._told.items():  # the longest untold first
+            if len(users) >= limit or told.told_ms + self._refresh_ms // 2 > now_ms:
+                break
+            if user not in self._pending and _may_refresh(told):
+                users.append(user)
+        return tuple(users)
+
+    def _owed_to_take(self, now_ms: int, pairs: set[Pair]) -> tuple[OwedEdu, ...]:
+        taken: list[OwedEdu] = []
+        for owed in self._owed.values():
+            pair = (owed.edu.observer, owed.edu.observed)
+            if owed.aside or pair in pairs:
+                continue
+            if len(taken) >= MAX_EDUS_TAKEN or not self._edus_left.take(now_ms):
+                break
+            pairs.add(pair)
+            taken.append(owed.edu)
+        return tuple(taken)
+
+    def _forget_news(self, user: UserID) -> None:
+        news = self._pending.get(user)
+        if news is not None and news.count == self._taken.get(user):
+            del self._pending[user]
+            self._urgent -= news.urgency <= Urgency.CHANGE
+
+    def _remember(self, user: UserID, told_ms: int, due_ms: int, published: Published | None) -> None:
+        told = self._told.pop(user, None)
+        if told is None or told.heap_ms > due_ms:
+            told = _Told(told_ms, due_ms, published)
+            heapq.heappush(self._refresh_heap, (due_ms, user))
+        else:  # its heap entry is early, and moves when it comes up
+            told.told_ms, told.due_ms, told.published = told_ms, due_ms, published
+        self._told[user] = told
+
+    def _refresh_due_ms(self, user: UserID, now_ms: int) -> int:
+        return now_ms + int(self._refresh_ms * (0.6 + 0.3 * spread(user, self.destination)))
+
+    def _next_refresh_ms(self) -> int | None:
+        heap = self._refresh_heap
+        while heap:
+            at_ms, user = heap[0]
+            told = self._told.get(user)
+            if told is None or told.heap_ms != at_ms:
+                heapq.heappop(heap)
+            elif told.due_ms > at_ms:
+                told.heap_ms = told.due_ms
+                heapq.heapreplace(heap, (told.due_ms, user))
+            else:
+                return at_ms
+        return None
+
+    def _expect(self, deadline_ms: int) -> None:
+        if self._deadline_ms is None or deadline_ms < self._deadline_ms:
+            self._deadline_ms = deadline_ms
+
+    def _reckon(self, now_ms: int) -> None:
+        deadlines = [news.deadline_ms for news in self._pending.values()]
+        if self._polls or self._unpolls or self._drops or any(not o.aside for o in self._owed.values()):
+            deadlines.append(now_ms)
+        self._deadline_ms = min(deadlines, default=None)
+
+
+def spread(user_id: UserID, destination: ServerName) -> float:
+    """A number in 0..1 that is always the same for a user and a destination, and even over all."""
+    digest = blake2b(f"{user_id}\0{destination}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _owed_key(edu: OwedEdu) -> OwedKey:
+    return (edu.observer, edu.observed, edu.generation, edu.kind)
+
+
+def _may_refresh(told: _Told) -> bool:
+    return told.published is None or told.published.state is not PresenceState.OFFLINE
+
+
+def _same(told: Published, content: Published) -> bool:
+    return (
+        told.state is content.state
+        and told.status_msg == content.status_msg
+        and told.currently_active == content.currently_active
+        and (
+            content.currently_active or abs(content.last_active_ms - told.last_active_ms) <= SAME_ACTIVITY_MS
+        )
+    )
+
+
+def _add_bounded(once: dict[UserID, None], user_id: UserID) -> None:
+    if len(once) < MAX_ONCE:
+        once[user_id] = None
+
+
+def _pop_some(once: dict[UserID, None], most: int) -> tuple[UserID, ...]:
+    some = tuple(once)[:most]
+    for user_id in some:
+        del once[user_id]
+    return some

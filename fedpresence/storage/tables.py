@@ -1,0 +1,336 @@
+"""Values and SQL rows: how the tables of schema.sql are written and read.
+
+Always true: reading undoes writing. Equal user IDs read together are one object in memory, because
+each stands in many rows (a million rows name some ten thousand users).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from fedpresence.engine.effects import SaveAnswer, SaveInbox, SaveRoom
+from fedpresence.engine.events import ListEduReceived
+from fedpresence.engine.presence import PresenceRecord, PresenceState
+from fedpresence.engine.subscription import (
+    EduKind,
+    ObservedRow,
+    ObservedStage,
+    ObserverRow,
+    ObserverStage,
+    OwedEdu,
+)
+from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
+from fedpresence.storage.changes import Changes, Pair
+from fedpresence.storage.store import Stored
+
+# Every table's key comes first in its rows. `?` is the only way a value gets into a statement.
+_SAVE_OBSERVER_ROW = "INSERT OR REPLACE INTO observer_rows VALUES (?,?,?,?,?,?,?,?,?,?)"
+_SAVE_OBSERVED_ROW = "INSERT OR REPLACE INTO observed_rows VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_SAVE_PRESENCE = "INSERT OR REPLACE INTO presence VALUES (?,?,?,?,?,?)"
+_SAVE_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?)"
+_SAVE_USER = (
+    "INSERT INTO users (user_id, deactivated) VALUES (?,?) "
+    "ON CONFLICT (user_id) DO UPDATE SET deactivated = excluded.deactivated"
+)
+_SAVE_ORIGIN = (
+    "INSERT INTO origins VALUES (?,?) "
+    "ON CONFLICT (origin) DO UPDATE SET newest_ts = max(newest_ts, excluded.newest_ts)"
+)
+_UNPOLL, _FINAL_PUSH = 1, 2  # flags of an owed EDU
+
+_OBSERVER_STAGES = {stage.value: stage for stage in ObserverStage}
+_OBSERVED_STAGES = {stage.value: stage for stage in ObservedStage}
+_STATES = {state.value: state for state in PresenceState}
+_KINDS = {kind.value: kind for kind in EduKind}
+
+
+class Cursor(Protocol):
+    """What we use of a DB-API cursor."""
+
+    def execute(self, sql: str, parameters: Sequence[object] = ..., /) -> Any:
+        """Run one statement."""
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[object]], /) -> Any:
+        """Run one statement for every row."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+
+    def fetchall(self) -> list[Any]:
+        """The rows that are left."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write_changes(cursor: Cursor, changes: Changes) -> None:
+    """A turn's changes, inside the transaction that is open."""
+    if changes.observer_rows:
+        saved, gone = _split(changes.observer_rows)
+        cursor.executemany("DELETE FROM observer_rows WHERE observer = ? AND observed = ?", gone)
+        cursor.executemany(_SAVE_OBSERVER_ROW, map(_encode_observer_row, saved))
+    if changes.observed_rows:
+        saved_observed, gone = _split(changes.observed_rows)
+        cursor.executemany("DELETE FROM observed_rows WHERE observer = ? AND observed = ?", gone)
+        cursor.executemany(_SAVE_OBSERVED_ROW, map(_encode_observed_row, saved_observed))
+    if changes.answers:
+        answers, gone_answers = _split(changes.answers)
+        cursor.executemany("DELETE FROM answers WHERE origin = ? AND txn_id = ?", gone_answers)
+        cursor.executemany(_SAVE_ANSWER, ((a.origin, a.txn_id, a.at_ms, a.origin_server_ts) for a in answers))
+        cursor.executemany(_SAVE_ORIGIN, changes.newest_origin_ts.items())
+    if changes.inbox:
+        entries, gone_entries = _split(changes.inbox)
+        cursor.executemany("DELETE FROM inbox WHERE entry_id = ?", ((entry_id,) for entry_id in gone_entries))
+        cursor.executemany(
+            "INSERT OR REPLACE INTO inbox VALUES (?,?)", ((e.entry_id, _encode_inbox(e)) for e in entries)
+        )
+    if changes.users:
+        cursor.executemany(_SAVE_USER, changes.users.items())
+        for table in ("tokens", "presence"):
+            cursor.executemany(f"DELETE FROM {table} WHERE user_id = ?", ((u,) for u in changes.lost_tokens))
+    if changes.hidden:
+        # `IS`, because a device may be NULL, which no unique index would hold together.
+        cursor.executemany("DELETE FROM hidden_devices WHERE user_id = ? AND device_id IS ?", changes.hidden)
+        cursor.executemany(
+            "INSERT INTO hidden_devices VALUES (?,?)",
+            (key for key, hidden in changes.hidden.items() if hidden),
+        )
+    for room in changes.rooms.values():
+        _write_room(cursor, room)
+
+
+def write_presence(cursor: Cursor, records: Iterable[PresenceRecord]) -> None:
+    """Presence of these users, replacing what was there."""
+    cursor.executemany(
+        _SAVE_PRESENCE,
+        (
+            (r.user_id, r.state.value, r.last_active_ms, r.status_msg, r.currently_active, r.heard_ms)
+            for r in records
+        ),
+    )
+
+
+def _write_room(cursor: Cursor, room: SaveRoom) -> None:
+    """Only who came and who went is written: the whole set is named again at each change."""
+    cursor.execute("SELECT user_id FROM room_members WHERE room_id = ?", (room.room_id,))
+    before = {user_id for (user_id,) in cursor}
+    if not room.members:
+        cursor.execute("DELETE FROM rooms WHERE room_id = ?", (room.room_id,))
+        return
+    cursor.execute(
+        "INSERT INTO rooms VALUES (?,?) ON CONFLICT (room_id) DO UPDATE SET counts = excluded.counts",
+        (room.room_id, room.counts),
+    )
+    cursor.executemany(
+        "DELETE FROM room_members WHERE room_id = ? AND user_id = ?",
+        ((room.room_id, user_id) for user_id in before - room.members),
+    )
+    cursor.executemany(
+        "INSERT INTO room_members VALUES (?,?)",
+        ((room.room_id, user_id) for user_id in room.members - before),
+    )
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _split(table: dict[K, V | None]) -> tuple[list[V], list[K]]:
+    """The rows that are saved, and the keys of those that go."""
+    saved = [row for row in table.values() if row is not None]
+    return saved, [key for key, row in table.items() if row is None]
+
+
+def _encode_observer_row(row: ObserverRow) -> tuple[object, ...]:
+    return (
+        row.observer,
+        row.observed,
+        row.stage.value,
+        row.created_ms,
+        row.changed_ms,
+        row.invite_ms,
+        row.confirmed_ms,
+        row.check_ms,
+        row.generation,
+        _encode_owed(row.owed, (row.observer, row.observed)) if row.owed else None,
+    )
+
+
+def _encode_observed_row(row: ObservedRow) -> tuple[object, ...]:
+    return (
+        row.observed,
+        row.observer,
+        row.stage.value,
+        row.created_ms,
+        row.changed_ms,
+        row.muted,
+        row.blocked,
+        row.by_room,
+        row.denials,
+        row.generation,
+        _encode_owed(row.owed, (row.observer, row.observed)) if row.owed else None,
+    )
+
+
+def _encode_owed(owed: tuple[OwedEdu, ...], pair: Pair) -> str:
+    assert all((edu.observer, edu.observed) == pair for edu in owed), "a row owes EDUs of its own pair"
+    return _compact(
+        [
+            [e.kind.value, e.generation, e.since_ms, _UNPOLL * e.unpoll + _FINAL_PUSH * e.final_push]
+            for e in owed
+        ]
+    )
+
+
+def _encode_inbox(entry: SaveInbox) -> str:
+    return _compact([[edu.kind.value, edu.origin, edu.observer, edu.observed] for edu in entry.edus])
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_stored(cursor: Cursor) -> Stored:
+    """Everything, inside the transaction that is open."""
+    reader = _Reader(cursor)
+    rooms: dict[RoomID, set[UserID]] = {}
+    for room_id, user_id in reader.rows("SELECT room_id, user_id FROM room_members"):
+        rooms.setdefault(room_id, set()).add(reader.one(user_id))
+    return Stored(
+        users=[
+            (reader.one(user_id), bool(deactivated))
+            for user_id, deactivated in reader.rows("SELECT user_id, deactivated FROM users ORDER BY id")
+        ],
+        hidden=[
+            (reader.one(user_id), device_id and DeviceID(device_id))
+            for user_id, device_id in reader.rows("SELECT user_id, device_id FROM hidden_devices")
+        ],
+        observer_rows=[reader.observer_row(*row) for row in reader.rows("SELECT * FROM observer_rows")],
+        observed_rows=[reader.observed_row(*row) for row in reader.rows("SELECT * FROM observed_rows")],
+        rooms=[
+            SaveRoom(room_id, frozenset(rooms[room_id]), bool(counts))
+            for room_id, counts in reader.rows("SELECT room_id, counts FROM rooms")
+        ],
+        answers=[
+            SaveAnswer(reader.one(origin), txn_id, at_ms, origin_server_ts)
+            for origin, txn_id, at_ms, origin_server_ts in reader.rows("SELECT * FROM answers ORDER BY at_ms")
+        ],
+        inbox=[reader.inbox(*row) for row in reader.rows("SELECT * FROM inbox ORDER BY entry_id")],
+        presence=[reader.presence(*row) for row in reader.rows("SELECT * FROM presence")],
+        newest_origin_ts=dict(reader.rows("SELECT origin, newest_ts FROM origins")),
+        saved_at_ms=next(reader.rows("SELECT saved_at_ms FROM meta"))[0],
+    )
+
+
+class _Reader:
+    """Rows to values, with one object for each identifier however many rows have it."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        self._seen: dict[Any, Any] = {}
+
+    def rows(self, sql: str) -> Iterator[Any]:
+        self._cursor.execute(sql)
+        return iter(self._cursor)
+
+    def one(self, value: Any) -> Any:
+        """The object first seen for this value. Rows hold only what a parser has passed."""
+        return self._seen.setdefault(value, value)
+
+    def observer_row(
+        self,
+        observer: str,
+        observed: str,
+        stage: str,
+        created_ms: int,
+        changed_ms: int,
+        invite_ms: int,
+        confirmed_ms: int,
+        check_ms: int,
+        generation: int,
+        owed: str | None,
+    ) -> ObserverRow:
+        observer, observed = self.one(observer), self.one(observed)
+        return ObserverRow(
+            UserID(observer),
+            UserID(observed),
+            _OBSERVER_STAGES[stage],
+            created_ms,
+            changed_ms,
+            invite_ms,
+            confirmed_ms,
+            check_ms,
+            generation,
+            () if owed is None else _decode_owed(owed, UserID(observer), UserID(observed)),
+        )
+
+    def observed_row(
+        self,
+        observed: str,
+        observer: str,
+        stage: str,
+        created_ms: int,
+        changed_ms: int,
+        muted: int,
+        blocked: int,
+        by_room: int,
+        denials: int,
+        generation: int,
+        owed: str | None,
+    ) -> ObservedRow:
+        observer, observed = self.one(observer), self.one(observed)
+        return ObservedRow(
+            UserID(observer),
+            UserID(observed),
+            _OBSERVED_STAGES[stage],
+            created_ms,
+            changed_ms,
+            bool(muted),
+            bool(blocked),
+            bool(by_room),
+            denials,
+            generation,
+            () if owed is None else _decode_owed(owed, UserID(observer), UserID(observed)),
+        )
+
+    def inbox(self, entry_id: int, edus: str) -> SaveInbox:
+        return SaveInbox(
+            entry_id,
+            tuple(
+                ListEduReceived(_KINDS[kind], ServerName(origin), self.one(observer), self.one(observed))
+                for kind, origin, observer, observed in json.loads(edus)
+            ),
+        )
+
+    def presence(
+        self,
+        user_id: str,
+        state: str,
+        last_active_ms: int,
+        status_msg: str | None,
+        currently_active: int,
+        heard_ms: int,
+    ) -> PresenceRecord:
+        return PresenceRecord(
+            self.one(user_id), _STATES[state], last_active_ms, status_msg, bool(currently_active), heard_ms
+        )
+
+
+def _decode_owed(text: str, observer: UserID, observed: UserID) -> tuple[OwedEdu, ...]:
+    return tuple(
+        OwedEdu(
+            _KINDS[kind],
+            observer,
+            observed,
+            generation,
+            since_ms,
+            unpoll=bool(flags & _UNPOLL),
+            final_push=bool(flags & _FINAL_PUSH),
+        )
+        for kind, generation, since_ms, flags in json.loads(text)
+    )
