@@ -6,7 +6,6 @@ names are absolute and were readable. Nothing is opened here but those files.
 Source: Twisted's documentation of endpoint strings; contract.md, "Config".
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from twisted.internet.endpoints import serverFromString
 
 from fedpresence.errors import ConfigError
 
-_server_from_string: Callable[[object, str], object] = serverFromString  # Twisted gives it no types
 _FILES_OF_SSL = ("privateKey", "certKey", "extraCertChain", "dhParameters")
 _PORT_KINDS = ("tcp", "tcp4", "tcp6", "ssl")
 
@@ -81,7 +79,7 @@ def absolute_endpoint(text: str, key: str, folder: Path) -> str:
         endpoint = Endpoint(endpoint.kind, (path, *endpoint.positional[1:]), endpoint.named)
     absolute = str(endpoint)
     try:
-        _server_from_string(None, absolute)
+        serverFromString(None, absolute)
     except Exception as error:  # a plugin's parser, or OpenSSL's, may raise anything at all
         reason = str(error) or type(error).__name__
         raise ConfigError.of(

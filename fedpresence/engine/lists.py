@@ -184,7 +184,9 @@ class Lists:
                 move = ObservedMove.INVITE_SILENT
         elif policy is InvitePolicy.DENY:
             move = ObservedMove.INVITE_SILENT
-        elif policy is InvitePolicy.ACCEPT or (policy is InvitePolicy.ACCEPT_LOCAL and world.is_local(observer)):
+        elif policy is InvitePolicy.ACCEPT or (
+            policy is InvitePolicy.ACCEPT_LOCAL and world.is_local(observer)
+        ):
             move = ObservedMove.INVITE_BY_POLICY
         elif policy is InvitePolicy.ACCEPT_SHARED_ROOM and world.rooms.users_meet(observed, observer):
             move, by_room = ObservedMove.INVITE_BY_POLICY, True
@@ -458,7 +460,7 @@ class Lists:
         then: list[Then] = []
         for act in step.acts:
             row = self._observed_act(turn, row, act, then, had_right=had_right)
-        if (row.stage is ObservedStage.NONE and not row.owed and not row.denials) or move is ObservedMove.FORGET:
+        if move is ObservedMove.FORGET:
             self._forget_observed(turn, row)
         else:
             self._keep_observed(turn, row)

@@ -206,9 +206,7 @@ class LocalUser:
     def stream_opened(
         self, device_id: DeviceID | None, set_presence: PresenceState | None, now_ms: int
     ) -> None:
-        """A stream began: it holds the device connected, lifts an implicit offline, and declares what is
-        explicit and new (P:I-7, O-2).
-        """
+        """A stream began: the device is connected, implicitly offline no more, and may declare (P:I-7)."""
         device = self.devices.get(device_id)
         if device is None:
             device = self._adopted(now_ms)

@@ -7,7 +7,7 @@ Source: contract.md, "Admin API".
 """
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +19,7 @@ from twisted.web.server import Request
 from fedpresence import __version__
 from fedpresence.clock import now_ms
 from fedpresence.engine.events import Activity, Event, RoomMembersSet, UserDeactivated
-from fedpresence.engine.presence import PresenceState, Published
-from fedpresence.engine.subscription import ObserverStage
+from fedpresence.engine.queries import Counts, UserDetail
 from fedpresence.errors import BadRequest
 from fedpresence.hub import Hub
 from fedpresence.ids import (
@@ -45,98 +44,6 @@ MAX_MEMBERS = 10_000  # of one room: far beyond the size from which it counts (Z
 MAX_EVENTS = 10_000  # of one report of activity: ten turns of the hub
 
 
-class Device(Protocol):
-    """One device of a local user."""
-
-    @property
-    def device_id(self) -> DeviceID | None:
-        """None for what was done without a device."""
-
-    @property
-    def state(self) -> PresenceState:
-        """The device's own state."""
-
-    @property
-    def last_contact_ms(self) -> int:
-        """When it was last heard of; 0 for never."""
-
-
-class UserDetail(Protocol):
-    """A user as the operator sees them."""
-
-    @property
-    def published(self) -> Published:
-        """What observers are shown."""
-
-    @property
-    def devices(self) -> Sequence[Device]:
-        """None for a remote user."""
-
-
-class Entry(Protocol):
-    """An entry of a presence list."""
-
-    @property
-    def user_id(self) -> UserID:
-        """The observed user."""
-
-    @property
-    def stage(self) -> ObserverStage:
-        """PENDING or ACCEPTED."""
-
-    @property
-    def since_ms(self) -> int:
-        """When it came to this stage."""
-
-    @property
-    def confirmed_ms(self) -> int:
-        """The last accept; 0 for none."""
-
-
-class Invite(Protocol):
-    """An invite that waits for an answer."""
-
-    @property
-    def user_id(self) -> UserID:
-        """Who asks."""
-
-    @property
-    def since_ms(self) -> int:
-        """Since when."""
-
-
-class Observer(Invite, Protocol):
-    """Somebody who was granted."""
-
-    @property
-    def muted(self) -> bool:
-        """Whether an unpoll holds pushes back."""
-
-
-class Counts(Protocol):
-    """How many of what there are."""
-
-    @property
-    def online(self) -> int:
-        """Local users."""
-
-    @property
-    def unavailable(self) -> int:
-        """Local users."""
-
-    @property
-    def offline(self) -> int:
-        """Local users."""
-
-    @property
-    def remote(self) -> int:
-        """Remote users that somebody here may see."""
-
-    @property
-    def subscriptions(self) -> Mapping[str, int]:
-        """By stage."""
-
-
 class AdminViews(Protocol):
     """The engine, as far as the operator asks it."""
 
@@ -147,16 +54,7 @@ class AdminViews(Protocol):
         """Whether this is a local user."""
 
     def user_detail(self, user_id: UserID, now_ms: int) -> UserDetail | None:
-        """A user's presence; None for somebody we know nothing of."""
-
-    def presence_list(self, observer: UserID, now_ms: int) -> Sequence[Entry]:
-        """Their list."""
-
-    def invites_of(self, user_id: UserID) -> Sequence[Invite]:
-        """Invites they have not answered."""
-
-    def observers_of(self, user_id: UserID) -> Sequence[Observer]:
-        """Whom they granted."""
+        """A user with their list; None for somebody we know nothing of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +168,11 @@ class _Admin:
                 "online": counts.online,
                 "unavailable": counts.unavailable,
                 "offline": counts.offline,
+                "busy": counts.busy,
                 "remote": counts.remote,
             },
-            "subscriptions": dict(counts.subscriptions),
+            "subscriptions": subscriptions(counts),
+            "rooms": counts.rooms,
             "destinations": summary(self._parts.destinations.describe(None).values()),
         }
 
@@ -326,43 +226,10 @@ class _Admin:
         return {"taken": len(known), "unknown_users": len(events) - len(known)}
 
     def _user(self, user_id: UserID, now: int) -> object:
-        engine = self._parts.engine
-        detail = engine.user_detail(user_id, now)
+        detail = self._parts.engine.user_detail(user_id, now)
         if detail is None:
             raise _no_user(user_id)
-        published = detail.published
-        return {
-            "user_id": user_id,
-            "presence": published.state.value,
-            "currently_active": published.currently_active,
-            "last_active_ts": _ts(published.last_active_ms),
-            "status_msg": published.status_msg,
-            "devices": [
-                {
-                    "device_id": device.device_id,
-                    "presence": device.state.value,
-                    "last_contact_ts": _ts(device.last_contact_ms),
-                }
-                for device in detail.devices
-            ],
-            "list": [
-                {
-                    "user_id": entry.user_id,
-                    "state": entry.stage.value,
-                    "since_ts": entry.since_ms,
-                    "confirmed_ts": _ts(entry.confirmed_ms),
-                }
-                for entry in engine.presence_list(user_id, now)
-            ],
-            "invites": [
-                {"user_id": invite.user_id, "since_ts": invite.since_ms}
-                for invite in engine.invites_of(user_id)
-            ],
-            "observers": [
-                {"user_id": observer.user_id, "since_ts": observer.since_ms, "muted": observer.muted}
-                for observer in engine.observers_of(user_id)
-            ],
-        }
+        return _encode_user(detail)
 
     async def _existing(self, name: str) -> UserID:
         user_id = parse_user_id(name)
@@ -382,6 +249,53 @@ class _Admin:
         if ts is not None and (not isinstance(ts, int) or isinstance(ts, bool) or not 0 <= ts < 2**53):
             raise BadRequest("M_INVALID_PARAM", "ts is Unix time in milliseconds")
         return Activity(user_id, None if device_id is None else DeviceID(device_id), ts)
+
+
+def subscriptions(counts: Counts) -> dict[str, int]:
+    """Pairs by stage: our users' lists, then what others ask and were granted."""
+    return {
+        "pending": counts.list_pending,
+        "accepted": counts.list_accepted,
+        "requested": counts.requests,
+        "granted": counts.grants,
+    }
+
+
+def _encode_user(detail: UserDetail) -> dict[str, object]:
+    return {
+        "user_id": detail.user_id,
+        "presence": detail.view.state.value,
+        "currently_active": detail.view.currently_active,
+        "last_active_ts": _ts(detail.last_active_ms),
+        "status_msg": detail.view.status_msg,
+        "heard_ts": _ts(detail.heard_ms),
+        "stale": detail.stale,
+        "devices": [
+            {
+                "device_id": device.device_id,
+                "presence": device.state.value,
+                "last_contact_ts": _ts(device.last_contact_ms),
+                "streams": device.streams,
+                "hidden": device.hidden,
+            }
+            for device in detail.devices
+        ],
+        "list": [
+            {
+                "user_id": entry.user_id,
+                "state": entry.stage.value,
+                "since_ts": entry.since_ms,
+                "confirmed_ts": _ts(entry.confirmed_ms),
+                "unreachable": entry.unreachable,
+            }
+            for entry in detail.list
+        ],
+        "invites": [{"user_id": pair.user_id, "since_ts": pair.since_ms} for pair in detail.invites],
+        "observers": [
+            {"user_id": observer.user_id, "since_ts": observer.since_ms, "muted": observer.muted}
+            for observer in detail.observers
+        ],
+    }
 
 
 def _is_token(given: Sequence[bytes], token: str) -> bool:
@@ -414,7 +328,7 @@ def _parse_room_id(text: str) -> RoomID:
     raise BadRequest("M_INVALID_PARAM", "Not a valid room ID")
 
 
-def _ts(moment_ms: int) -> int | None:
+def _ts(moment_ms: int | None) -> int | None:
     """A moment for JSON: 0 is never."""
     return moment_ms or None
 

@@ -186,8 +186,8 @@ def _user_deactivate(arguments: argparse.Namespace) -> int:
         except ConfigError as error:
             raise ConfigError([*error.problems, *_admin_is_off(config)]) from error
         try:
-            engine = Engine(engine_settings(config))
-            await accounts.deactivate(store, engine, user_id, _now_ms(reactor))
+            now = _now_ms(reactor)
+            await accounts.deactivate(store, Engine(engine_settings(config), now), user_id, now)
         finally:
             await store.close()
 
@@ -293,8 +293,8 @@ def _admin_url_or_explain(config: Config, arguments: argparse.Namespace) -> str:
     if url is None:
         raise DeliveryFailed(
             "the admin API",
-            "no plain tcp listener with a fixed port has it in the configuration. Give its address, for example "
-            f"--url http://127.0.0.1:8009. {HOW_TO_SWITCH_ON}",
+            "no plain tcp listener with a fixed port has it in the configuration. Give its address, for "
+            f"example --url http://127.0.0.1:8009. {HOW_TO_SWITCH_ON}",
         )
     return url
 

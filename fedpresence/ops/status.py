@@ -19,9 +19,10 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from fedpresence import __version__
+from fedpresence.engine.queries import Counts
 from fedpresence.errors import BadRequest, FedpresenceError
 from fedpresence.hub import Hub
-from fedpresence.ops.admin import AdminViews, Counts
+from fedpresence.ops.admin import AdminViews, subscriptions
 from fedpresence.ops.destinations import STATES, Destinations, DestinationStatus
 from fedpresence.web import JsonResource, mount, write_error
 
@@ -94,11 +95,11 @@ class _Gauges(Collector):
     def set(self, counts: Counts, destinations: Iterable[DestinationStatus]) -> None:
         """What the next collection tells."""
         users = GaugeMetricFamily(PREFIX + "users", "Local users by state.", labels=("state",))
-        for state in ("online", "unavailable", "offline"):
+        for state in ("online", "unavailable", "offline", "busy"):
             users.add_metric([state], getattr(counts, state))
-        subscriptions = GaugeMetricFamily(PREFIX + "subscriptions", "Pairs by stage.", labels=("stage",))
-        for stage, count in counts.subscriptions.items():
-            subscriptions.add_metric([stage], count)
+        pairs = GaugeMetricFamily(PREFIX + "subscriptions", "Pairs by stage.", labels=("stage",))
+        for stage, count in subscriptions(counts).items():
+            pairs.add_metric([stage], count)
         states = dict.fromkeys(STATES, 0)
         pending = owed = 0
         for destination in destinations:
@@ -113,7 +114,7 @@ class _Gauges(Collector):
         self._metrics = (
             users,
             GaugeMetricFamily(PREFIX + "remote_users", "Remote users kept.", value=counts.remote),
-            subscriptions,
+            pairs,
             queues,
             GaugeMetricFamily(PREFIX + "pending_users", "News that waits, in all queues.", value=pending),
             GaugeMetricFamily(PREFIX + "owed_edus", "List EDUs owed to other servers.", value=owed),

@@ -11,28 +11,19 @@ Source: F:5.2, Z-5; decision 26 for going below treq where a request must be che
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
-from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import (
-    IAddress,
-    IConsumer,
-    IHandshakeListener,
     IProtocol,
     IProtocolFactory,
     IReactorTime,
     IStreamClientEndpoint,
-    ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
+from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
@@ -227,5 +218,3 @@ def tcp_dial(reactor: Any) -> Dial:
         return endpoint
 
     return dial
-
-

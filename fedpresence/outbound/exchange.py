@@ -124,5 +124,3 @@ class _Capped(Protocol):
         if done is not None and not done.called:
             whole = reason.check(ResponseDone, PotentialDataLoss)
             done.callback(b"".join(self._parts) if whole else b"")
-
-

@@ -76,9 +76,10 @@ class Store(Protocol):
         """
 
     def tokens_changed(self) -> Deferred[bool]:
-        """Whether another process wrote to the database since this was last asked (first: since its first use).
+        """Whether another process wrote to the database since this was asked last; cheap.
 
-        True is a "perhaps": any write counts, not those to tokens alone.
+        The first time: since the store was first used. True is a "perhaps": any write counts, not those
+        to tokens alone.
         """
 
     def add_token(self, token: str, owner: TokenOwner, now_ms: int) -> Deferred[bool]:

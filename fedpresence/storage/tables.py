@@ -36,6 +36,7 @@ _SAVE_ORIGIN = (
     "INSERT INTO origins VALUES (?,?) "
     "ON CONFLICT (origin) DO UPDATE SET newest_ts = max(newest_ts, excluded.newest_ts)"
 )
+CHUNK = 1000  # rows read at a time: what exists twice, as a row and as a value, stays small
 _UNPOLL, _FINAL_PUSH = 1, 2  # flags of an owed EDU
 
 _OBSERVER_STAGES = {stage.value: stage for stage in ObserverStage}
@@ -59,7 +60,8 @@ class Cursor(Protocol):
     def fetchall(self) -> list[Any]:
         """The rows that are left."""
 
-    def __iter__(self) -> Iterator[Any]: ...
+    def fetchmany(self, size: int, /) -> list[Any]:
+        """The next rows; none at the end."""
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def write_presence(cursor: Cursor, records: Iterable[PresenceRecord]) -> None:
 def _write_room(cursor: Cursor, room: SaveRoom) -> None:
     """Only who came and who went is written: the whole set is named again at each change."""
     cursor.execute("SELECT user_id FROM room_members WHERE room_id = ?", (room.room_id,))
-    before = {user_id for (user_id,) in cursor}
+    before = {user_id for (user_id,) in cursor.fetchall()}
     if not room.members:
         cursor.execute("DELETE FROM rooms WHERE room_id = ?", (room.room_id,))
         return
@@ -236,7 +238,8 @@ class _Reader:
 
     def rows(self, sql: str) -> Iterator[Any]:
         self._cursor.execute(sql)
-        return iter(self._cursor)
+        while chunk := self._cursor.fetchmany(CHUNK):
+            yield from chunk
 
     def one(self, value: Any) -> Any:
         """The object first seen for this value. Rows hold only what a parser has passed."""
