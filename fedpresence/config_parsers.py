@@ -205,7 +205,8 @@ def mapping_of(parse_name: Parser[K], parse: Parser[T]) -> Parser[Mapping[K, T]]
         problems: list[ConfigProblem] = []
         for name, item in value.items():
             try:
-                parsed[parse_name(name, f"{key}.{name}", folder)] = parse(item, f"{key}.{name}", folder)
+                parsed_name = parse_name(name, f"{key}.{name}", folder)
+                parsed[parsed_name] = parse(item, f"{key}.{name}", folder)
             except ConfigError as error:
                 problems += error.problems
         if problems:

@@ -18,7 +18,6 @@ from io import BytesIO
 from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
@@ -30,6 +29,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface import provider
 
+from fedpresence.clock import Clock, Timer
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
@@ -172,7 +172,7 @@ class BoundedChannel(HTTPChannel):
     _lingering = False
     _linger_left = 0
     _admitting: Deferred[None] | None = None
-    _linger_call: IDelayedCall | None = None
+    _linger_call: Timer | None = None
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         """Take the connection, or close it at once where there are too many."""
@@ -383,13 +383,13 @@ class BoundedSite(Site):
     """
 
     protocol = BoundedChannel  # type: ignore[assignment]  # HTTP/1.1 only: no proxy that switches to 2
-    reactor: IReactorTime
+    reactor: Clock
 
     def __init__(
         self,
         resource: Resource,
         limits: LimitsConfig,
-        reactor: IReactorTime,
+        reactor: Clock,
         budget: BodyBudget,
         admit: Admit | None = None,
     ) -> None:

@@ -123,7 +123,7 @@ def test_lingering_ends_by_time_and_by_bytes() -> None:
     listener = Listener()
     slow, eager = Client(listener.site), Client(listener.site)
     for client in (slow, eager):
-        client.send(request("POST", "/", b"", "Content-Length: 99999999")[: -0 or None])
+        client.send(request("POST", "/", None, "Content-Length: 99999999"))
 
     eager.send(b"x" * LINGER_BYTES)
     listener.clock.advance(LINGER_S - 0.1)
@@ -247,7 +247,7 @@ def test_one_origin_has_a_quarter_of_the_budget() -> None:
     listener = Listener(budget=4_000)
     first, second, other = (Client(listener.site) for _ in range(3))
 
-    for client, size, origin in ((first, 900, THERE), (second, 101, THERE), (other, 900, None)):
+    for client, size, origin in ((first, 900, THERE), (second, 102, THERE), (other, 900, None)):
         decision = listener.undecided()
         client.send(request("PUT", "/guarded", b"x" * size)[:-1])
         decision.callback(Admitted(5_000, origin))
@@ -385,7 +385,7 @@ def test_hostile_heads_get_a_400_or_silence_and_never_a_500() -> None:
         b"\r\n\r\n\r\n",
         b"GET\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        request("POST", "/", b"", "Content-Length: " + "9" * 5000),
+        request("POST", "/", None, "Content-Length: " + "9" * 5000),
         request("POST", "/", None, "Content-Length: -1"),
         request("POST", "/", None, "Content-Length: 1", "Content-Length: 2"),
         request("POST", "/", b"", "Transfer-Encoding: gzip, chunked"),

@@ -23,7 +23,6 @@ from fedpresence.clock import now_ms
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest
 from fedpresence.hub import Hub
-from fedpresence.ids import UserID
 from fedpresence.storage.store import TokenOwner
 
 MAX_TOKEN_CHARACTERS = 1024  # homeservers' tokens stay far below; ours have a tenth of that
@@ -50,7 +49,18 @@ class TokenFinder(Protocol):
 class StoredTokens:
     """Tokens that our own store knows (`auth.mode: tokens`)."""
 
-    def __init__(self, store: TokenFinder, hub: Hub, engine: Views, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        store: TokenFinder,
+        hub: Hub,
+        engine: Views,
+        clock: IReactorTime,
+        *,
+        max_remembered: int = MAX_REMEMBERED,
+        max_lookups: int = MAX_LOOKUPS,
+    ) -> None:
+        self._max_remembered = max_remembered
+        self._max_lookups = max_lookups
         self._store = store
         self._hub = hub
         self._engine = engine
@@ -73,14 +83,14 @@ class StoredTokens:
             raise BadRequest("M_UNKNOWN_TOKEN", "Unknown access token", status=401)
         return owner
 
+    def __len__(self) -> int:
+        """How many tokens are remembered, unknown ones included."""
+        return len(self._remembered)
+
     def forget(self) -> None:
         """Another process changed tokens: look everything up again."""
         self._remembered.clear()
         self._lookups.clear()  # those in flight still answer who waits for them, and are not remembered
-
-    def forget_user(self, user_id: UserID) -> None:
-        """This user's tokens changed: look all up again, for an index by user would cost more."""
-        self.forget()
 
     def _look_up(self, token: str, digest: bytes) -> Deferred[TokenOwner | None]:
         answer: Deferred[TokenOwner | None] = Deferred()
@@ -88,7 +98,7 @@ class StoredTokens:
         if waiting is not None:
             waiting.append(answer)
             return answer
-        if len(self._lookups) >= MAX_LOOKUPS:
+        if len(self._lookups) >= self._max_lookups:
             raise BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=1000)
         self._lookups[digest] = waiting = [answer]
         ensureDeferred(self._find(token)).addBoth(self._found, digest, waiting)
@@ -120,5 +130,5 @@ class StoredTokens:
     def _remember(self, digest: bytes, owner: TokenOwner | None, until_ms: int) -> None:
         self._remembered[digest] = (owner, until_ms)
         self._remembered.move_to_end(digest)
-        if len(self._remembered) > MAX_REMEMBERED:
+        if len(self._remembered) > self._max_remembered:
             self._remembered.popitem(last=False)

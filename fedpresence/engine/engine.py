@@ -143,7 +143,8 @@ class Engine:
             case RoomMembersSet():
                 self._sharing.set_members(turn, event.room_id, event.members)
             case UserAdded():
-                self._people.add(turn, event.user_id)
+                if self._people.add(turn, event.user_id):
+                    self._lists.user_added(turn, event.user_id)
             case UserDeactivated():
                 if self._world.is_local(event.user_id):
                     self._lists.deactivate(turn, event.user_id)

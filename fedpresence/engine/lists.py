@@ -96,6 +96,11 @@ class Lists:
         for other in change.drop:
             self.observer_move(turn, me, other, ObserverMove.DROP)
 
+    def user_added(self, turn: Turn, user_id: UserID) -> None:
+        """Invites from here that met nobody are looked at again; other servers repeat theirs (S:3.5)."""
+        for observer in self._world.watched_in(user_id, ObserverStage.PENDING):
+            self.invited(turn, user_id, observer)
+
     def deactivate(self, turn: Turn, user_id: UserID) -> None:
         """S:O-36, T-19, T-27, T-38."""
         world = self._world

@@ -19,12 +19,14 @@ class People:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def add(self, turn: Turn, user_id: UserID) -> None:
-        """The user exists now."""
+    def add(self, turn: Turn, user_id: UserID) -> bool:
+        """The user exists now; whether that is new."""
         world = self._world
-        if world.is_local(user_id) and user_id not in world.users and user_id not in world.deactivated:
-            world.users.add(user_id)
-            turn.add(SaveUser(user_id, deactivated=False))
+        if not world.is_local(user_id) or user_id in world.users or user_id in world.deactivated:
+            return False
+        world.users.add(user_id)
+        turn.add(SaveUser(user_id, deactivated=False))
+        return True
 
     def deactivate(self, turn: Turn, user_id: UserID) -> None:
         """The user is gone; whoever still has a right is told offline."""

@@ -9,9 +9,7 @@ Source: Z-1, Z-2, Z-4.
 from collections.abc import Awaitable
 from urllib.parse import unquote_to_bytes
 
-from twisted.internet.interfaces import IReactorTime
-
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest
 from fedpresence.inbound.limiter import OriginLimits
@@ -30,7 +28,7 @@ class Gate:
         origins: OriginCheck,
         limits: OriginLimits,
         budget: BodyBudget,
-        clock: IReactorTime,
+        clock: Clock,
         counters: Counters,
     ) -> None:
         self.origins = origins
@@ -77,4 +75,6 @@ def is_send(uri: bytes) -> bool:
     """Whether a request line's URI is `/send/{txnId}`, as the resource tree reads it."""
     path, _, _ = uri.partition(b"?")
     segments = tuple(unquote_to_bytes(segment) for segment in path[1:].split(b"/"))
-    return segments[:4] == SEND and (len(segments) == 5 or (len(segments) == 6 and not segments[5]))
+    if segments[:4] != SEND or not 5 <= len(segments) <= 6:
+        return False
+    return bool(segments[4]) and not any(segments[5:])

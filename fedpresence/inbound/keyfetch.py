@@ -13,8 +13,8 @@ from urllib.parse import quote
 from signedjson.sign import SignatureVerifyException, verify_signed_json
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.defer import ensureDeferred
-from twisted.internet.interfaces import IReactorTime
 
+from fedpresence.clock import Clock
 from fedpresence.errors import DeliveryFailed, NotAuthentic
 from fedpresence.ids import ServerName
 from fedpresence.wire.json import decode_json, encode_canonical
@@ -38,7 +38,7 @@ class Fetched:
 class KeyFetcher:
     """Asks servers and notaries for keys. It decides nothing: when and how often is the key ring's."""
 
-    def __init__(self, fetch: Fetch, clock: IReactorTime, notaries: Sequence[ServerName] = ()) -> None:
+    def __init__(self, fetch: Fetch, clock: Clock, notaries: Sequence[ServerName] = ()) -> None:
         self._fetch = fetch
         self._clock = clock
         self.notaries = tuple(notaries)

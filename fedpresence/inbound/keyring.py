@@ -14,10 +14,9 @@ from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, DeliveryFailed, NotAuthentic, StoreError
 from fedpresence.ids import KeyID, ServerName
@@ -51,7 +50,7 @@ class KeyRing:
         identity: Identity,
         fetcher: KeyFetcher,
         store: KeyStore,
-        clock: IReactorTime,
+        clock: Clock,
         random: Random,
         counters: Counters,
     ) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import SEEK_END
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from fedpresence import __version__
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
 from fedpresence.inbound.gate import Gate
@@ -41,7 +40,7 @@ class Federation:
     identity: Identity
     gate: Gate
     transactions: Transactions
-    clock: IReactorTime
+    clock: Clock
     on_authentic: Callable[[ServerName], None]
     well_known: str | None = None
 
@@ -139,7 +138,7 @@ class _Send:
 class _Keys:
     """`/_matrix/key/v2`: ours, and as a notary of ourselves alone (F:4.3)."""
 
-    def __init__(self, identity: Identity, clock: IReactorTime) -> None:
+    def __init__(self, identity: Identity, clock: Clock) -> None:
         self._identity = identity
         self._clock = clock
 

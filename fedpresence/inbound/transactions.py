@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.engine.events import ListEduReceived, PushReceived, ReceivedEdu, TransactionReceived
 from fedpresence.engine.subscription import EduKind
@@ -41,7 +40,7 @@ Submit = Callable[[TransactionReceived], Awaitable[None]]
 class Transactions:
     """Where transactions go once their origin is proven."""
 
-    def __init__(self, submit: Submit, limits: OriginLimits, clock: IReactorTime, counters: Counters) -> None:
+    def __init__(self, submit: Submit, limits: OriginLimits, clock: Clock, counters: Counters) -> None:
         self._submit = submit
         self._limits = limits
         self._clock = clock

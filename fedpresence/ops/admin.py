@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from fedpresence import __version__
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.engine.events import Activity, Event, RoomMembersSet, UserDeactivated
 from fedpresence.engine.queries import Counts, UserDetail
 from fedpresence.errors import BadRequest
@@ -70,7 +69,7 @@ class AdminParts:
     engine: AdminViews
     destinations: Destinations
     revoke_tokens: Callable[[UserID], Awaitable[object]]
-    clock: IReactorTime
+    clock: Clock
 
 
 def add_admin(root: Resource, parts: AdminParts) -> None:

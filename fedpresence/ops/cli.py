@@ -73,7 +73,7 @@ class _WrongUsageError(Exception):
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fedpresence.daemon import run
+    from fedpresence.process import run
 
     config = _load(arguments, with_keys=True)
     return run(config, arguments.config, ready_file=arguments.ready_file, force=arguments.force)
@@ -272,8 +272,7 @@ def _local_user(text: str, server_name: ServerName) -> UserID:
 
 
 def _now_ms(reactor: Any) -> int:
-    clock: Any = MonotonicClock(reactor)  # mypy does not see that it provides IReactorTime
-    return now_ms(clock)
+    return now_ms(MonotonicClock(reactor))
 
 
 def _open_store(config: Config, reactor: Any, *, exclusive: bool = False) -> SQLiteStore:

@@ -53,6 +53,8 @@ class PrometheusCounters:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.gauges = _Gauges()
+        self.registry.register(self.gauges)
 
     def count(self, name: str, **labels: str) -> None:
         """One more of `name` with these labels."""
@@ -75,12 +77,10 @@ def add_metrics(
     root: Resource, counters: PrometheusCounters, hub: Hub, engine: AdminViews, destinations: Destinations
 ) -> None:
     """`GET /metrics` below `root`, in Prometheus' text format."""
-    gauges = _Gauges()
-    counters.registry.register(gauges)
 
     async def text() -> bytes:
         counts = await hub.read(lambda _: engine.counts())
-        gauges.set(counts, destinations.describe(None).values())
+        counters.gauges.set(counts, destinations.describe(None).values())
         return generate_latest(counters.registry)
 
     mount(root, b"metrics", _Metrics(lambda: ensureDeferred(text())))

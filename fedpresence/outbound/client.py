@@ -14,8 +14,8 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime, IResolutionReceiver
-from twisted.web.http import stringToDatetime
 from zope.interface import implementer
 
 from fedpresence.clock import now_ms
@@ -23,17 +23,9 @@ from fedpresence.config import FederationConfig
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, is_ip_literal
 from fedpresence.outbound.addresses import BlockedNetworks
-from fedpresence.outbound.connections import (
-    USER_AGENT,
-    Answer,
-    Connection,
-    Connections,
-    Resolve,
-    exchange,
-    fetch,
-    tcp_dial,
-)
+from fedpresence.outbound.connections import Connection, Connections, Resolve, tcp_dial
 from fedpresence.outbound.discovery import Discovery
+from fedpresence.outbound.exchange import USER_AGENT, Answer, exchange, fetch, http_date_ms
 from fedpresence.outbound.srv import system_lookup
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.outbound.wellknown import fetch_well_known
@@ -50,9 +42,8 @@ T = TypeVar("T")
 class Signer(Protocol):
     """Our identity, as far as a request needs it."""
 
-    def authorization(
-        self, method: str, uri: str, destination: ServerName, content: object | None
-    ) -> str: ...
+    def authorization_of(self, method: str, uri: str, destination: ServerName, body: bytes | None) -> str:
+        """The `Authorization` header of a request; `body` None means that it has none."""
 
 
 class Link:
@@ -145,14 +136,13 @@ class Client:
         uri: str,
         content: object | None,
     ) -> tuple[int, bytes]:
+        body = None if content is None else encode_canonical(content)
         headers = {
-            "Authorization": self._signer.authorization(method, uri, destination, content),
+            "Authorization": self._signer.authorization_of(method, uri, destination, body),
             "User-Agent": USER_AGENT,
         }
-        body = None
-        if content is not None:
+        if body is not None:
             headers["Content-Type"] = "application/json"
-            body = encode_canonical(content)
         answer = await self._within_deadline(
             destination,
             exchange(connection, method.encode("ascii"), uri, headers, body, MAX_ANSWER_BYTES),
@@ -167,13 +157,13 @@ class Client:
         deferred.addTimeout(TIMEOUT_S, self._clock)
         try:
             return await deferred
-        except TimeoutError as error:
+        except DeferredTimeout as error:
             reason = f"no answer in {TIMEOUT_S:.0f} s" if heard else f"no connection in {TIMEOUT_S:.0f} s"
             raise DeliveryFailed(server_name, reason, heard=heard) from error
 
     def _refusal(self, server_name: ServerName, answer: Answer) -> DeliveryFailed:
         errcode, retry_after_ms = _matrix_error(answer.body)
-        header = answer.headers.getRawHeaders(b"Retry-After")
+        header = answer.headers.getRawHeaders("Retry-After")
         if header:
             from_header = _retry_after_ms(header[0], now_ms(self._clock))
             retry_after_ms = from_header if from_header is not None else retry_after_ms
@@ -266,12 +256,10 @@ def _matrix_error(body: bytes) -> tuple[str | None, int | None]:
     return errcode[:64] if errcode else None, retry_after_ms
 
 
-def _retry_after_ms(value: bytes, now_ms: int) -> int | None:
+def _retry_after_ms(value: str, now_ms: int) -> int | None:
     """`Retry-After`: seconds or an HTTP date; None where it is neither."""
     text = value.strip()
-    if text.isdigit():
+    if text.isdecimal():
         return int(text[:10]) * 1000
-    try:
-        return max(0, stringToDatetime(text) * 1000 - now_ms)
-    except (ValueError, IndexError, KeyError):
-        return None
+    date_ms = http_date_ms(text)
+    return max(0, date_ms - now_ms) if date_ms is not None else None

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from random import Random
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from fedpresence.clock import now_ms
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
-from fedpresence.outbound.connections import Answer
+from fedpresence.outbound.exchange import Answer
 from fedpresence.outbound.route import FEDERATION_PORT, Route, direct_route, route_at
 from fedpresence.outbound.srv import LookupSrv, in_order
 from fedpresence.outbound.wellknown import Delegation, judge
@@ -113,8 +114,8 @@ class Discovery:
         self._lookups.pop(name, None)
         error = failure.value
         if not isinstance(error, DeliveryFailed):
-            what = "took too long" if failure.check(TimeoutError, CancelledError) else repr(error)[:200]
-            error = DeliveryFailed(name, f"discovery failed: {what}")
+            late = isinstance(error, (DeferredTimeout, CancelledError))
+            error = DeliveryFailed(name, f"discovery {'took too long' if late else f'failed: {error!r}'[:200]}")
         for answer in self._waiting.pop(name, []):
             if not answer.called:
                 answer.errback(error)

@@ -17,15 +17,16 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
-from twisted.web.http import PotentialDataLoss
+from twisted.web.http import PotentialDataLoss, stringToDatetime
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IBodyProducer, IResponse
+from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from fedpresence.errors import DeliveryFailed
 from fedpresence.outbound.connections import Connection, reason_of
 
 USER_AGENT = "fedpresence"
+_HTTPClient: Any = HTTPClient  # zope's interfaces mean nothing to mypy
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ async def fetch(connection: Connection, uri: str, cap: int) -> Answer:
     """One GET without a signature, through treq (decision 26); a redirect is an answer like any other."""
     route = connection.route
     try:
-        response = await HTTPClient(connection).get(
+        response = await _HTTPClient(connection).get(
             f"https://{route.host_header}{uri}",
             headers={"Host": route.host_header, "User-Agent": USER_AGENT},
             allow_redirects=False,
@@ -75,7 +76,7 @@ async def fetch(connection: Connection, uri: str, cap: int) -> Answer:
     return Answer(response.code, response.headers, await read_capped(response, cap, connection.abort))
 
 
-async def read_capped(response: IResponse, cap: int, abort: Callable[[], None]) -> bytes:
+async def read_capped(response: Any, cap: int, abort: Callable[[], None]) -> bytes:
     """The body of an answer; empty where it is longer than `cap` or breaks off."""
     done: Deferred[bytes] = Deferred(lambda _: abort())
     response.deliverBody(_Capped(cap, done, abort))
@@ -122,5 +123,14 @@ class _Capped(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
         done, self._done = self._done, None
         if done is not None and not done.called:
-            whole = reason.check(ResponseDone, PotentialDataLoss)
+            whole = isinstance(reason.value, (ResponseDone, PotentialDataLoss))
             done.callback(b"".join(self._parts) if whole else b"")
+
+
+def http_date_ms(value: str | bytes) -> int | None:
+    """An HTTP date as Unix time in ms; None where it is none."""
+    parse: Any = stringToDatetime
+    try:
+        return int(parse(value.encode() if isinstance(value, str) else value)) * 1000
+    except (ValueError, IndexError, KeyError):
+        return None

@@ -74,14 +74,13 @@ class _Told:
 
 
 class _Owed:
-    """A list EDU that is owed; `aside` after a refusal, `heard` once it may have arrived."""
+    """A list EDU that is owed; `aside` after a refusal."""
 
-    __slots__ = ("aside", "edu", "heard")
+    __slots__ = ("aside", "edu")
 
     def __init__(self, edu: OwedEdu) -> None:
         self.edu = edu
         self.aside = False
-        self.heard = False
 
 
 class DestinationQueue:
@@ -203,12 +202,6 @@ class DestinationQueue:
             self._owed.pop(_owed_key(edu), None)
         self._reckon(now_ms)
 
-    def in_flight(self, owed: Iterable[OwedEdu]) -> None:
-        """Bytes with these EDUs leave now: from here on they may have arrived."""
-        for edu in owed:
-            if item := self._owed.get(_owed_key(edu)):
-                item.heard = True
-
     def failed(self, users: Iterable[UserID]) -> None:
         """A try failed after its bytes left: all waits on, and what the destination knows is not sure."""
         for user in users:
@@ -317,12 +310,8 @@ class DestinationQueue:
         if not gone:
             return
         self.revision += 1
-        # An invite that may have arrived is not undone by silence (Z-15): say once that nobody watches.
-        invited = any(self._owed[key].heard and key[3] is EduKind.INVITE for key in gone)
         for key in gone:
             del self._owed[key]
-        if invited:
-            self._add_drop(pair, now_ms)
         self._reckon(now_ms)
 
     def _users_to_take(self, now_ms: int, limit: int) -> tuple[UserID, ...]:

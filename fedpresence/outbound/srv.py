@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from twisted.internet.interfaces import IResolver
 from twisted.names import dns
 from twisted.names.client import Resolver
 from twisted.names.error import DNSNameError, ResolverError
@@ -37,8 +36,8 @@ class SrvRecord:
 LookupSrv = Callable[[str], Awaitable[list[SrvRecord]]]
 
 
-def names_lookup(resolver: IResolver) -> LookupSrv:
-    """SRV questions asked of a `twisted.names` resolver."""
+def names_lookup(resolver: Any) -> LookupSrv:
+    """SRV questions asked of a `twisted.names` resolver (an IResolver)."""
 
     async def lookup(name: str) -> list[SrvRecord]:
         try:
@@ -56,8 +55,8 @@ def system_lookup(reactor: Any) -> LookupSrv:
     """SRV questions asked of the name servers in resolv.conf, read anew each time."""
 
     async def lookup(name: str) -> list[SrvRecord]:
-        servers = _name_servers()
-        return await names_lookup(Resolver(servers=servers, timeout=TIMEOUTS_S, reactor=reactor))(name)
+        make: Any = Resolver
+        return await names_lookup(make(servers=_name_servers(), timeout=TIMEOUTS_S, reactor=reactor))(name)
 
     return lookup
 

@@ -8,6 +8,7 @@ Source: F:5.2. `federation.ca_file` takes the place of the system's authorities.
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
@@ -34,10 +35,10 @@ class TlsPolicy:
     def __init__(self, *, verify: bool = True, ca_file: Path | None = None) -> None:
         self._verify = verify
         self._trust_root = platformTrust() if ca_file is None else _authorities(ca_file)
-        self._creators: OrderedDict[str, IOpenSSLClientConnectionCreator] = OrderedDict()
+        self._creators: OrderedDict[str, Any] = OrderedDict()
 
-    def creator_for(self, name: str) -> IOpenSSLClientConnectionCreator:
-        """What connects to a server whose certificate must be for `name`."""
+    def creator_for(self, name: str) -> Any:
+        """What connects (IOpenSSLClientConnectionCreator) to a server whose certificate is for `name`."""
         creator = self._creators.pop(name, None)
         if creator is None:
             creator = (
@@ -68,7 +69,7 @@ class _Unverified:
         return connection
 
 
-def _authorities(ca_file: Path) -> object:
+def _authorities(ca_file: Path) -> Any:
     key = "federation.ca_file"
     try:
         text = ca_file.read_text("ascii", errors="replace")
@@ -76,7 +77,7 @@ def _authorities(ca_file: Path) -> object:
         raise ConfigError.of(key, f"{ca_file} cannot be read: {error.strerror}.") from error
     blocks = [block.partition(_END)[0] for block in text.split(_BEGIN)[1:]]
     try:
-        certificates = [Certificate.loadPEM(f"{_BEGIN}{block}{_END}\n") for block in blocks]
+        certificates = [Certificate.loadPEM(f"{_BEGIN}{block}{_END}\n".encode()) for block in blocks]
     except Exception as error:  # whatever the parser raises, the file is wrong
         raise ConfigError.of(key, f"{ca_file} has a certificate that cannot be read.") from error
     if not certificates:

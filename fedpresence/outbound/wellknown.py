@@ -9,12 +9,12 @@ Source: F:5.1, Z-5.
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
-from twisted.web.http import stringToDatetime
 from twisted.web.http_headers import Headers
 
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, parse_server_name
-from fedpresence.outbound.connections import Answer, Connections, fetch
+from fedpresence.outbound.connections import Connections
+from fedpresence.outbound.exchange import Answer, fetch, http_date_ms
 from fedpresence.outbound.route import Route
 from fedpresence.wire.json import decode_json
 
@@ -51,7 +51,7 @@ class Delegation:
 
 
 async def fetch_well_known(connections: Connections, host: str) -> Answer | None:
-    """The answer of the last hop; None where it is unreachable, redirects too far or to elsewhere than https."""
+    """The answer of the last hop; None where there is none, or redirects go too far or leave https."""
     scheme, authority, uri = "https", host, PATH
     for _ in range(MAX_REDIRECTS + 1):
         try:
@@ -127,11 +127,8 @@ def _life_ms(headers: Headers, now_ms: int, jitter: float) -> int:
         return SHORTEST_LIFE_MS  # kept this long all the same, or each transaction would ask
     if directives.get("max-age", "").isdecimal():
         life_ms = int(directives["max-age"][:10]) * 1000
-    elif expires := headers.getRawHeaders(b"Expires"):
-        try:
-            life_ms = stringToDatetime(expires[0]) * 1000 - now_ms
-        except (ValueError, IndexError):
-            life_ms = 0  # an unreadable date has passed (RFC 9111)
+    elif expires := headers.getRawHeaders("Expires"):
+        life_ms = (http_date_ms(expires[0]) or 0) - now_ms  # an unreadable date has passed (RFC 9111)
     else:
         life_ms = int(DEFAULT_LIFE_MS * (1 - JITTER_SHARE * jitter))
     return min(max(life_ms, SHORTEST_LIFE_MS), LONGEST_LIFE_MS)

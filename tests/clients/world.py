@@ -16,7 +16,7 @@ from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
 from fedpresence.clients.parts import ClientParts, ClientSettings
 from fedpresence.clients.resource import add_clients
-from fedpresence.clients.tokens import StoredTokens
+from fedpresence.clients.tokens import MAX_LOOKUPS, MAX_REMEMBERED, StoredTokens
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.effects import Durable, Effect, Notice, Outgoing, TellObservers
 from fedpresence.engine.events import Event
@@ -191,7 +191,14 @@ class Asked:
 class World:
     """One server's client API, its clock, its engine and its store."""
 
-    def __init__(self, *, busy: bool = False, limits: LimitsConfig | None = None, epoch: str = "run1") -> None:
+    def __init__(
+        self,
+        *,
+        busy: bool = False,
+        limits: LimitsConfig | None = None,
+        max_tokens: int = MAX_REMEMBERED,
+        max_lookups: int = MAX_LOOKUPS,
+    ) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
         self.engine = FakeEngine()
@@ -205,10 +212,17 @@ class World:
         self.fatal: list[Failure] = []
         self.hub = Hub(self.engine, self.store, self.clock, self._perform, self.fatal.append)
         self.limits = limits or LimitsConfig()
-        self.tokens = StoredTokens(self.store, self.hub, self.engine, self.clock)
+        self.tokens = StoredTokens(
+            self.store,
+            self.hub,
+            self.engine,
+            self.clock,
+            max_remembered=max_tokens,
+            max_lookups=max_lookups,
+        )
         self.changes = PresenceChanges(self.hub, self.clock, self.limits)
         self.changes.startService()
-        self.restart(epoch, busy=busy)
+        self.restart("run1", busy=busy)
 
     def restart(self, epoch: str, *, busy: bool = False) -> None:
         """A new run: nothing that the feed knew is known any more."""
@@ -256,7 +270,9 @@ class World:
 
     def sync(self, token: str = "alice-phone", **params: str | int) -> Asked:
         """A sync; long, with a `timeout`."""
-        return self.ask("GET", "sync", token=token, params={name: str(value) for name, value in params.items()})
+        return self.ask(
+            "GET", "sync", token=token, params={name: str(value) for name, value in params.items()}
+        )
 
     def tell(self, observed: UserID, view: View | None, *observers: UserID, gone: bool = False) -> None:
         """The engine has news of `observed` for these observers."""
@@ -272,9 +288,15 @@ class World:
                 self.engine.views[(observer, observed)] = view
 
     async def _send(
-        self, method: str, path: str, headers: dict[str, str], data: bytes | None, params: dict[str, str] | None
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        data: bytes | None,
+        params: dict[str, str] | None,
     ) -> Answer:
-        response = await self.treq.request(
+        stub: Any = self.treq  # treq's functions are attributes that it makes at run time
+        response = await stub.request(
             method, f"http://here.test{path}", headers=headers, data=data, params=params or {}
         )
         content = await response.content()

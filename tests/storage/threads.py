@@ -2,7 +2,7 @@
 
 import queue
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -29,7 +29,7 @@ class ThreadReactor:
             self._calls.get(timeout=PATIENCE_S)()
         if isinstance(results[0], Failure):
             results[0].raiseException()
-        return cast(T, results[0])
+        return results[0]
 
     def callFromThread(  # noqa: N802 - the interface's name
         self, callable: Callable[..., object], *args: object, **kwargs: object

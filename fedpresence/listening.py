@@ -1,0 +1,96 @@
+"""Open a listener from its endpoint string, with certificates that can be renewed while it runs.
+
+Twisted's own `ssl:` endpoint takes only the first certificate of a file and reads it once; here the file
+may hold the full chain, and a reload reads it again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import ssl
+from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from fedpresence.config_endpoints import Endpoint, parse_endpoint
+from fedpresence.errors import ConfigError
+
+_log = Logger()
+
+PEM_END = b"-----END CERTIFICATE-----"
+
+
+class Certificates:
+    """A TLS context whose files are read again by `reload`; each connection asks for the newest."""
+
+    def __init__(self, private_key: Path, chain: Path, extra_chain: Path | None = None) -> None:
+        self._private_key = private_key
+        self._chain = chain
+        self._extra_chain = extra_chain
+        self._options = self._read()
+
+    def getContext(self) -> Any:  # noqa: N802 - Twisted's name
+        """The context for one more connection."""
+        return self._options.getContext()
+
+    def reload(self) -> None:
+        """Read the files again; ConfigError, and the old certificates stay, where they are no good."""
+        self._options = self._read()
+
+    def _read(self) -> Any:
+        try:
+            certificates = _certificates(self._chain)
+            if self._extra_chain is not None:
+                certificates += _certificates(self._extra_chain)
+            key = ssl.KeyPair.load(self._private_key.read_bytes(), ssl.crypto.FILETYPE_PEM)
+            options = ssl.CertificateOptions(
+                privateKey=key.original,
+                certificate=certificates[0].original,
+                extraCertChain=[certificate.original for certificate in certificates[1:]],
+                raiseMinimumTo=ssl.TLSVersion.TLSv1_2,
+            )
+            options.getContext()  # a key that does not fit its certificate is found here
+        except (OSError, ssl.SSL.Error, IndexError, ValueError) as error:
+            raise ConfigError.of(
+                "listeners",
+                f"the certificate {self._chain} with the key {self._private_key} cannot be used: {error!r}.",
+                "Give a PEM file with the full chain and the private key that belongs to its first.",
+            ) from error
+        return options
+
+
+class Listener:
+    """An open port; `certificates` None where it speaks plain TCP."""
+
+    def __init__(self, port: IListeningPort, certificates: Certificates | None) -> None:
+        self.port = port
+        self.certificates = certificates
+
+
+async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
+    """Listen at `endpoint`; ConfigError where its files are no good, OSError's kin where the port is not free."""
+    parsed = parse_endpoint(endpoint)
+    if parsed.kind != "ssl":
+        return Listener(await serverFromString(reactor, endpoint).listen(factory), None)
+    certificates = _certificates_of(parsed)
+    server = SSL4ServerEndpoint(
+        reactor,
+        int(parsed.port or 0),
+        certificates,
+        backlog=int(parsed.named.get("backlog", 50)),
+        interface=parsed.interface,
+    )
+    return Listener(await server.listen(factory), certificates)
+
+
+def _certificates_of(endpoint: Endpoint) -> Certificates:
+    private_key = Path(endpoint.named.get("privateKey", "server.pem"))
+    extra = endpoint.named.get("extraCertChain")
+    return Certificates(
+        private_key, Path(endpoint.named.get("certKey", private_key)), Path(extra) if extra else None
+    )
+
+
+def _certificates(path: Path) -> list[Any]:
+    parts = path.read_bytes().split(PEM_END)
+    return [ssl.Certificate.loadPEM(part + PEM_END) for part in parts[:-1]]

@@ -1,0 +1,469 @@
+"""One destination: takes what waits, makes a transaction of it, sends it, learns from the answer.
+
+Always true:
+- one transaction is in flight (decision 10);
+- bytes are made once the connection stands, from the newest state and by the rights of that moment;
+- the same bytes are sent a second time only where it is unclear whether they arrived, and only while no
+  right in them has ended (S:5);
+- whatever fails, what waited still waits; only a 2xx, or a refusal that will not change, ends it.
+
+| outcome | then |
+| --- | --- |
+| 2xx | delivered |
+| no connection | later, rebuilt under a new id |
+| no answer | later once more byte for byte, then rebuilt under a new id |
+| 429 | later, rebuilt; no outage |
+| 5xx | later, rebuilt |
+| 400, 413 | split in halves until the offender stands alone, which is set aside |
+| any other | set aside |
+
+Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, Protocol
+
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from fedpresence.clock import now_ms
+from fedpresence.counters import Counters
+from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
+from fedpresence.engine.outgoing import Composed, Wanted
+from fedpresence.engine.presence import Published
+from fedpresence.errors import DeliveryFailed
+from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.backoff import Backoff
+from fedpresence.outbound.queue import DestinationQueue, QueueEffect
+from fedpresence.outbound.status import DestinationStatus, TransactionSeen
+from fedpresence.wire.transactions import Packed, pack
+
+_log = Logger()
+
+MAX_USERS = 500  # in a transaction: ten EDUs of fifty
+MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
+SPLIT_STATUSES = frozenset({400, 413})
+
+
+class OpenLink(Protocol):
+    """A connection for one transaction."""
+
+    async def send_transaction(self, txn_id: str, content: Mapping[str, object]) -> int:
+        """The 2xx status; DeliveryFailed otherwise."""
+
+    def abort(self) -> None:
+        """There is nothing to send after all."""
+
+
+class Opens(Protocol):
+    """The client, as far as a sender knows it."""
+
+    async def open(self, destination: ServerName) -> OpenLink:
+        """A connection; DeliveryFailed otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What sending asks of the engine, through the hub, and what it tells it.
+
+    `compose` answers by the rights of its moment; `rights` and `needs_refresh` read at once.
+    """
+
+    compose: Callable[[ServerName, Wanted], Deferred[Composed]]
+    rights: Callable[[ServerName], int]
+    needs_refresh: Callable[[ServerName, UserID], bool]
+    submit: Callable[[Event], Deferred[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all senders share."""
+
+    origin: ServerName
+    clock: IReactorTime
+    client: Opens
+    decisions: Decisions
+    next_txn_id: Callable[[], str]
+    random: Random
+    counters: Counters
+    on_transaction: Callable[[TransactionSeen], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A transaction whose bytes are made."""
+
+    txn_id: str
+    wanted: Wanted
+    packed: Packed
+    published: dict[UserID, Published]
+    rights: int
+    revision: int
+
+
+class DestinationSender(Service):
+    """Delivers one destination's queue.
+
+    It says by `due` that it wants a turn now (by a deadline), and sends one transaction when it gets it
+    (`go`). `permitted` False: it sleeps, and keeps what waits.
+    """
+
+    def __init__(
+        self,
+        destination: ServerName,
+        queue: DestinationQueue,
+        tools: Tools,
+        due: Callable[["DestinationSender", int], None],
+        *,
+        permitted: bool = True,
+    ) -> None:
+        self.destination = destination
+        self.queue = queue
+        self._tools = tools
+        self._due = due
+        self._permitted = permitted
+        self._backoff = Backoff()
+        self._parts: deque[Wanted] = deque()  # of a transaction that was refused as a whole
+        self._refusals = 0
+        self._unclear: _Sealed | None = None
+        self._told_alive = False
+        self._in_flight: Deferred[None] | None = None
+        self._timer: IDelayedCall | None = None
+        self._timer_ms: int | None = None
+        self._last_success_ms: int | None = None
+        self._last_error: str | None = None
+
+    # --- service ---------------------------------------------------------------------------------
+
+    def startService(self) -> None:  # noqa: N802 - Twisted's name
+        """Send from now on."""
+        super().startService()
+        self.schedule()
+
+    def stopService(self) -> Deferred[None]:  # noqa: N802 - Twisted's name
+        """Send no more; fires when nothing is in flight."""
+        super().stopService()
+        self._set_timer(None)
+        stopped: Deferred[None] = Deferred()
+        in_flight = self._in_flight
+        if in_flight is None:
+            stopped.callback(None)
+        else:
+            in_flight.addBoth(lambda _: stopped.callback(None))
+            in_flight.cancel()
+        return stopped
+
+    # --- what happens to it ----------------------------------------------------------------------
+
+    def add(self, effect: QueueEffect, *, overdrawn: bool) -> None:
+        """Something waits for this destination."""
+        self.queue.add(effect, self._now_ms(), overdrawn=overdrawn)
+        self.schedule()
+
+    def seen_alive(self) -> None:
+        """A signed request came from there (F:X-8)."""
+        now = self._now_ms()
+        if self._backoff.failing_since_ms is not None and not self._told_alive:
+            self._told_alive = True
+            self.queue.wake(now)
+            self._submit(DestinationAlive(self.destination))
+        if self._backoff.wake(now):
+            self.schedule()
+
+    def retry(self) -> None:
+        """An operator wants a try now."""
+        now = self._now_ms()
+        self._backoff.retry_now(now)
+        self.queue.wake(now)
+        self.schedule()
+
+    def permit(self, permitted: bool) -> None:
+        """Whether presence may be exchanged with this destination (Z-9)."""
+        self._permitted = permitted
+        if not permitted:
+            self._unclear = None  # bytes of a right that has ended
+            self._parts.clear()
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Look at the clock again: something changed."""
+        due_ms = self.next_due_ms()
+        if due_ms is None or self._in_flight is not None or not self.running:
+            self._set_timer(None)
+        else:
+            self._set_timer(due_ms)
+
+    # --- questions -------------------------------------------------------------------------------
+
+    def next_due_ms(self) -> int | None:
+        """When it will want a turn; None where nothing waits, or it sleeps."""
+        if not self._permitted:
+            return None
+        due_ms = 0 if self._parts or self._unclear is not None else self.queue.next_due_ms()
+        return None if due_ms is None else max(due_ms, self._backoff.next_try_ms)
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight, nor due now."""
+        due_ms = self.next_due_ms()
+        return self._in_flight is None and (due_ms is None or due_ms > self._now_ms())
+
+    def forgettable(self) -> bool:
+        """Whether a new sender would do as well as this one."""
+        return (
+            self._in_flight is None
+            and not self._parts
+            and self._unclear is None
+            and self._backoff.failing_since_ms is None
+            and self._backoff.next_try_ms <= self._now_ms()
+            and self.queue.empty()
+        )
+
+    def status(self) -> DestinationStatus:
+        """As the admin API shows it."""
+        failing = self._backoff.failing_since_ms
+        waits = self.queue.pending_users or self.queue.owed
+        state: Literal["idle", "sending", "waiting", "failing"] = "waiting" if waits else "idle"
+        if self._in_flight is not None:
+            state = "sending"
+        elif failing is not None:
+            state = "failing"
+        return DestinationStatus(
+            state=state,
+            pending_users=self.queue.pending_users,
+            owed=self.queue.owed,
+            failing_since_ts=failing,
+            next_try_ts=self._backoff.next_try_ms or None,
+            last_success_ts=self._last_success_ms,
+            last_error=self._last_error,
+        )
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def go(self) -> None:
+        """Send one transaction, if there still is something to send."""
+        due_ms = self.next_due_ms()
+        if self._in_flight is not None or not self.running or due_ms is None or due_ms > self._now_ms():
+            self.schedule()
+            return
+        in_flight = ensureDeferred(self._deliver())
+        self._in_flight = in_flight
+        in_flight.addErrback(self._log_bug)
+        in_flight.addBoth(self._landed)
+
+    def _landed(self, _: object) -> None:
+        self._in_flight = None
+        self.schedule()
+
+    async def _deliver(self) -> None:
+        self.queue.prune(self._now_ms(), lambda user: self._tools.decisions.needs_refresh(self.destination, user))
+        if self.next_due_ms() is None:
+            return
+        try:
+            link = await self._tools.client.open(self.destination)
+        except DeliveryFailed as error:
+            self._parts.clear()
+            self._try_later(error)
+            return
+        sealed = None
+        try:
+            sealed = await self._seal()
+        finally:
+            if sealed is None:
+                link.abort()
+        if sealed is not None:
+            await self._send(link, sealed)
+
+    async def _seal(self) -> _Sealed | None:
+        """The transaction to send now; None where nothing is left to say, or nothing may be said."""
+        unclear, self._unclear = self._unclear, None
+        rights = self._tools.decisions.rights(self.destination)
+        if unclear is not None and (unclear.rights, unclear.revision) == (rights, self.queue.revision):
+            return unclear
+        wanted = self._parts.popleft() if self._parts else self.queue.take(self._now_ms(), MAX_USERS)
+        composed = await self._tools.decisions.compose(self.destination, wanted)
+        if not self._permitted or not self.running:
+            return None  # while we waited for our turn
+        now = self._now_ms()
+        lost = [user for user in wanted.users if user not in composed.published]
+        self.queue.withdraw(lost, composed.stale_owed, now)
+        same = self.queue.unchanged(composed.published, now)
+        if same:
+            self.queue.settled(same, now)
+            composed = _without(composed, same)
+        packed = pack(composed, self._tools.origin, now)
+        if not packed.content["edus"]:
+            return None
+        txn_id = self._tools.next_txn_id()
+        return _Sealed(txn_id, wanted, packed, composed.published, composed.rights, self.queue.revision)
+
+    async def _send(self, link: OpenLink, sealed: _Sealed) -> None:
+        sent_ms = self._now_ms()
+        try:
+            status = await link.send_transaction(sealed.txn_id, sealed.packed.content)
+        except DeliveryFailed as error:
+            self._report(sealed, sent_ms, error.status)
+            self._not_delivered(sealed, error)
+        except CancelledError:
+            self._report(sealed, sent_ms, None)
+            raise
+        else:
+            self._report(sealed, sent_ms, status)
+            self._delivered(sealed)
+
+    def _delivered(self, sealed: _Sealed) -> None:
+        now = self._now_ms()
+        packed = sealed.packed
+        self.queue.delivered(packed.users, packed.owed, sealed.published, now)
+        self._refusals = 0
+        self._answered(now)
+        self._last_success_ms = now
+        self._last_error = None
+        for _ in packed.users:
+            self._tools.counters.count("outbound_pushes")
+        if packed.owed:
+            self._submit(EdusDelivered(self.destination, packed.owed))
+
+    def _answered(self, now: int) -> None:
+        """The destination is there, whatever it says."""
+        if self._backoff.failing_since_ms is not None:
+            _log.info(
+                "{destination} takes transactions again after {delay_ms} ms",
+                destination=self.destination,
+                delay_ms=now - self._backoff.failing_since_ms,
+            )
+            self.queue.wake(now)
+            if not self._told_alive:
+                self._submit(DestinationAlive(self.destination))
+        self._told_alive = False
+        self._backoff.succeeded()
+
+    def _not_delivered(self, sealed: _Sealed, error: DeliveryFailed) -> None:
+        packed = sealed.packed
+        if error.heard:
+            self.queue.failed(packed.users)
+        if error.status is None:
+            if error.heard and self._permitted and sealed is not self._resent:
+                self._unclear = self._resent = sealed
+            self._parts.clear()
+            self._try_later(error)
+        elif error.status == 429 or error.status >= 500:
+            self._parts.clear()
+            self._try_later(error)
+        else:
+            self._refused(sealed, error)
+
+    def _try_later(self, error: DeliveryFailed) -> None:
+        now = self._now_ms()
+        outage = error.status != 429
+        if outage and self._backoff.failing_since_ms is None:
+            _log.warn(
+                "{destination} does not take transactions: {reason}",
+                destination=self.destination,
+                reason=error.reason,
+            )
+        self._last_error = error.reason
+        jitter = self._tools.random.random()
+        self._backoff.failed(now, jitter, retry_after_ms=error.retry_after_ms, outage=outage)
+
+    def _refused(self, sealed: _Sealed, error: DeliveryFailed) -> None:
+        """It will not take this, now or later: find what it does not like (Z-17), or set all aside (X-6)."""
+        now = self._now_ms()
+        self._answered(now)
+        self._last_error = error.reason
+        self._refusals += 1
+        halves = _halves(sealed.packed) if error.status in SPLIT_STATUSES else None
+        if halves is not None and self._refusals < MAX_REFUSALS_IN_A_ROW:
+            self._parts.extendleft(reversed(halves))
+            return
+        aside = [Wanted(sealed.packed.users, sealed.packed.owed)]
+        if self._refusals >= MAX_REFUSALS_IN_A_ROW:
+            aside.extend(self._parts)
+            self._parts.clear()
+        for part in aside:
+            self.queue.set_aside(part.users, part.owed, now)
+        if not self._parts:
+            self._refusals = 0
+        _log.warn(
+            "{destination} refused {txn_id}: {reason}; {users} pushes and {edus} list EDUs are set aside",
+            destination=self.destination,
+            txn_id=sealed.txn_id,
+            reason=error.reason,
+            users=sum(len(part.users) for part in aside),
+            edus=sum(len(part.owed) for part in aside),
+        )
+
+    def _report(self, sealed: _Sealed, sent_ms: int, status: int | None) -> None:
+        now = self._now_ms()
+        outcome = "unanswered" if status is None else f"{status // 100}xx"
+        self._tools.counters.count("outbound_transactions", outcome=outcome)
+        content = sealed.packed.content
+        _log.debug(
+            "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
+            destination=self.destination,
+            txn_id=sealed.txn_id,
+            edus=content["edus"].__len__(),  # type: ignore[attr-defined]
+            status=status,
+            delay_ms=now - sent_ms,
+        )
+        answered_ms = None if status is None else now
+        self._tools.on_transaction(
+            TransactionSeen(self.destination, sealed.txn_id, sent_ms, answered_ms, status, content)
+        )
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _now_ms(self) -> int:
+        return now_ms(self._tools.clock)
+
+    def _submit(self, event: Event) -> None:
+        self._tools.decisions.submit(event).addErrback(_log_not_submitted)
+
+    def _log_bug(self, failure: Failure) -> None:
+        if isinstance(failure.value, CancelledError):
+            return
+        _log.failure("sending to {destination} failed", failure, destination=self.destination)
+        self._try_later(DeliveryFailed(self.destination, "our own fault, see the log"))
+
+    def _set_timer(self, due_ms: int | None) -> None:
+        if due_ms is not None and due_ms == self._timer_ms:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ms = due_ms
+        if due_ms is not None:
+            # A millisecond is whole only once it has passed: never wake a fraction too early.
+            delay_s = max(0.0, due_ms / 1000 - self._tools.clock.seconds())
+            self._timer = self._tools.clock.callLater(delay_s, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._timer_ms = None
+        due_ms = self.next_due_ms()
+        if due_ms is not None and due_ms <= self._now_ms():
+            self._due(self, self.queue.deadline_ms(self._now_ms()))
+        else:
+            self.schedule()
+
+
+def _without(composed: Composed, users: frozenset[UserID]) -> Composed:
+    return Composed(
+        before=composed.before,
+        pushes=tuple(push for push in composed.pushes if push.user_id not in users),
+        published=composed.published,
+        polls=composed.polls,
+        unpolls=composed.unpolls,
+        owed=composed.owed,
+        stale_owed=composed.stale_owed,
+        rights=composed.rights,
+    )
+
+
+def _log_not_submitted(failure: Failure) -> None:
+    _log.failure("an event of a destination was not taken", failure)

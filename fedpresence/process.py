@@ -1,0 +1,123 @@
+"""One daemon as a process: signals, the ready file, the exit code.
+
+Source: contract.md, `fedpresence run` and "Exit codes".
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from fedpresence.clock import MonotonicClock
+from fedpresence.config import Config, load_config, warnings
+from fedpresence.daemon import Daemon
+from fedpresence.errors import ConfigError, FedpresenceError
+from fedpresence.ops.keys import load_signing_keys
+from fedpresence.ops.logs import reload_logging, start_logging
+
+_log = Logger()
+
+FAILED = 1
+WRONG_CONFIG = 78
+
+
+def run(
+    config: Config,
+    config_path: Path,
+    *,
+    ready_file: Path | None = None,
+    force: bool = False,
+    wire_log: Callable[[Any], None] | None = None,
+) -> int:
+    """Run until a signal or a failure; the exit code.
+
+    `wire_log` hears of every transaction that was tried.
+    """
+    from twisted.internet import reactor  # installed by the first import: nowhere else
+
+    start_logging(config.log, sys.stderr)
+    process = _Process(config, config_path, reactor, ready_file, force, wire_log)
+    reactor.callWhenRunning(process.start)  # type: ignore[attr-defined]
+    reactor.addSystemEventTrigger("before", "shutdown", process.stop)  # type: ignore[attr-defined]
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))  # type: ignore[attr-defined]
+    reactor.run()  # type: ignore[attr-defined]
+    return process.exit_code
+
+
+class _Process:
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path,
+        reactor: Any,
+        ready_file: Path | None,
+        force: bool,
+        wire_log: Callable[[Any], None] | None,
+    ) -> None:
+        self.exit_code = 0
+        self._config_path = config_path
+        self._reactor = reactor
+        self._ready_file = ready_file
+        clock = MonotonicClock(reactor)
+        self._daemon = Daemon(
+            config, reactor, clock, SystemRandom(), self._fatal, wire_log=wire_log, force=force
+        )
+
+    def start(self) -> None:
+        """Start the daemon; whatever prevents it ends the process."""
+        for warning in warnings(self._daemon.config):
+            _log.warn("{warning}", warning=warning)
+        ensureDeferred(self._daemon.start()).addCallbacks(self._ready, self._fatal)
+
+    def stop(self) -> Deferred[None]:
+        """What the reactor waits for before it ends."""
+        if self._ready_file is not None:
+            self._ready_file.unlink(missing_ok=True)
+        return self._daemon.stop()
+
+    def reload(self) -> None:
+        """SIGHUP: certificates, log levels, server lists, limits."""
+        try:
+            config = load_config(self._config_path, os.environ, check_signing_key=load_signing_keys)
+            later = self._daemon.reload(config)
+        except ConfigError as error:
+            _log.error("not reloaded, the old configuration stays: {error}", error=error)
+            return
+        reload_logging(config.log)
+        _log.info("reloaded the configuration")
+        if later:
+            _log.warn("a restart is needed for what changed in: {keys}", keys=", ".join(later))
+
+    def _ready(self, _: object) -> None:
+        if self._ready_file is None:
+            return
+        ready = {
+            "pid": os.getpid(),
+            "server_name": self._daemon.config.server_name,
+            "listeners": [
+                {"resources": list(place.resources), "host": place.host, "port": place.port}
+                for place in self._daemon.listening
+            ],
+        }
+        partial = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
+        partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+        partial.replace(self._ready_file)
+
+    def _fatal(self, failure: Failure) -> None:
+        """The last line says what happened; the exit code says whose turn it is."""
+        error = failure.value
+        self.exit_code = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
+        if isinstance(error, FedpresenceError | OSError):
+            _log.error("stopping: {error}", error=error)
+        else:
+            _log.failure("stopping: a bug in fedpresence", failure)
+        if self._reactor.running:
+            self._reactor.stop()

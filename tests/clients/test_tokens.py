@@ -1,0 +1,192 @@
+from collections.abc import Sequence
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from fedpresence.clients import tokens
+from fedpresence.engine.effects import Effect, SaveUser
+from fedpresence.engine.events import UserAdded
+from fedpresence.errors import StoreError
+from fedpresence.ids import UserID
+from fedpresence.storage.store import TokenOwner
+from tests.clients.world import ALICE, PHONE, World
+
+WHOAMI = "account/whoami"
+
+
+@pytest.mark.parametrize(
+    "path", [WHOAMI, "sync", f"presence/{ALICE}/status", f"presence/list/{ALICE}", "joined_rooms", "events"]
+)
+@pytest.mark.parametrize(
+    ("token", "errcode"),
+    [(None, "M_MISSING_TOKEN"), ("wrong", "M_UNKNOWN_TOKEN"), ("x" * 9000, "M_UNKNOWN_TOKEN")],
+)
+def test_without_a_good_token_there_is_nothing(path: str, token: str | None, errcode: str) -> None:
+    """P:9: 401, on every path that is somebody's."""
+    world = World()
+
+    answer = world.answer("GET", path, token=token)
+
+    assert (answer.status, answer.errcode) == (401, errcode)
+    assert world.engine.events == []
+
+
+def test_old_clients_send_the_token_in_the_query() -> None:
+    """clients.md: the old SDKs send no header at all."""
+    answer = World().answer("GET", WHOAMI, token=None, params={"access_token": "alice-phone"})
+
+    assert answer.body["user_id"] == ALICE
+
+
+@pytest.mark.parametrize("params", [{}, {"access_token": ""}])
+def test_an_empty_token_is_a_missing_one(params: dict[str, str]) -> None:
+    """P:9: `M_MISSING_TOKEN`, so that a client does not throw away a good one."""
+    answer = World().answer("GET", WHOAMI, token="", params=params)
+
+    assert answer.errcode == "M_MISSING_TOKEN"
+
+
+def test_a_token_is_looked_up_once() -> None:
+    """A busy client must not cost a database read a request."""
+    world = World()
+
+    for _ in range(5):
+        world.answer("GET", WHOAMI)
+
+    assert world.store.lookups == ["alice-phone"]
+
+
+def test_a_revoked_token_stops_as_soon_as_the_daemon_hears_of_it() -> None:
+    """contract.md: within a second, by `tokens_changed` and `forget`."""
+    world = World()
+    world.answer("GET", WHOAMI)
+    del world.store.tokens["alice-phone"]
+
+    world.tokens.forget()
+
+    assert world.answer("GET", WHOAMI).errcode == "M_UNKNOWN_TOKEN"
+
+
+def test_a_revoked_token_ends_even_if_nobody_says_so() -> None:
+    """The memory of a token has an end of its own."""
+    world = World()
+    world.answer("GET", WHOAMI)
+    del world.store.tokens["alice-phone"]
+
+    world.clock.advance(tokens.KNOWN_FOR_MS / 1000)
+
+    assert world.answer("GET", WHOAMI).status == 401
+
+
+def test_an_unknown_token_is_not_hammered_but_honoured_as_soon_as_it_is_made() -> None:
+    """contract.md: a running daemon honours a new token at once."""
+    world = World()
+    for _ in range(5):
+        world.answer("GET", WHOAMI, token="new")
+    looked_up = len(world.store.lookups)
+    world.store.tokens["new"] = TokenOwner(ALICE, PHONE)
+
+    world.clock.advance(tokens.UNKNOWN_FOR_MS / 1000)
+
+    assert looked_up == 1
+    assert world.answer("GET", WHOAMI, token="new").status == 200
+
+
+def test_requests_that_come_together_share_a_lookup() -> None:
+    """One in flight per token."""
+    world = World()
+    world.store.slow_lookups = []
+
+    asked = [world.ask("GET", WHOAMI) for _ in range(3)]
+    assert all(one.waits for one in asked)
+    [(_, found)] = world.store.slow_lookups
+    found.callback(TokenOwner(ALICE, PHONE))
+
+    assert [one.answer.status for one in asked] == [200] * 3
+
+
+def test_a_lookup_older_than_a_revocation_is_not_remembered() -> None:
+    """The answer was on its way when the token went."""
+    world = World()
+    world.store.slow_lookups = []
+    asked = world.ask("GET", WHOAMI)
+    assert asked.waits
+    world.tokens.forget()
+    del world.store.tokens["alice-phone"]
+    world.store.slow_lookups[0][1].callback(TokenOwner(ALICE, PHONE))
+    world.store.slow_lookups = None
+
+    assert asked.answer.status == 200
+    assert world.answer("GET", WHOAMI).status == 401
+
+
+def test_a_failed_lookup_is_our_fault_and_is_tried_again() -> None:
+    """A disk that fails once must not lock anybody out."""
+    world = World()
+    world.store.slow_lookups = []
+    asked = [world.ask("GET", WHOAMI) for _ in range(2)]
+    assert all(one.waits for one in asked)
+    found: Deferred[TokenOwner | None] = world.store.slow_lookups[0][1]
+    found.errback(Failure(StoreError("no")))
+    world.store.slow_lookups = None
+
+    assert [one.answer.status for one in asked] == [500, 500]
+    assert world.answer("GET", WHOAMI).status == 200
+
+
+def test_a_client_that_hangs_up_does_not_take_the_lookup_from_others() -> None:
+    """A shared look-up belongs to nobody in particular."""
+    world = World()
+    world.store.slow_lookups = []
+    first, second = world.ask("GET", WHOAMI), world.ask("GET", WHOAMI)
+    assert first.waits
+    assert second.waits
+
+    first.hang_up()
+    world.store.slow_lookups[0][1].callback(TokenOwner(ALICE, PHONE))
+
+    assert second.answer.status == 200
+
+
+def test_the_engine_hears_of_a_user_before_the_first_request_is_done() -> None:
+    """contract.md: `token add` makes the user exist, in a running daemon too."""
+    world = World()
+    erin = UserID("@erin:here.test")
+    world.store.tokens["erin"] = TokenOwner(erin, None)
+
+    def added(event: UserAdded) -> Sequence[Effect]:
+        world.engine.users.add(event.user_id)
+        return (SaveUser(event.user_id, False),)
+
+    world.engine.does[UserAdded] = added
+    world.store.held = []
+
+    asked = world.ask("GET", WHOAMI, token="erin")
+    waited = asked.waits
+    world.store.held[0].callback(None)
+
+    assert waited
+    assert asked.answer.body["user_id"] == erin
+    assert world.engine.events == [UserAdded(erin)]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Invented tokens must not fill the memory."""
+    world = World(max_tokens=10)
+
+    for n in range(50):
+        world.answer("GET", WHOAMI, token=f"wrong{n}")
+
+    assert len(world.tokens) == 10
+
+
+def test_lookups_in_flight_are_bounded() -> None:
+    """A slow disk must not become a queue without end."""
+    world = World(max_lookups=2)
+    world.store.slow_lookups = []
+
+    asked = [world.ask("GET", WHOAMI, token=f"wrong{n}") for n in range(3)]
+
+    assert [one.waits for one in asked] == [True, True, False]
+    assert (asked[2].answer.status, asked[2].answer.headers["retry-after"]) == (429, "1")
