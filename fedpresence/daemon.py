@@ -10,7 +10,7 @@ Source: style.md's layout; decisions 21 and 22; contract, `fedpresence run`.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -30,7 +30,15 @@ from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import Config, ListenerConfig, engine_settings
 from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObservers
 from fedpresence.engine.engine import Engine
-from fedpresence.engine.events import InboxDue, SettingsChanged, Started, Stopping, UserAdded
+from fedpresence.engine.events import (
+    InboxDue,
+    PushReceived,
+    SettingsChanged,
+    Started,
+    Stopping,
+    TransactionReceived,
+    UserAdded,
+)
 from fedpresence.errors import StoreError
 from fedpresence.hub import Hub
 from fedpresence.ids import UserID
@@ -46,18 +54,22 @@ from fedpresence.listening import Listener, listen
 from fedpresence.ops.admin import AdminParts, add_admin, admission
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.ops.status import PrometheusCounters, add_health, add_metrics
-from fedpresence.outbound.service import Outbound
+from fedpresence.outbound.client import build_client
+from fedpresence.outbound.sender import Decisions
+from fedpresence.outbound.service import Outbound, OutboundSettings
 from fedpresence.storage.sqlite import SQLiteStore
 from fedpresence.storage.store import Store
 from fedpresence.web import Unknown
 from fedpresence.wire.signing import Identity
 
 _log = Logger()
+Work = Coroutine[Deferred[Any], Any, None]
 
 WRITE_BEHIND_S = 30.0  # how much presence a crash may cost (decision 22)
 WRITE_BEHIND_BATCH = 5_000  # users a transaction, so that a commit never waits long behind one
 LOOK_AROUND_S = 1.0  # how late a revoked token is noticed
 FLUSH_S = 5.0  # what a clean stop waits for queues that are on their way
+FLUSH_STEP_S = 0.05
 CLOCK_JUMP_MS = 3_600_000  # Z-21
 
 
@@ -129,8 +141,10 @@ class Daemon:
         stored = await store.load()
         now = now_ms(clock)
         if stored.saved_at_ms and now < stored.saved_at_ms - CLOCK_JUMP_MS:
-            _log.warn("the clock stands {ms} ms before the last write: expiries wait an hour",
-                      ms=stored.saved_at_ms - now)
+            _log.warn(
+                "the clock stands {ms} ms before the last write: expiries wait an hour",
+                ms=stored.saved_at_ms - now,
+            )
         self.engine = Engine(engine_settings(config), now)
         self.engine.load(stored, now)
         del stored
@@ -139,27 +153,32 @@ class Daemon:
         self.feed = Feed(clock, epoch=secrets.token_hex(4))
         self.tokens = StoredTokens(store, self.hub, self.engine, clock)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
-        self.outbound = Outbound.build(
-            config=config,
-            identity=self.identity,
-            hub=self.hub,
-            engine=self.engine,
-            reactor=self._reactor,
-            clock=clock,
-            random=self._random,
+        client = build_client(self._reactor, clock, config.federation, self.identity, self._random)
+        settings = engine_settings(config)
+        self.outbound = Outbound(
+            clock,
+            client,
+            self._decisions(),
+            OutboundSettings(
+                server_name=config.server_name,
+                batch_window_ms=config.federation.batch_window_ms,
+                refresh_interval_ms=config.presence.refresh_interval_ms,
+                max_transactions_per_second=config.federation.max_transactions_per_second,
+                servers=settings.servers,
+            ),
+            self._random,
             counters=self.counters,
+            boot_users=self.engine.boot_users,
             on_transaction=self._wire_log,
         )
-        fetcher = KeyFetcher(self.outbound.get_unsigned, clock, config.federation.notaries)
+        fetcher = KeyFetcher(client.get_unsigned, clock, config.federation.notaries)
         self.keyring = KeyRing(self.identity, fetcher, store, clock, self._random, self.counters)
         await self.keyring.load()
         self._origin_limits = OriginLimits(config.limits)
-        self._origins = OriginCheck(
-            config.server_name, self.keyring.verify_key, engine_settings(config).servers
-        )
+        self._origins = OriginCheck(config.server_name, self.keyring.verify_key, settings.servers)
         self._budget = BodyBudget(config.limits.bodies_in_flight)
         self._gate = Gate(self._origins, self._origin_limits, self._budget, clock, self.counters)
-        self._transactions = Transactions(self.hub.submit, self._origin_limits, clock, self.counters)
+        self._transactions = Transactions(self._take_transaction, self._origin_limits, clock, self.counters)
         self.outbound.startService()
         await self.hub.submit(Started())
 
@@ -175,8 +194,9 @@ class Daemon:
             address = listener.port.getHost()
             host, number = getattr(address, "host", str(address)), getattr(address, "port", 0)
             listening.append(Listening(place.resources, host, number))
-            _log.info("{resources} on {host}:{port}", resources=", ".join(place.resources), host=host,
-                      port=number)
+            _log.info(
+                "{resources} on {host}:{port}", resources=", ".join(place.resources), host=host, port=number
+            )
         self.listening = tuple(listening)
 
     def _tree(self, place: ListenerConfig) -> Resource:
@@ -238,6 +258,19 @@ class Daemon:
 
         return admit
 
+    def _decisions(self) -> Decisions:
+        engine, hub, clock = self.engine, self.hub, self._clock
+        return Decisions(
+            compose=lambda destination, wanted: hub.read(
+                lambda now: engine.compose(destination, wanted, now)
+            ),
+            rights=engine.rights,
+            needs_refresh=lambda destination, user_id: engine.needs_refresh(
+                destination, user_id, now_ms(clock)
+            ),
+            submit=hub.submit,
+        )
+
     # --- while it runs --------------------------------------------------------------------------
 
     def _perform(self, effect: Outgoing) -> None:
@@ -250,6 +283,13 @@ class Daemon:
             self._watch("the inbox", self._resolve_inbox())
         else:
             self.outbound.enqueue(effect)
+
+    async def _take_transaction(self, transaction: TransactionReceived) -> None:
+        """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
+        await self.hub.submit(transaction)
+        for edu in transaction.edus:
+            if isinstance(edu, PushReceived):
+                self.feed.heard(edu.user_id)
 
     async def _resolve_inbox(self) -> None:
         """Users whom the command line made meanwhile exist before an invite is looked at (Z-7)."""
@@ -278,7 +318,7 @@ class Daemon:
         await self._store.revoke_tokens(user_id, None, all_devices=True)
         self.tokens.forget_user(user_id)
 
-    def _every(self, name: str, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    def _every(self, name: str, period_s: float, work: Callable[[], Work]) -> None:
         """Do `work` every `period_s`, counted from its end; it ends with the daemon."""
 
         def later(_: object = None) -> None:
@@ -291,9 +331,9 @@ class Daemon:
 
         later()
 
-    def _watch(self, name: str, work: Awaitable[None]) -> Deferred[None]:
+    def _watch(self, name: str, work: Work) -> Deferred[None]:
         """Nothing fails unheard: what goes wrong in the background stops the daemon."""
-        running = ensureDeferred(work)  # type: ignore[type-var]  # every caller passes a coroutine
+        running = ensureDeferred(work)
 
         def failed(failure: Failure) -> None:
             if self._stopping is None:
@@ -321,9 +361,12 @@ class Daemon:
         for listener in self._listeners:
             if listener.certificates is not None:
                 listener.certificates.reload()
-        self.outbound.reload(settings.servers)
-        self._watch("the reload", self.hub.submit(SettingsChanged(settings)))
+        self.outbound.reload(settings.servers)  # before the engine hears, so that what waits is kept
+        self._watch("the reload", self._settings_changed(SettingsChanged(settings)))
         return sorted(_needing_restart(old, config))
+
+    async def _settings_changed(self, event: SettingsChanged) -> None:
+        await self.hub.submit(event)
 
     def idle(self) -> bool:
         """Whether nothing is in flight or due now."""
@@ -350,7 +393,7 @@ class Daemon:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        closing = [maybeDeferred(listener.port.stopListening) for listener in self._listeners]
+        closing: list[Deferred[Any]] = [maybeDeferred(li.port.stopListening) for li in self._listeners]
         await DeferredList(closing, consumeErrors=True)
         if not hasattr(self, "hub"):
             await self._close_store()
@@ -374,10 +417,17 @@ class Daemon:
             if hasattr(self, "_transactions"):
                 await self._transactions.stop()
             if self.config.presence.offline_on_stop:
-                await self.outbound.flush(FLUSH_S)
+                await self._flush()
+        await DeferredList([site.close() for site in self._sites], consumeErrors=True)
         await self.outbound.stopService()
         if hasattr(self, "keyring"):
             await self.keyring.stop()
+
+    async def _flush(self) -> None:
+        """Let the last words leave, for a moment at most."""
+        until_s = self._clock.seconds() + FLUSH_S
+        while not self.outbound.idle() and self._clock.seconds() < until_s:
+            await _moment(self._clock)
 
     async def _close_store(self) -> None:
         try:
@@ -388,10 +438,26 @@ class Daemon:
 
 def _needing_restart(old: Config, new: Config) -> set[str]:
     """Top-level keys whose change a reload cannot follow."""
-    names = ("server_name", "signing_key_path", "old_signing_keys", "listeners", "database_path", "presence",
-             "auth_mode", "homeserver_url", "appservice_registration", "admin_token")
+    names = (
+        "server_name",
+        "signing_key_path",
+        "old_signing_keys",
+        "listeners",
+        "database_path",
+        "presence",
+        "auth_mode",
+        "homeserver_url",
+        "appservice_registration",
+        "admin_token",
+    )
     changed = {name for name in names if getattr(old, name) != getattr(new, name)}
-    kept = {"allow": new.federation.allow, "deny": new.federation.deny}
-    if replace(old.federation, **kept) != new.federation:
+    lists_aside = replace(old.federation, allow=new.federation.allow, deny=new.federation.deny)
+    if lists_aside != new.federation:
         changed.add("federation")
     return changed
+
+
+def _moment(clock: Clock) -> Deferred[None]:
+    moment: Deferred[None] = Deferred()
+    clock.callLater(FLUSH_STEP_S, moment.callback, None)
+    return moment

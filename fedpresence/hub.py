@@ -153,9 +153,10 @@ class Hub:
         for effect in effects:
             if not isinstance(effect, _DURABLE):
                 self._perform(effect)  # type: ignore[arg-type]
-        readers, self._readers = self._readers, []
-        for call, _ in readers:
-            call()
+        while self._readers:  # a reader may read again
+            readers, self._readers = self._readers, []
+            for call, _ in readers:
+                call()
         self._in_turn = False
         for deferred in done:
             deferred.callback(None)

@@ -11,6 +11,9 @@ Twisted's own request keeps a body without limit and asks nobody before it reads
 here. Source: Z-1, Z-2.
 """
 
+# mypy: allow-untyped-calls
+# (Twisted's HTTP classes have no type hints, and as our base classes they are not excluded by name.)
+
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -41,6 +44,7 @@ REQUEST_TIMEOUT_S = 60.0  # a whole request, head and body; also how long a conn
 ADMISSION_TIMEOUT_S = 60.0  # a key fetch gives up by itself long before
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
+CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
@@ -162,7 +166,7 @@ class BoundedChannel(HTTPChannel):
     """One connection: Twisted's parser, stopped between head and body until the request is admitted."""
 
     site: "BoundedSite"
-    _counted = False
+    _networkProducer: Any  # noqa: N815 - Twisted's name
     _reading = False  # bytes of the next request have come
     _deadline_s = 0.0
     _deciding = False  # the head is here, the admission is not
@@ -177,8 +181,7 @@ class BoundedChannel(HTTPChannel):
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         """Take the connection, or close it at once where there are too many."""
         transport: Any = self.transport
-        self._counted = self.site.opened()
-        if not self._counted:
+        if not self.site.opened(self):
             transport.abortConnection()
             return
         keep_alive = getattr(transport, "setTcpKeepAlive", None)
@@ -193,7 +196,7 @@ class BoundedChannel(HTTPChannel):
             return
         if data and not self._reading:
             self._reading = True
-            self._deadline_s = self.site.reactor.seconds() + REQUEST_TIMEOUT_S
+            self._deadline_s = self.site.clock.seconds() + REQUEST_TIMEOUT_S
             self.resetTimeout()
         LineReceiver.dataReceived(self, data)
 
@@ -267,6 +270,17 @@ class BoundedChannel(HTTPChannel):
         else:
             super().resumeProducing()
 
+    def end(self) -> None:
+        """Close once no answer is owed any more."""
+        self.persistent = False
+        if not self._handlingRequest:
+            self._close()
+
+    def abort(self) -> None:
+        """Close without courtesy."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
     def timeoutConnection(self) -> None:  # noqa: N802 - Twisted's name
         """Too slow: close, and soon without courtesy."""
         _log.debug("{peer} was too slow", peer=self.getPeer())
@@ -274,9 +288,7 @@ class BoundedChannel(HTTPChannel):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
         """Free whatever the connection held."""
-        if self._counted:
-            self._counted = False
-            self.site.closed()
+        self.site.gone(self)
         for request in self.requests:
             request.let_go(self.site.budget)
         if self._linger_call is not None:
@@ -330,7 +342,7 @@ class BoundedChannel(HTTPChannel):
         self.paused = True
         self._networkProducer.pauseProducing()
         self.setTimeout(ADMISSION_TIMEOUT_S)
-        self._deadline_s -= self.site.reactor.seconds()
+        self._deadline_s -= self.site.clock.seconds()
 
     def _go_on(self) -> None:
         if not self._held_up:
@@ -338,7 +350,7 @@ class BoundedChannel(HTTPChannel):
         self._held_up = False
         self.paused = False
         left_s = max(1.0, self._deadline_s)
-        self._deadline_s = self.site.reactor.seconds() + left_s
+        self._deadline_s = self.site.clock.seconds() + left_s
         self.setTimeout(left_s)
         if not self._waitingForTransport:
             self._networkProducer.resumeProducing()
@@ -383,13 +395,12 @@ class BoundedSite(Site):
     """
 
     protocol = BoundedChannel  # type: ignore[assignment]  # HTTP/1.1 only: no proxy that switches to 2
-    reactor: Clock
 
     def __init__(
         self,
         resource: Resource,
         limits: LimitsConfig,
-        reactor: Clock,
+        clock: Clock,
         budget: BodyBudget,
         admit: Admit | None = None,
     ) -> None:
@@ -397,24 +408,52 @@ class BoundedSite(Site):
             resource,
             BoundedRequest,
             timeout=REQUEST_TIMEOUT_S,
-            reactor=reactor,
+            reactor=clock,
             parsePOSTFormSubmission=False,
         )
+        self.clock = clock
         self.limits = limits
         self.budget = budget
         self.admit = admit
-        self.connections = 0
+        self._channels: set[BoundedChannel] = set()
+        self._closed: Deferred[None] | None = None
 
-    def opened(self) -> bool:
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._channels)
+
+    def opened(self, channel: BoundedChannel) -> bool:
         """Whether one more connection may stay; it counts if so."""
-        if self.connections >= self.limits.connections:
+        if self._closed is not None or len(self._channels) >= self.limits.connections:
             return False
-        self.connections += 1
+        self._channels.add(channel)
         return True
 
-    def closed(self) -> None:
-        """A connection that counted has gone."""
-        self.connections -= 1
+    def gone(self, channel: BoundedChannel) -> None:
+        """A connection has ended, whether it counted or not."""
+        self._channels.discard(channel)
+        if self._closed is not None and not self._channels and not self._closed.called:
+            self._closed.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """Take no more connections and end those that are open; called once, after the port is closed.
+
+        Idle ones end now, the others with the answer that they wait for, all of them within 5 s. Fires
+        when none is left.
+        """
+        self._closed = Deferred()
+        if not self._channels:
+            self._closed.callback(None)
+            return self._closed
+        abort = self.clock.callLater(CLOSE_S, self._abort)
+        for channel in list(self._channels):
+            channel.end()
+        return self._closed.addBoth(lambda _: _cancel(abort))
+
+    def _abort(self) -> None:
+        for channel in list(self._channels):
+            channel.abort()
 
     def reload(self, limits: LimitsConfig) -> None:
         """New limits, for what comes from now on."""
@@ -480,6 +519,11 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
+
+
+def _cancel(timer: Timer) -> None:
+    if timer.active():
+        timer.cancel()
 
 
 def _expect_cancelled(failure: Failure) -> None:

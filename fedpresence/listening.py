@@ -7,9 +7,9 @@ may hold the full chain, and a reload reads it again.
 from pathlib import Path
 from typing import Any
 
+from OpenSSL import SSL, crypto
 from twisted.internet import ssl
 from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from fedpresence.config_endpoints import Endpoint, parse_endpoint
@@ -42,7 +42,7 @@ class Certificates:
             certificates = _certificates(self._chain)
             if self._extra_chain is not None:
                 certificates += _certificates(self._extra_chain)
-            key = ssl.KeyPair.load(self._private_key.read_bytes(), ssl.crypto.FILETYPE_PEM)
+            key = ssl.KeyPair.load(self._private_key.read_bytes(), crypto.FILETYPE_PEM)
             options = ssl.CertificateOptions(
                 privateKey=key.original,
                 certificate=certificates[0].original,
@@ -50,7 +50,7 @@ class Certificates:
                 raiseMinimumTo=ssl.TLSVersion.TLSv1_2,
             )
             options.getContext()  # a key that does not fit its certificate is found here
-        except (OSError, ssl.SSL.Error, IndexError, ValueError) as error:
+        except (OSError, SSL.Error, IndexError, ValueError) as error:
             raise ConfigError.of(
                 "listeners",
                 f"the certificate {self._chain} with the key {self._private_key} cannot be used: {error!r}.",
@@ -60,15 +60,15 @@ class Certificates:
 
 
 class Listener:
-    """An open port; `certificates` None where it speaks plain TCP."""
+    """An open port (Twisted's IListeningPort); `certificates` None where it speaks plain TCP."""
 
-    def __init__(self, port: IListeningPort, certificates: Certificates | None) -> None:
+    def __init__(self, port: Any, certificates: Certificates | None) -> None:
         self.port = port
         self.certificates = certificates
 
 
 async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
-    """Listen at `endpoint`; ConfigError where its files are no good, OSError's kin where the port is not free."""
+    """Listen at `endpoint`; ConfigError where its files are no good, CannotListenError where it is taken."""
     parsed = parse_endpoint(endpoint)
     if parsed.kind != "ssl":
         return Listener(await serverFromString(reactor, endpoint).listen(factory), None)

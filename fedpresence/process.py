@@ -21,7 +21,7 @@ from fedpresence.config import Config, load_config, warnings
 from fedpresence.daemon import Daemon
 from fedpresence.errors import ConfigError, FedpresenceError
 from fedpresence.ops.keys import load_signing_keys
-from fedpresence.ops.logs import reload_logging, start_logging
+from fedpresence.ops.logs import Logging, start_logging
 
 _log = Logger()
 
@@ -41,14 +41,15 @@ def run(
 
     `wire_log` hears of every transaction that was tried.
     """
-    from twisted.internet import reactor  # installed by the first import: nowhere else
+    from twisted.internet import reactor as installed  # by the first import: nowhere else
 
-    start_logging(config.log, sys.stderr)
-    process = _Process(config, config_path, reactor, ready_file, force, wire_log)
-    reactor.callWhenRunning(process.start)  # type: ignore[attr-defined]
-    reactor.addSystemEventTrigger("before", "shutdown", process.stop)  # type: ignore[attr-defined]
-    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor: Any = installed
+    logging = start_logging(config.log, sys.stderr)
+    process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
+    reactor.callWhenRunning(process.start)
+    reactor.addSystemEventTrigger("before", "shutdown", process.stop)
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
+    reactor.run()
     return process.exit_code
 
 
@@ -58,6 +59,7 @@ class _Process:
         config: Config,
         config_path: Path,
         reactor: Any,
+        logging: Logging,
         ready_file: Path | None,
         force: bool,
         wire_log: Callable[[Any], None] | None,
@@ -65,6 +67,7 @@ class _Process:
         self.exit_code = 0
         self._config_path = config_path
         self._reactor = reactor
+        self._logging = logging
         self._ready_file = ready_file
         clock = MonotonicClock(reactor)
         self._daemon = Daemon(
@@ -87,11 +90,11 @@ class _Process:
         """SIGHUP: certificates, log levels, server lists, limits."""
         try:
             config = load_config(self._config_path, os.environ, check_signing_key=load_signing_keys)
+            self._logging.reload(config.log)
             later = self._daemon.reload(config)
         except ConfigError as error:
             _log.error("not reloaded, the old configuration stays: {error}", error=error)
             return
-        reload_logging(config.log)
         _log.info("reloaded the configuration")
         if later:
             _log.warn("a restart is needed for what changed in: {keys}", keys=", ".join(later))

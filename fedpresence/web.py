@@ -58,7 +58,7 @@ class JsonResource(Resource):
     """
 
     def __init__(self, methods: dict[str, Handler], *, cors: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's has no hints
         self._methods = methods
         self._cors = cors
 

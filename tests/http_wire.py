@@ -1,15 +1,21 @@
 """Requests as bytes into a BoundedSite, answers as values out: everything but the socket is real."""
 
+# mypy: allow-untyped-calls
+# (Twisted's HTTP classes have no type hints.)
+
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.intake import BoundedChannel, BoundedSite
+from fedpresence.web import write_json
 
 
 @dataclass(frozen=True)
@@ -86,17 +92,26 @@ def request(method: str, uri: str, body: bytes | None = None, *headers: str) -> 
 
 
 class Echo(Resource):
-    """Says how many bytes it was sent."""
+    """Says how many bytes it was sent; with `delay` only when told to `finish`."""
 
-    isLeaf = True
+    isLeaf = True  # noqa: N815 - Twisted's name
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[bytes] = []
+        self.delay = False
+        self._waiting: list[Any] = []
 
-    def render(self, request: object) -> bytes:
+    def render(self, request: Any) -> int:
         """Their number."""
-        body = request.content.read()  # type: ignore[attr-defined]  # a Twisted request
-        self.seen.append(body)
-        request.setHeader("Content-Type", "application/json")  # type: ignore[attr-defined]
-        return b'{"size": %d}' % len(body)
+        self.seen.append(request.content.read())
+        self._waiting.append(request)
+        if not self.delay:
+            self.finish()
+        return NOT_DONE_YET
+
+    def finish(self) -> None:
+        """Answer whoever waits."""
+        waiting, self._waiting = self._waiting, []
+        for request in waiting:
+            write_json(request, {"size": len(self.seen[-1])})

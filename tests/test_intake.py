@@ -7,6 +7,7 @@ from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
 from fedpresence.intake import (
+    CLOSE_S,
     LINGER_BYTES,
     LINGER_S,
     REQUEST_TIMEOUT_S,
@@ -15,6 +16,7 @@ from fedpresence.intake import (
     BoundedSite,
     RequestHead,
 )
+from tests.asynchronous import result_of
 from tests.http_wire import Client, Echo, request
 
 THERE = ServerName("there.test")
@@ -377,6 +379,45 @@ def test_connections_beyond_the_limit_are_closed_at_once() -> None:
     assert refused.closed
     assert not again.closed
     assert listener.site.connections == 3
+
+
+def test_closing_ends_idle_connections_now_and_the_others_with_their_answer() -> None:
+    """A clean stop leaves nobody without the answer that it is owed, and nothing open behind it."""
+    listener = Listener()
+    decision = listener.undecided()
+    idle, half, busy = (Client(listener.site) for _ in range(3))
+    half.send(request("POST", "/", b"x" * 50)[:-1])
+    listener.echo.delay = True
+    busy.send(request("GET", "/"))
+
+    done = listener.site.close()
+    closed_at_once = [client.closed for client in (idle, half, busy)]
+    late = Client(listener.site)
+    listener.echo.finish()
+    for client in (idle, half, busy):
+        client.leave()
+
+    assert closed_at_once == [True, True, False]
+    assert busy.closed and busy.answer.status == 200
+    assert late.closed
+    assert result_of(done) is None
+    assert not decision.called
+    assert listener.clock.getDelayedCalls() == []
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    """A long poll, or a client that does not read, must not hold up a stop."""
+    listener = Listener()
+    listener.echo.delay = True
+    busy = Client(listener.site)
+    busy.send(request("GET", "/"))
+
+    done = listener.site.close()
+    listener.clock.advance(CLOSE_S)
+    busy.leave()
+
+    assert busy.closed
+    assert result_of(done) is None
 
 
 def test_hostile_heads_get_a_400_or_silence_and_never_a_500() -> None:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fedpresence.clients.throttle import Throttle
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.events import PresenceSet
 from fedpresence.engine.presence import PresenceState
@@ -44,15 +43,16 @@ class _Told:
 class PresenceChanges(Service):
     """Gives `PUT .../status` to the hub, no more often than the limits say."""
 
-    def __init__(self, hub: Hub, clock: IReactorTime, limits: LimitsConfig) -> None:
+    def __init__(self, hub: Hub, clock: Clock, limits: LimitsConfig) -> None:
         self._hub = hub
         self._clock = clock
         merged, refused = limits.client_changes, limits.client_changes_refused
         self._merging: Throttle[UserID] = Throttle(merged.per_second, merged.burst)
         self._refusing: Throttle[UserID] = Throttle(refused.per_second, refused.burst)
         self._pending: dict[UserID, dict[DeviceID | None, PresenceSet]] = {}
-        self._timers: dict[UserID, IDelayedCall] = {}
+        self._timers: dict[UserID, Timer] = {}
         self._told: OrderedDict[_Device, _Told] = OrderedDict()
+        self._stopped = False
 
     def reload(self, limits: LimitsConfig) -> None:
         """Obey other limits from now on."""
@@ -69,7 +69,7 @@ class PresenceChanges(Service):
         """Done when the change is committed or, where it is one too many, kept for a moment."""
         user_id, now = event.user_id, now_ms(self._clock)
         pending = self._pending.get(user_id)
-        if pending is None and not self._merging.take(user_id, now):
+        if self._stopped or (pending is None and not self._merging.take(user_id, now)):
             await self._submit(event)
         elif event.state is PresenceState.OFFLINE and not self._is_hidden(event):
             self._merging.spend(user_id, now)
@@ -84,8 +84,9 @@ class PresenceChanges(Service):
             pending[event.device_id] = event
 
     def stopService(self) -> Deferred[object]:  # noqa: N802 - Twisted's name
-        """Give the hub what was kept."""
-        super().stopService()
+        """Give the hub what was kept; nothing is kept from now on."""
+        self._stopped = True
+        Service.stopService(self)
         kept = [self._take_pending(user_id) for user_id in list(self._pending)]
         done = [self._submit(*changes.values()) for changes in kept]
         return DeferredList(done, consumeErrors=True).addCallback(lambda _: None)

@@ -14,11 +14,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from fedpresence.clients.mailbox import MAX_NOTICES, Mailbox
 from fedpresence.clients.throttle import Throttle
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.engine.effects import Notice, TellObservers
 from fedpresence.ids import UserID
 
@@ -36,7 +35,7 @@ class _Waiter:
 
     __slots__ = ("admits", "deferred", "timer")
 
-    def __init__(self, admits: Admits, deferred: Deferred[bool], timer: IDelayedCall) -> None:
+    def __init__(self, admits: Admits, deferred: Deferred[bool], timer: Timer) -> None:
         self.admits = admits
         self.deferred = deferred
         self.timer = timer
@@ -45,7 +44,7 @@ class _Waiter:
 class Feed:
     """Mailboxes of users who sync, and whoever waits at them. `epoch` is unlike that of any other run."""
 
-    def __init__(self, clock: IReactorTime, epoch: str) -> None:
+    def __init__(self, clock: Clock, epoch: str) -> None:
         self._clock = clock
         self._epoch = epoch
         self._boxes: OrderedDict[UserID, Mailbox] = OrderedDict()  # longest unused first
@@ -55,7 +54,7 @@ class Feed:
         self._unread: OrderedDict[UserID, deque[Notice]] = OrderedDict()
         self._throttle: Throttle[UserID] = Throttle(NEWS_PER_SECOND, NEWS_BURST)
         self._held: dict[UserID, dict[UserID, None]] = {}  # observed: observers who are due its news
-        self._timers: dict[UserID, IDelayedCall] = {}
+        self._timers: dict[UserID, Timer] = {}
         self._closed = False
         self.started_ms = now_ms(clock)
 
@@ -206,7 +205,7 @@ class Feed:
         if waiter.timer.active():
             waiter.timer.cancel()
 
-    def _asked(self, _: object, observed: UserID, asking: Deferred[None], timer: IDelayedCall) -> None:
+    def _asked(self, _: object, observed: UserID, asking: Deferred[None], timer: Timer) -> None:
         if timer.active():
             timer.cancel()
         all_asking = self._asking.get(observed, [])

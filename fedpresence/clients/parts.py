@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from twisted.internet.interfaces import IReactorTime
-
 from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
 from fedpresence.clients.tokens import TokenChecker
 from fedpresence.clients.views import Views
+from fedpresence.clock import Clock
 from fedpresence.hub import Hub
 from fedpresence.ids import ServerName
 
@@ -30,5 +29,5 @@ class ClientParts:
     tokens: TokenChecker
     feed: Feed
     changes: PresenceChanges
-    clock: IReactorTime
+    clock: Clock
     settings: ClientSettings

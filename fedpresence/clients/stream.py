@@ -13,7 +13,6 @@ Source: P:13; clients.md, "Small print".
 from dataclasses import dataclass, field
 from functools import partial
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
@@ -22,6 +21,7 @@ from fedpresence.clients.feed import Feed
 from fedpresence.clients.mailbox import Mailbox, with_open_invites
 from fedpresence.clients.tokens import TokenChecker
 from fedpresence.clients.views import Views
+from fedpresence.clock import Clock
 from fedpresence.engine.effects import Notice
 from fedpresence.engine.events import StreamClosed, StreamOpened
 from fedpresence.engine.presence import PresenceState, View
@@ -66,9 +66,7 @@ class News:
 class Stream:
     """Every client's event stream."""
 
-    def __init__(
-        self, hub: Hub, engine: Views, feed: Feed, tokens: TokenChecker, clock: IReactorTime
-    ) -> None:
+    def __init__(self, hub: Hub, engine: Views, feed: Feed, tokens: TokenChecker, clock: Clock) -> None:
         self._hub = hub
         self._engine = engine
         self._feed = feed

@@ -13,16 +13,16 @@ from collections import OrderedDict
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
 from fedpresence.clients.requests import access_token
 from fedpresence.clients.views import Views
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest
 from fedpresence.hub import Hub
+from fedpresence.ids import UserID
 from fedpresence.storage.store import TokenOwner
 
 MAX_TOKEN_CHARACTERS = 1024  # homeservers' tokens stay far below; ours have a tenth of that
@@ -54,7 +54,7 @@ class StoredTokens:
         store: TokenFinder,
         hub: Hub,
         engine: Views,
-        clock: IReactorTime,
+        clock: Clock,
         *,
         max_remembered: int = MAX_REMEMBERED,
         max_lookups: int = MAX_LOOKUPS,
@@ -91,6 +91,10 @@ class StoredTokens:
         """Another process changed tokens: look everything up again."""
         self._remembered.clear()
         self._lookups.clear()  # those in flight still answer who waits for them, and are not remembered
+
+    def forget_user(self, user_id: UserID) -> None:
+        """This user's tokens changed: as `forget`, for an index by user would cost more than it saves."""
+        self.forget()
 
     def _look_up(self, token: str, digest: bytes) -> Deferred[TokenOwner | None]:
         answer: Deferred[TokenOwner | None] = Deferred()

@@ -26,7 +26,7 @@ from fedpresence.engine.effects import (
 )
 from fedpresence.engine.events import ListChanged, ListEduReceived
 from fedpresence.engine.presence import OFFLINE
-from fedpresence.engine.quotas import InviteQuotas
+from fedpresence.engine.quotas import InviteQuotas, OwnLimits
 from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.schedules import (
     EXPIRIES,
@@ -52,14 +52,10 @@ from fedpresence.engine.subscription import (
 )
 from fedpresence.engine.watching import Watching
 from fedpresence.engine.world import PairKey, Turn, World
-from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName, UserID, server_of
 
-TOMBSTONE_REST_MS = HOUR_MS  # S:O-30
 DENIAL_REST_MS = DAY_MS  # S:T-30, T-31
 MAX_EXPIRIES_PER_HOUR = 10_000  # Z-21: a clock that jumped does not empty the lists
-NEW_DESTINATIONS_PER_DAY = 100  # per local user (Z-15)
-ROWS_PER_ENTRY = 2  # rows of any kind a user may have, per list entry allowed (Z-15)
 
 Then = Callable[[], None]
 
@@ -75,17 +71,20 @@ class Lists:
         self._asked = Recently(DAY_MS)  # request notices (Z-13)
         self._checks = Recently(DAY_MS)  # Z-16
         self._expiries = Quota(MAX_EXPIRIES_PER_HOUR, HOUR_MS)
-        self._new_destinations = Quota(NEW_DESTINATIONS_PER_DAY, DAY_MS)
         self._quotas = InviteQuotas(world)
+        self._limits = OwnLimits(world)
 
     # --- our users' words -----------------------------------------------------------------------
 
     def change(self, turn: Turn, change: ListChanged) -> None:
         """A user's whole change; BadRequest, and nothing done, where one part cannot be (S:8)."""
         me = change.user_id
-        invites = [user_id for user_id in change.invite if user_id != me]  # S:O-2
-        self._check_change(change, invites, turn.now_ms)
-        for other in invites:
+        if me in (*change.invite, *change.deny):  # S:O-2, and nobody blocks themselves
+            invite = tuple(other for other in change.invite if other != me)
+            deny = tuple(other for other in change.deny if other != me)
+            change = replace(change, invite=invite, deny=deny)
+        self._limits.check(change, turn.now_ms)
+        for other in change.invite:
             self.observer_move(turn, me, other, ObserverMove.INVITE)
         for other in change.accept:
             self.observed_move(turn, me, other, ObservedMove.ACCEPT)
@@ -111,43 +110,6 @@ class Lists:
                 self.observer_move(turn, user_id, observed, ObserverMove.FORGET)
             else:
                 self.observer_move(turn, user_id, observed, ObserverMove.DROP)
-
-    def _check_change(self, change: ListChanged, invites: list[UserID], now_ms: int) -> None:
-        world, me = self._world, change.user_id
-        mine = world.lists.get(me, {})
-        new = 0
-        for other in invites:
-            if not world.permits(server_of(other)):
-                raise BadRequest("M_FORBIDDEN", "This server's users cannot be invited", status=403)
-            row = mine.get(other)
-            if row is None or row.stage in (ObserverStage.NONE, ObserverStage.DENIED):
-                new += 1
-                if row is not None and row.stage is ObserverStage.DENIED:
-                    rest_ms = row.changed_ms + TOMBSTONE_REST_MS - now_ms
-                    if rest_ms > 0:  # S:O-30
-                        raise BadRequest(
-                            "M_LIMIT_EXCEEDED",
-                            "Declined: ask again later",
-                            status=429,
-                            retry_after_ms=rest_ms,
-                        )
-        if new:
-            entries = sum(r.stage in (ObserverStage.PENDING, ObserverStage.ACCEPTED) for r in mine.values())
-            limit = world.settings.max_entries
-            if entries + new > limit or len(mine) + new > ROWS_PER_ENTRY * limit:
-                raise BadRequest("M_FORBIDDEN", "The presence list is full", status=403)
-            known = {world.our_name, *world.open_pairs, *(server_of(observed) for observed in mine)}
-            unknown = {server_of(o) for o in invites} - known
-            if len(unknown) > self._new_destinations.left(me, now_ms):
-                raise BadRequest(
-                    "M_LIMIT_EXCEEDED", "Too many new servers today", status=429, retry_after_ms=DAY_MS
-                )
-            for _ in unknown:
-                self._new_destinations.allow(me, now_ms)
-        for other in change.accept:
-            theirs = world.observed_row(me, other)
-            if theirs is None or theirs.stage is ObservedStage.NONE:  # S:T-6
-                raise BadRequest("M_NOT_FOUND", "There is no such request", status=404)
 
     # --- other servers' words -------------------------------------------------------------------
 
@@ -196,8 +158,11 @@ class Lists:
         elif policy is InvitePolicy.ACCEPT_SHARED_ROOM and world.rooms.users_meet(observed, observer):
             move, by_room = ObservedMove.INVITE_BY_POLICY, True
         if move is ObservedMove.INVITE and (row is None or row.stage is not ObservedStage.REQUESTED):
-            for crowded_out in self._quotas.crowded_out(observed):
-                self.observed_move(turn, observed, crowded_out, ObservedMove.EXPIRE)
+            gives_way = self._quotas.gives_way(observed, observer)
+            if gives_way == observer:
+                return
+            if gives_way is not None:
+                self.observed_move(turn, observed, gives_way, ObservedMove.EXPIRE)
         self.observed_move(turn, observed, observer, move, by_room=by_room)
 
     def polled(self, turn: Turn, origin: ServerName, observed: UserID) -> None:
@@ -302,6 +267,12 @@ class Lists:
         for observed, theirs in world.observers.items():
             for observer in theirs:
                 self._schedule(turn, (observer, observed, False))
+        self._quotas.restore(
+            row
+            for theirs in world.observers.values()
+            for row in theirs.values()
+            if row.stage is ObservedStage.REQUESTED and not world.is_local(row.observer)
+        )
         for pairs in list(world.open_pairs.values()):
             for observer, observed, _ in pairs:
                 self._send_owed(turn, observer, observed)
@@ -456,8 +427,6 @@ class Lists:
             row = replace(row, stage=step.stage, changed_ms=turn.now_ms, muted=False, by_room=by_room)
             if step.stage is ObservedStage.REQUESTED:
                 row = replace(row, created_ms=turn.now_ms)
-            elif was is ObservedStage.REQUESTED:
-                self._quotas.settled(observer, observed)
         elif move is ObservedMove.ACCEPT:
             row = replace(row, by_room=False)  # the user's own word outlives the room
         if move is ObservedMove.DEACTIVATE:
@@ -516,6 +485,7 @@ class Lists:
             move = ObserverMove.ACCEPT if kind is EduKind.ACCEPT else ObserverMove.DENY
             then.append(lambda: self.observer_move(turn, observer, observed, move))
             return row
+        self._quotas.settled(observer, observed)
         server = server_of(observer)
         edu = OwedEdu(kind, observer, observed, row.generation + 1, turn.now_ms, final_push=final_push)
         then.append(lambda: turn.add(UnsendEdus(server, observer, observed)))

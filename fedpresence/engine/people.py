@@ -45,7 +45,9 @@ class People:
         self._settle(turn, user_id, user, Urgency.CHANGE)
 
     def set_presence(self, turn: Turn, event: PresenceSet) -> None:
-        """A PUT: the device's own word."""
+        """A PUT: the device's own word; nothing where the user is deactivated."""
+        if event.user_id in self._world.deactivated:
+            return
         user = self._world.local(event.user_id)
         device = user.devices.get(event.device_id)
         was_hidden = device is not None and device.hidden
@@ -56,7 +58,9 @@ class People:
         self._settle(turn, event.user_id, user, Urgency.CHANGE)
 
     def stream_opened(self, turn: Turn, event: StreamOpened) -> None:
-        """A device holds a stream open."""
+        """A device holds a stream open; nothing where the user is deactivated."""
+        if event.user_id in self._world.deactivated:
+            return
         user = self._world.local(event.user_id)
         user.stream_opened(event.device_id, event.set_presence, turn.now_ms)
         self._settle(turn, event.user_id, user, Urgency.CHANGE)

@@ -151,13 +151,21 @@ class Device:
     streams: int = 0  # open now
     hidden: bool = False  # declared offline by a PUT
     set_presence: PresenceState | None = None  # last explicit value of a stream (P:I-7)
-    set_presence_ms: int = 0
+    set_presence_ms: int = 0  # since when it is that
+    acted: bool = False  # pro-active since then
+    shown_since_ms: int = 0  # what is reported of a hidden time later counts no more (P:D-9)
     hold_until_ms: int = 0  # after a restart: no timers before (P:M-4)
 
     @property
     def last_contact_ms(self) -> int:
         """What O-1 counts from."""
         return max(self.last_sync_ms, self.last_put_ms, self.last_active_ms)
+
+    @property
+    def last_word_ms(self) -> int:
+        """Since when the client's own word holds: an event from before, told late, does not undo it."""
+        said_ms = self.set_presence_ms if self.set_presence is UNAVAILABLE else 0
+        return max(self.last_put_ms, said_ms)
 
 
 @dataclass(slots=True)
@@ -169,21 +177,27 @@ class LocalUser:
     status_msg: str | None = None
     published: Published = NOTHING
     devices: dict[DeviceID | None, Device] = field(default_factory=dict)
+    before_restart: Device | None = None  # what a device that comes back in time goes on with (P:M-4)
 
     @classmethod
     def restored(cls, record: PresenceRecord, now_ms: int, settings: EngineSettings) -> "LocalUser":
-        """What was stored, as one pseudo-device that clients have half a minute to replace (P:M-4)."""
+        """What was stored, as one pseudo-device that clients have half a minute to replace (P:M-4).
+
+        A PUT replaces it at once: a user who hides is not shown online on the ground of a guess.
+        """
         user = cls(since_ms=now_ms, last_active_ms=min(record.last_active_ms, now_ms))
         user.status_msg = record.status_msg
         active = record.currently_active and record.state is ONLINE
         user.published = Published(record.state, user.last_active_ms, record.status_msg, active)
         if record.state is not OFFLINE:
-            user.devices[RESTORED] = Device(
+            device = Device(
                 record.state,
                 last_active_ms=user.last_active_ms,
-                last_put_ms=now_ms,
+                last_sync_ms=now_ms,
                 hold_until_ms=now_ms + settings.sync_online_timeout_ms,
             )
+            user.devices[RESTORED] = device
+            user.before_restart = replace(device)
         return user
 
     def hide(self, device_id: DeviceID | None) -> None:
@@ -195,7 +209,11 @@ class LocalUser:
     ) -> None:
         """A `PUT .../status`: the device's own word (P:D-2, S-1, I-3)."""
         self.status_msg = status_msg or None
-        device = self.devices.setdefault(device_id, Device(state))
+        self.devices.pop(RESTORED, None)
+        device = self.devices.get(device_id) or self._new_device(state, now_ms)
+        self.devices[device_id] = device
+        if device.hidden:
+            device.shown_since_ms = now_ms
         device.state = state
         device.hidden = state is OFFLINE
         device.last_put_ms = now_ms
@@ -211,7 +229,7 @@ class LocalUser:
         if device is None:
             device = self._adopted(now_ms)
             if device is None:
-                device = Device(UNAVAILABLE if set_presence is UNAVAILABLE else ONLINE)
+                device = self._new_device(UNAVAILABLE if set_presence is UNAVAILABLE else ONLINE, now_ms)
                 if device.state is ONLINE:
                     self._bump(device, now_ms)
             elif set_presence is UNAVAILABLE and device.state is ONLINE:
@@ -221,7 +239,7 @@ class LocalUser:
             said_before = device.set_presence
             if set_presence is UNAVAILABLE and device.state is ONLINE:
                 # Clients repeat the word on every sync: what the user did since outweighs a repetition.
-                if said_before is not UNAVAILABLE or device.last_active_ms <= device.set_presence_ms:
+                if said_before is not UNAVAILABLE or not device.acted:
                     device.state = UNAVAILABLE
             elif set_presence is ONLINE and said_before is UNAVAILABLE and device.state is UNAVAILABLE:
                 device.state = ONLINE
@@ -230,6 +248,7 @@ class LocalUser:
         if set_presence is not None:
             if device.set_presence is not set_presence:
                 device.set_presence_ms = now_ms
+                device.acted = False
             device.set_presence = set_presence
 
     def stream_closed(self, device_id: DeviceID | None, now_ms: int) -> None:
@@ -248,10 +267,10 @@ class LocalUser:
                     return  # every device is declared offline: published in nothing
                 device = self._adopted(now_ms) or Device(ONLINE)
                 self.devices[device_id] = device
-        if device.hidden or at_ms <= device.last_active_ms:
+        if device.hidden or at_ms < max(device.last_active_ms, device.shown_since_ms):
             return
-        if device.state is UNAVAILABLE and at_ms >= device.last_put_ms:
-            device.state = ONLINE  # P:I-4; an event reported late does not undo a later PUT
+        if device.state is UNAVAILABLE and at_ms >= device.last_word_ms:
+            device.state = ONLINE  # P:I-4
         self._bump(device, at_ms)
 
     def remove_device(self, device_id: DeviceID | None) -> None:
@@ -296,15 +315,22 @@ class LocalUser:
 
     def _bump(self, device: Device, at_ms: int) -> None:
         device.last_active_ms = max(device.last_active_ms, at_ms)
+        if at_ms >= device.set_presence_ms:
+            device.acted = True
         device.hold_until_ms = 0
         self.last_active_ms = max(self.last_active_ms, at_ms)
 
+    def _new_device(self, state: PresenceState, now_ms: int) -> Device:
+        """A device that was not there before; what others did in hiding is never laid at its door."""
+        is_hiding = any(device.hidden for device in self.devices.values())
+        return Device(state, shown_since_ms=now_ms if is_hiding else 0)
+
     def _adopted(self, now_ms: int) -> Device | None:
         """The state from before a restart, for a device that comes back in time."""
-        pseudo = self.devices.get(RESTORED)
-        if pseudo is None or pseudo.hold_until_ms <= now_ms:
+        before = self.before_restart
+        if before is None or before.hold_until_ms <= now_ms:
             return None
-        return replace(pseudo, streams=0)
+        return replace(self.devices.get(RESTORED, before))
 
     def _most_recent(self) -> Device | None:
         visible = [device for device in self.devices.values() if not device.hidden]

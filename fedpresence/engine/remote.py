@@ -62,7 +62,7 @@ class RemoteUser:
         """A poll is on its way; the next, if no push answers, by S:O-26 and E:Q-11."""
         self.polled_ms = now_ms
         self.unanswered += 1
-        self.poll_at_ms = now_ms + (POLL_AGAIN_MS if self.unanswered < USELESS_POLLS else DAY_MS)
+        self.poll_at_ms = now_ms + (POLL_AGAIN_MS if self.unanswered <= USELESS_POLLS else DAY_MS)
 
     def next_deadline_ms(self, settings: EngineSettings) -> int | None:
         """When time alone changes something; None: never."""

@@ -48,13 +48,15 @@ class Watching:
             return
         self._remind(turn, user_id, push.origin)
         if world.is_wanted(user_id):
+            self._early.pop(user_id, None)  # this one is newer
             self._take(turn, push, turn.now_ms)
         elif world.watched_in(user_id, ObserverStage.PENDING):
             self._early.pop(user_id, None)
             self._early[user_id] = (push, turn.now_ms)
             if len(self._early) > MAX_EARLY_PUSHES:
                 del self._early[next(iter(self._early))]
-        elif self._unpolls.allow(user_id, turn.now_ms) and self._replies.allow(push.origin, turn.now_ms):
+        elif self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):
+            self._replies.allow(push.origin, turn.now_ms)
             turn.add(SendUnpoll(push.origin, user_id))
 
     def poll_received(self, turn: Turn, poll: PollReceived) -> None:
@@ -115,23 +117,32 @@ class Watching:
         remote = world.remotes.get(user_id)
         if remote is None:
             return
-        accepted = world.watched_in(user_id, ObserverStage.ACCEPTED)
         if remote.is_overdue(turn.now_ms, world.settings):
             old = remote.shown()
             remote.stale = True
             if worth_telling(old, remote.shown(), world.settings.last_active_granularity_ms):
                 turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
-            if accepted:
-                self._poll(turn, user_id, remote)
-        elif remote.poll_at_ms and turn.now_ms >= remote.poll_at_ms:
-            if not accepted:
-                remote.poll_at_ms = 0
-            else:
-                if remote.unanswered >= USELESS_POLLS:
-                    self._answers_polls[server_of(user_id)] = False
-                    self._check(turn, user_id)
-                self._poll(turn, user_id, remote)
+            if not remote.poll_at_ms:  # otherwise a poll is planned, or out and unanswered
+                remote.poll_at_ms = turn.now_ms
+        if remote.poll_at_ms and turn.now_ms >= remote.poll_at_ms:
+            self._poll_due(turn, user_id, remote)
         self._schedule(user_id, remote)
+
+    def _poll_due(self, turn: Turn, user_id: UserID, remote: RemoteUser) -> None:
+        """A planned poll, for an accepted user only; after three in vain once a day, with a check."""
+        server = server_of(user_id)
+        if not self._world.watched_in(user_id, ObserverStage.ACCEPTED):
+            remote.poll_at_ms = 0
+        elif not self._world.permits(server):
+            remote.poll_at_ms = turn.now_ms + HOUR_MS  # asleep (Z-9)
+        elif remote.unanswered == USELESS_POLLS:
+            self._answers_polls[server] = False
+            self._check(turn, user_id)
+            remote.given_up(turn.now_ms)
+        else:
+            if remote.unanswered > USELESS_POLLS:
+                self._check(turn, user_id)
+            self._poll(turn, user_id, remote)
 
     def restore(self, record: PresenceRecord, now_ms: int) -> None:
         """What was written behind; called once, before any event, after rows and rooms."""
@@ -180,10 +191,13 @@ class Watching:
         row = self._world.observer_row(observer, observed)
         if row is None or row.stage not in (ObserverStage.NONE, ObserverStage.DENIED) or row.owed:
             return
-        if self._reminders.allow((observer, observed), turn.now_ms) and (
+        if self._may_reply(turn, origin) and self._reminders.allow((observer, observed), turn.now_ms):
             self._replies.allow(origin, turn.now_ms)
-        ):
             turn.add(SendDropOnce(origin, observer, observed))
+
+    def _may_reply(self, turn: Turn, origin: ServerName) -> bool:
+        """Whether `origin` has answers left; asked first, so that a full minute uses up no day."""
+        return self._replies.left(origin, turn.now_ms) > 0
 
     def _poll(self, turn: Turn, user_id: UserID, remote: RemoteUser) -> None:
         remote.polled(turn.now_ms)

@@ -60,7 +60,8 @@ class AdminViews(Protocol):
 class AdminParts:
     """What the admin API works with.
 
-    `revoke_tokens` forgets every access token of a user, wherever tokens are kept or remembered.
+    `revoke_tokens` forgets every access token of a user, wherever tokens are kept or remembered;
+    `take_up_new_users` tells the engine of users whom the command line made a moment ago.
     """
 
     server_name: ServerName
@@ -70,6 +71,7 @@ class AdminParts:
     destinations: Destinations
     revoke_tokens: Callable[[UserID], Awaitable[object]]
     clock: Clock
+    take_up_new_users: Callable[[], Awaitable[object]] | None = None
 
 
 def add_admin(root: Resource, parts: AdminParts) -> None:
@@ -194,6 +196,8 @@ class _Admin:
 
     async def user(self, name: str) -> object:
         user_id = parse_user_id(name)
+        if server_of(user_id) == self._parts.server_name:
+            await self._existing(name)
         return await self._parts.hub.read(lambda now: self._user(user_id, now))
 
     async def change_list(self, name: str, request: Request) -> object:
@@ -232,9 +236,16 @@ class _Admin:
 
     async def _existing(self, name: str) -> UserID:
         user_id = parse_user_id(name)
-        if not await self._parts.hub.read(lambda _: self._parts.engine.user_exists(user_id)):
-            raise _no_user(user_id)
-        return user_id
+        if await self._exists(user_id):
+            return user_id
+        if self._parts.take_up_new_users is not None:
+            await self._parts.take_up_new_users()  # `token add` may just have made them
+            if await self._exists(user_id):
+                return user_id
+        raise _no_user(user_id)
+
+    async def _exists(self, user_id: UserID) -> bool:
+        return await self._parts.hub.read(lambda _: self._parts.engine.user_exists(user_id))
 
     def _activity(self, event: object) -> Activity:
         if not isinstance(event, dict):

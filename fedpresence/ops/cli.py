@@ -73,9 +73,9 @@ class _WrongUsageError(Exception):
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from fedpresence.process import run
-
     config = _load(arguments, with_keys=True)
+    from fedpresence.process import run  # the whole daemon: other commands start without it
+
     return run(config, arguments.config, ready_file=arguments.ready_file, force=arguments.force)
 
 

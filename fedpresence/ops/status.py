@@ -132,7 +132,7 @@ class _Metrics(Resource):
     isLeaf = True  # noqa: N815 - Twisted's name
 
     def __init__(self, text: Callable[[], Deferred[bytes]]) -> None:
-        super().__init__()
+        Resource.__init__(self)
         self._text = text
 
     def render_GET(self, request: Request) -> int:  # noqa: N802 - Twisted's name

@@ -11,14 +11,14 @@ Source: F:6, F:7.1, F:X-6, Z-5.
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime, IResolutionReceiver
 from zope.interface import implementer
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.config import FederationConfig
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, is_ip_literal
@@ -66,9 +66,7 @@ class Link:
 class Client:
     """Sends requests through discovery, over kept connections."""
 
-    def __init__(
-        self, clock: IReactorTime, discovery: Discovery, connections: Connections, signer: Signer
-    ) -> None:
+    def __init__(self, clock: Clock, discovery: Discovery, connections: Connections, signer: Signer) -> None:
         self._clock = clock
         self._discovery = discovery
         self._connections = connections
@@ -154,7 +152,7 @@ class Client:
 
     async def _within_deadline(self, server_name: ServerName, running: "Awaitable[T]", *, heard: bool) -> T:
         deferred: Deferred[T] = ensureDeferred(running)  # type: ignore[arg-type]  # coroutines, all of them
-        deferred.addTimeout(TIMEOUT_S, self._clock)
+        deferred.addTimeout(TIMEOUT_S, cast(IReactorTime, self._clock))
         try:
             return await deferred
         except DeferredTimeout as error:
@@ -179,7 +177,7 @@ class Client:
 
 def build_client(
     reactor: Any,
-    clock: IReactorTime,
+    clock: Clock,
     config: FederationConfig,
     signer: Signer,
     random: Random,

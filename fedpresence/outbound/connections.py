@@ -11,10 +11,10 @@ Source: F:5.2, Z-5.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail, succeed
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.task import deferLater
@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.errors import DeliveryFailed
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.budget import TokenBucket
@@ -51,7 +51,7 @@ class Connections:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        clock: Clock,
         resolve: Resolve,
         dial: Dial,
         tls: TlsPolicy,
@@ -112,9 +112,9 @@ class Connections:
         raise error
 
     async def _connect_to(self, address: str, port: int, tls_name: str, factory: Any) -> Any:
-        endpoint = wrapClientTLS(self._tls.creator_for(tls_name), self._dial(address, port))
-        connecting = ensureDeferred(authenticated(endpoint, factory))
-        connecting.addTimeout(CONNECT_TIMEOUT_S, self._clock)
+        creator = self._tls.creator_for(tls_name)
+        connecting = ensureDeferred(authenticated(self._dial(address, port), creator, factory, self._clock))
+        connecting.addTimeout(CONNECT_TIMEOUT_S, cast(IReactorTime, self._clock))
         return await connecting
 
     async def _turn(self, route: Route) -> None:
@@ -123,7 +123,9 @@ class Connections:
         self._waiting += 1
         try:
             while not self._budget.take(now := now_ms(self._clock)):
-                await deferLater(self._clock, max(1, self._budget.ready_ms() - now) / 1000)
+                await deferLater(
+                    cast(IReactorTime, self._clock), max(1, self._budget.ready_ms() - now) / 1000
+                )
         finally:
             self._waiting -= 1
 
@@ -132,7 +134,7 @@ class Connections:
 class Connection:
     """One authenticated connection, for one request; after the answer it is kept for the next."""
 
-    def __init__(self, clock: IReactorTime, route: Route, protocol: Any) -> None:
+    def __init__(self, clock: Clock, route: Route, protocol: Any) -> None:
         self.route = route
         self._protocol = protocol
         pool = _OneConnection(clock, protocol)
@@ -181,7 +183,7 @@ class _RouteEndpoint:
 class _OneConnection(HTTPConnectionPool):
     """A pool that gives out the connection that we hold; its own pool takes it back after the answer."""
 
-    def __init__(self, clock: IReactorTime, protocol: Any) -> None:
+    def __init__(self, clock: Clock, protocol: Any) -> None:
         _Pool.__init__(self, clock, persistent=True)
         self._protocol = protocol
 

@@ -13,13 +13,14 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
 from fedpresence.outbound.exchange import Answer
@@ -51,7 +52,7 @@ class Discovery:
 
     def __init__(
         self,
-        clock: IReactorTime,
+        clock: Clock,
         fetch: FetchWellKnown,
         lookup_srv: LookupSrv,
         resolve: Mapping[ServerName, tuple[str, int]],
@@ -94,7 +95,7 @@ class Discovery:
 
     def _start(self, name: ServerName) -> None:
         lookup = ensureDeferred(self._look_up(name))
-        lookup.addTimeout(DEADLINE_S, self._clock)
+        lookup.addTimeout(DEADLINE_S, cast(IReactorTime, self._clock))
         done = lookup.addCallbacks(self._remember, lambda failure: self._fail(name, failure))
         if not done.called:
             self._lookups[name] = done
@@ -115,7 +116,9 @@ class Discovery:
         error = failure.value
         if not isinstance(error, DeliveryFailed):
             late = isinstance(error, (DeferredTimeout, CancelledError))
-            error = DeliveryFailed(name, f"discovery {'took too long' if late else f'failed: {error!r}'[:200]}")
+            error = DeliveryFailed(
+                name, f"discovery {'took too long' if late else f'failed: {error!r}'[:200]}"
+            )
         for answer in self._waiting.pop(name, []):
             if not answer.called:
                 answer.errback(error)

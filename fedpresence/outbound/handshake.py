@@ -9,14 +9,18 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fedpresence.clock import Clock
 
-async def authenticated(endpoint: Any, factory: Any) -> Any:
-    """The protocol of `factory`, connected through a TLS `endpoint`, after the handshake."""
-    handshake = await endpoint.connect(_HandshakeFactory(factory))
-    assert isinstance(handshake, _Handshake)
+
+async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
+    """The protocol of `factory`, connected through `endpoint` and TLS as `creator` has it."""
+    # As endpoints.wrapClientTLS, which would take the global reactor for its clock.
+    tls = await endpoint.connect(TLSMemoryBIOFactory(creator, True, _HandshakeFactory(factory), clock))
+    handshake: _Handshake = tls.wrappedProtocol
     return await handshake.done
 
 

@@ -22,17 +22,16 @@ Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence.clock import now_ms
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
@@ -86,7 +85,7 @@ class Tools:
     """What all senders share."""
 
     origin: ServerName
-    clock: IReactorTime
+    clock: Clock
     client: Opens
     decisions: Decisions
     next_txn_id: Callable[[], str]
@@ -97,7 +96,7 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class _Sealed:
-    """A transaction whose bytes are made."""
+    """A transaction whose content is made; `again`: it goes out for the second time."""
 
     txn_id: str
     wanted: Wanted
@@ -105,6 +104,7 @@ class _Sealed:
     published: dict[UserID, Published]
     rights: int
     revision: int
+    again: bool = False
 
 
 class DestinationSender(Service):
@@ -134,7 +134,7 @@ class DestinationSender(Service):
         self._unclear: _Sealed | None = None
         self._told_alive = False
         self._in_flight: Deferred[None] | None = None
-        self._timer: IDelayedCall | None = None
+        self._timer: Timer | None = None
         self._timer_ms: int | None = None
         self._last_success_ms: int | None = None
         self._last_error: str | None = None
@@ -143,12 +143,12 @@ class DestinationSender(Service):
 
     def startService(self) -> None:  # noqa: N802 - Twisted's name
         """Send from now on."""
-        super().startService()
+        Service.startService(self)
         self.schedule()
 
     def stopService(self) -> Deferred[None]:  # noqa: N802 - Twisted's name
         """Send no more; fires when nothing is in flight."""
-        super().stopService()
+        Service.stopService(self)
         self._set_timer(None)
         stopped: Deferred[None] = Deferred()
         in_flight = self._in_flight
@@ -261,8 +261,11 @@ class DestinationSender(Service):
         self.schedule()
 
     async def _deliver(self) -> None:
-        self.queue.prune(self._now_ms(), lambda user: self._tools.decisions.needs_refresh(self.destination, user))
-        if self.next_due_ms() is None:
+        now = self._now_ms()
+        needs_refresh = self._tools.decisions.needs_refresh
+        self.queue.prune(now, lambda user: needs_refresh(self.destination, user))
+        due_ms = self.next_due_ms()
+        if due_ms is None or due_ms > now:
             return
         try:
             link = await self._tools.client.open(self.destination)
@@ -292,6 +295,8 @@ class DestinationSender(Service):
         now = self._now_ms()
         lost = [user for user in wanted.users if user not in composed.published]
         self.queue.withdraw(lost, composed.stale_owed, now)
+        answered = {*composed.owed, *composed.stale_owed}
+        self.queue.set_aside((), [edu for edu in wanted.owed if edu not in answered], now)
         same = self.queue.unchanged(composed.published, now)
         if same:
             self.queue.settled(same, now)
@@ -348,8 +353,8 @@ class DestinationSender(Service):
         if error.heard:
             self.queue.failed(packed.users)
         if error.status is None:
-            if error.heard and self._permitted and sealed is not self._resent:
-                self._unclear = self._resent = sealed
+            if error.heard and self._permitted and not sealed.again:
+                self._unclear = replace(sealed, again=True)
             self._parts.clear()
             self._try_later(error)
         elif error.status == 429 or error.status >= 500:
@@ -377,7 +382,7 @@ class DestinationSender(Service):
         self._answered(now)
         self._last_error = error.reason
         self._refusals += 1
-        halves = _halves(sealed.packed) if error.status in SPLIT_STATUSES else None
+        halves = _halves(sealed) if error.status in SPLIT_STATUSES else None
         if halves is not None and self._refusals < MAX_REFUSALS_IN_A_ROW:
             self._parts.extendleft(reversed(halves))
             return
@@ -403,11 +408,12 @@ class DestinationSender(Service):
         outcome = "unanswered" if status is None else f"{status // 100}xx"
         self._tools.counters.count("outbound_transactions", outcome=outcome)
         content = sealed.packed.content
+        edus = content["edus"]
         _log.debug(
             "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
             destination=self.destination,
             txn_id=sealed.txn_id,
-            edus=content["edus"].__len__(),  # type: ignore[attr-defined]
+            edus=len(edus) if isinstance(edus, list) else 0,
             status=status,
             delay_ms=now - sent_ms,
         )
@@ -453,16 +459,23 @@ class DestinationSender(Service):
 
 
 def _without(composed: Composed, users: frozenset[UserID]) -> Composed:
-    return Composed(
-        before=composed.before,
-        pushes=tuple(push for push in composed.pushes if push.user_id not in users),
-        published=composed.published,
-        polls=composed.polls,
-        unpolls=composed.unpolls,
-        owed=composed.owed,
-        stale_owed=composed.stale_owed,
-        rights=composed.rights,
-    )
+    return replace(composed, pushes=tuple(push for push in composed.pushes if push.user_id not in users))
+
+
+def _halves(sealed: _Sealed) -> list[Wanted] | None:
+    """What to try instead of a refused transaction; None where its offender stands alone already.
+
+    What is tried once is not tried again: it goes first, and may have been the offence.
+    """
+    packed, wanted = sealed.packed, sealed.wanted
+    if packed.polls or packed.unpolls or wanted.drops:
+        return [Wanted(packed.users, packed.owed)] if packed.users or packed.owed else []
+    count = len(packed.owed) + len(packed.users)
+    if count <= 1:
+        return None
+    middle = count // 2
+    owed, users = packed.owed[:middle], packed.users[: max(0, middle - len(packed.owed))]
+    return [Wanted(users, owed), Wanted(packed.users[len(users) :], packed.owed[len(owed) :])]
 
 
 def _log_not_submitted(failure: Failure) -> None:

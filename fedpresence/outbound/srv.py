@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.names import dns
 from twisted.names.client import Resolver
-from twisted.names.error import DNSNameError, ResolverError
+from twisted.names.error import DNSNameError, DNSQueryTimeoutError, ResolverError
 from twisted.python.failure import Failure
 
 TIMEOUTS_S = (1, 3, 5)  # each question to a name server
@@ -44,7 +44,7 @@ def names_lookup(resolver: Any) -> LookupSrv:
             answers, _, _ = await resolver.lookupService(name, TIMEOUTS_S)
         except DNSNameError:
             return []
-        except (ResolverError, TimeoutError, ValueError) as error:
+        except (ResolverError, DNSQueryTimeoutError, ValueError) as error:  # DomainError is a ValueError
             raise OSError(f"SRV look-up of {name} failed") from error
         return [record for answer in answers if (record := _record(answer)) is not None]
 

@@ -128,8 +128,11 @@ def test_a_clean_stop_loses_no_change() -> None:
         put(world, "online", str(n))
 
     result_of(world.changes.stopService())
+    stopped_with = declared(world)[-1]
+    put(world, "online", "late")
 
-    assert declared(world)[-1] == "11"
+    assert stopped_with == "11"
+    assert declared(world)[-1] == "late"
     assert world.clock.getDelayedCalls() == []
 
 

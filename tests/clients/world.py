@@ -19,6 +19,7 @@ from fedpresence.clients.resource import add_clients
 from fedpresence.clients.tokens import MAX_LOOKUPS, MAX_REMEMBERED, StoredTokens
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.effects import Durable, Effect, Notice, Outgoing, TellObservers
+from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import Event
 from fedpresence.engine.presence import PresenceState, View
 from fedpresence.engine.subscription import ObserverStage
@@ -189,7 +190,7 @@ class Asked:
 
 
 class World:
-    """One server's client API, its clock, its engine and its store."""
+    """One server's client API, its clock, its store and an engine: the fake one, unless another is given."""
 
     def __init__(
         self,
@@ -198,6 +199,7 @@ class World:
         limits: LimitsConfig | None = None,
         max_tokens: int = MAX_REMEMBERED,
         max_lookups: int = MAX_LOOKUPS,
+        engine: Engine | None = None,
     ) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
@@ -210,18 +212,18 @@ class World:
             }
         )
         self.fatal: list[Failure] = []
-        self.hub = Hub(self.engine, self.store, self.clock, self._perform, self.fatal.append)
+        self.deciding = engine or self.engine
+        self.hub = Hub(self.deciding, self.store, self.clock, self._perform, self.fatal.append)
         self.limits = limits or LimitsConfig()
         self.tokens = StoredTokens(
             self.store,
             self.hub,
-            self.engine,
+            self.deciding,
             self.clock,
             max_remembered=max_tokens,
             max_lookups=max_lookups,
         )
         self.changes = PresenceChanges(self.hub, self.clock, self.limits)
-        self.changes.startService()
         self.restart("run1", busy=busy)
 
     def restart(self, epoch: str, *, busy: bool = False) -> None:
@@ -229,7 +231,7 @@ class World:
         self.feed = Feed(self.clock, epoch)
         self.parts = ClientParts(
             hub=self.hub,
-            engine=self.engine,
+            engine=self.deciding,
             tokens=self.tokens,
             feed=self.feed,
             changes=self.changes,

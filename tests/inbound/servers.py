@@ -62,7 +62,7 @@ class Network:
 
     def publish(self, identity: Identity, **changes: object) -> None:
         """From now on that server answers with its key object."""
-        data = encode_canonical(a_key_object(identity, **changes))
+        data = encode_canonical(a_key_object(identity, NOW_MS, **changes))
         self.answers[identity.server_name] = lambda _path: data
 
     def fetch(self, server_name: ServerName, path: str) -> Deferred[bytes]:

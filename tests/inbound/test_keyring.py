@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from twisted.internet.defer import ensureDeferred
 
 from fedpresence.errors import BadRequest, NotAuthentic
@@ -266,7 +268,7 @@ def test_answers_that_are_no_key_objects_are_no_fault_of_ours() -> None:
     """Whatever bytes another server sends, we answer 401 and log no traceback."""
     for data in (b"", b"[]", b"null", b"\xff", b'{"server_name":', b"[" * 60_000, b'{"verify_keys": 3}'):
         ring = Ring()
-        ring.network.answers[THERE] = lambda _path, data=data: data  # type: ignore[misc]
+        ring.network.answers[THERE] = _saying(data)
 
         failure_of(ring.keys.verify_key(THERE, KEY_1), NotAuthentic)
 
@@ -375,3 +377,7 @@ def test_a_stop_ends_every_fetch() -> None:
 
     assert waiting.called
     failure_of(ensureDeferred(ring.keys.verify_key(ELSEWHERE, KEY_1)), NotAuthentic)
+
+
+def _saying(data: bytes) -> Callable[[str], bytes]:
+    return lambda _path: data

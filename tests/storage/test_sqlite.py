@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpresence.engine.effects import SaveAnswer, SaveObserverRow, SaveUser
+from fedpresence.engine.effects import Durable, SaveAnswer, SaveObserverRow, SaveUser
 from fedpresence.engine.subscription import ObserverRow, ObserverStage
 from fedpresence.errors import ConfigError, StoreError
 from fedpresence.ids import ServerName, UserID
@@ -401,7 +401,7 @@ def test_the_schema_that_ships_is_whole(path: Path) -> None:
 def test_a_thousand_effects_are_one_quick_commit(path: Path, reactor: ThreadReactor) -> None:
     """A turn of a thousand events must stay far below what a person would notice."""
     store = SQLiteStore.open(path, reactor)
-    effects = [*map(a_row, range(1000)), SaveUser(ALICE, False)]
+    effects: list[Durable] = [*map(a_row, range(1000)), SaveUser(ALICE, False)]
     reactor.wait(store.commit([a_row(0)], NOW_MS))
 
     began = time.perf_counter()

@@ -1,0 +1,233 @@
+"""Everything that leaves for other servers: a sender for each destination, and one budget for all.
+
+Always true:
+- a destination has a sender only while something waits, fails, or will need a refresh there;
+- destinations that the server lists deny are asleep: what waits is kept, nothing is sent (Z-9);
+- constructing opens nothing; when `stopService` has fired, nothing is in flight.
+
+Source: decisions 9 to 15; Z-18, Z-22; S:T-28.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.logger import Logger
+
+from fedpresence.clock import Clock, Timer, now_ms
+from fedpresence.counters import Counters, NullCounters
+from fedpresence.engine.effects import SendPush, Urgency
+from fedpresence.engine.settings import ServerLists
+from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.budget import TokenBucket, Turns
+from fedpresence.outbound.queue import DestinationQueue, QueueEffect
+from fedpresence.outbound.sender import Decisions, DestinationSender, Opens, Tools
+from fedpresence.outbound.status import DestinationStatus, TransactionSeen
+
+_log = Logger()
+
+SWEEP_INTERVAL_S = 300.0  # how often senders with nothing to do are forgotten
+USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18)
+USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
+MAX_USER_BUCKETS = 10_000
+
+
+class ClosingClient(Opens, Protocol):
+    """A client that can be closed."""
+
+    async def close(self) -> None:
+        """Close what it keeps open."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundSettings:
+    """The operator's share: `federation.*`, `presence.refresh_interval`."""
+
+    server_name: ServerName
+    batch_window_ms: int = 200
+    refresh_interval_ms: int = 1_500_000
+    max_transactions_per_second: int = 50
+    servers: ServerLists = field(default_factory=ServerLists)
+
+
+class Outbound(MultiService):
+    """Takes outgoing effects and delivers them.
+
+    `boot_users` is read once, at the start: who must be told again, and where. `on_transaction` is
+    called after each attempt; it must not raise.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        client: ClosingClient,
+        decisions: Decisions,
+        settings: OutboundSettings,
+        random: Random,
+        *,
+        counters: Counters | None = None,
+        boot_users: Callable[[], Iterable[tuple[ServerName, UserID]]] = tuple,
+        on_transaction: Callable[[TransactionSeen], None] | None = None,
+    ) -> None:
+        MultiService.__init__(self)
+        self._clock = clock
+        self._client = client
+        self._settings = settings
+        self._servers = settings.servers
+        self._boot_users = boot_users
+        self._tools = Tools(
+            origin=settings.server_name,
+            clock=clock,
+            client=client,
+            decisions=decisions,
+            next_txn_id=_TxnIds(now_ms(clock), random).next,
+            random=random,
+            counters=counters or NullCounters(),
+            on_transaction=on_transaction or _nobody_watches,
+        )
+        self._senders: dict[ServerName, DestinationSender] = {}
+        self._turns: Turns[ServerName] = Turns(settings.max_transactions_per_second)
+        self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
+        self._turn_timer: Timer | None = None
+        self._sweep_timer: Timer | None = None
+
+    # --- service ---------------------------------------------------------------------------------
+
+    def startService(self) -> None:  # noqa: N802 - Twisted's name
+        """Send from now on, what an earlier run would have refreshed too."""
+        now = now_ms(self._clock)
+        for destination, user_id in self._boot_users():
+            self._sender(destination).queue.add_at_boot(user_id, now)
+        MultiService.startService(self)
+        self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
+
+    def stopService(self) -> Deferred[None]:  # noqa: N802 - Twisted's name
+        """Cancel what is in flight, close connections."""
+        for timer in (self._turn_timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
+        self._turn_timer = self._sweep_timer = None
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        await MultiService.stopService(self)
+        await self._client.close()
+
+    # --- what others call ------------------------------------------------------------------------
+
+    def enqueue(self, effect: QueueEffect) -> None:
+        """Something is to be sent; never waits, never raises."""
+        overdrawn = isinstance(effect, SendPush) and self._is_overdrawn(effect)
+        self._sender(effect.destination).add(effect, overdrawn=overdrawn)
+
+    def seen_alive(self, origin: ServerName) -> None:
+        """Something authentic came from `origin` (F:X-8, Z-20)."""
+        sender = self._senders.get(origin)
+        if sender is not None:
+            sender.seen_alive()
+
+    def retry(self, destination: ServerName) -> bool:
+        """Try `destination` now; False where nothing was ever to be sent there."""
+        sender = self._senders.get(destination)
+        if sender is None:
+            return False
+        sender.retry()
+        return True
+
+    def describe(self, destination: ServerName | None = None) -> dict[ServerName, DestinationStatus]:
+        """How it goes with all destinations, or with one: empty where there is nothing to say."""
+        if destination is None:
+            return {name: sender.status() for name, sender in self._senders.items()}
+        sender = self._senders.get(destination)
+        return {} if sender is None else {destination: sender.status()}
+
+    def reload(self, servers: ServerLists) -> None:
+        """New server lists. Call it before the engine hears of them, so that what waits is kept."""
+        self._servers = servers
+        for destination, sender in self._senders.items():
+            sender.permit(servers.permit(destination))
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight, nor due now."""
+        return all(sender.idle() for sender in self._senders.values())
+
+    def in_flight(self) -> int:
+        """How many transactions are being made or sent."""
+        return sum(sender.status().state == "sending" for sender in self._senders.values())
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _sender(self, destination: ServerName) -> DestinationSender:
+        sender = self._senders.get(destination)
+        if sender is None:
+            queue = DestinationQueue(
+                destination,
+                batch_window_ms=self._settings.batch_window_ms,
+                refresh_interval_ms=self._settings.refresh_interval_ms,
+            )
+            permitted = self._servers.permit(destination)
+            sender = DestinationSender(destination, queue, self._tools, self._ask, permitted=permitted)
+            self._senders[destination] = sender
+            MultiService.addService(self, sender)
+        return sender
+
+    def _is_overdrawn(self, effect: SendPush) -> bool:
+        """Whether the user has spent more than one user's share: such news goes when there is room (Z-18)."""
+        if effect.urgency is not Urgency.CHANGE:
+            return False
+        bucket = self._users.pop(effect.user_id, None)
+        if bucket is None:
+            rate = self._settings.max_transactions_per_second
+            bucket = TokenBucket(rate / USER_SHARE, rate * USER_BURST_S)
+        self._users[effect.user_id] = bucket
+        if len(self._users) > MAX_USER_BUCKETS:
+            self._users.popitem(last=False)
+        return not bucket.take(now_ms(self._clock))
+
+    def _ask(self, sender: DestinationSender, deadline_ms: int) -> None:
+        self._turns.ask(sender.destination, deadline_ms)
+        self._give_turns()
+
+    def _give_turns(self) -> None:
+        now = now_ms(self._clock)
+        while (name := self._turns.next(now)) is not None:
+            sender = self._senders.get(name)
+            if sender is not None:
+                sender.go()
+        ready_ms = self._turns.ready_ms()
+        if ready_ms is not None and self._turn_timer is None and self.running:
+            delay_s = max(0.001, ready_ms / 1000 - self._clock.seconds())
+            self._turn_timer = self._clock.callLater(delay_s, self._turn_came)
+
+    def _turn_came(self) -> None:
+        self._turn_timer = None
+        self._give_turns()
+
+    def _sweep(self) -> None:
+        for destination, sender in list(self._senders.items()):
+            if sender.forgettable():
+                del self._senders[destination]
+                self._turns.withdraw(destination)
+                MultiService.removeService(self, sender)
+        self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
+
+
+class _TxnIds:
+    """Transaction IDs that no other run, restored or cloned, will use too (F:X-1, Z-22)."""
+
+    def __init__(self, start_ms: int, random: Random) -> None:
+        self._prefix = f"fp{start_ms}{random.getrandbits(48):012x}"
+        self._counter = 0
+
+    def next(self) -> str:
+        """A new one."""
+        self._counter += 1
+        return f"{self._prefix}.{self._counter}"
+
+
+def _nobody_watches(_: TransactionSeen) -> None:
+    pass

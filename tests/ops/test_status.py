@@ -1,0 +1,96 @@
+from typing import Any
+
+from treq.testing import StubTreq
+from twisted.internet.task import Clock
+
+from fedpresence.hub import Hub
+from fedpresence.ops.status import COUNTERS, PrometheusCounters, add_health, add_metrics
+from fedpresence.web import Unknown
+from tests.asynchronous import result_of
+from tests.ops.test_admin import FakeDestinations, FakeEngine, NoStore
+
+
+def ask(root: Unknown, path: str) -> tuple[int, str, str]:
+    """Status, content type and text."""
+    http: Any = StubTreq(root)
+    asking = http.get(f"http://here.test{path}")
+    http.flush()
+    response = result_of(asking)
+    return response.code, response.headers.getRawHeaders("Content-Type")[0], result_of(response.text())
+
+
+def metrics(counters: PrometheusCounters) -> list[str]:
+    """The lines of /metrics."""
+    engine = FakeEngine()
+    hub = Hub(engine, NoStore(), Clock(), lambda _: None, lambda _: None)
+    root = Unknown()
+    add_metrics(root, counters, hub, engine, FakeDestinations())
+
+    code, content_type, text = ask(root, "/metrics")
+
+    assert code == 200
+    assert content_type.startswith("text/plain")
+    return text.splitlines()
+
+
+def test_health_says_whether_we_serve() -> None:
+    """A load balancer takes us out before we stop, and lets us in once we answer."""
+    serving = True
+    root = Unknown()
+    add_health(root, lambda: serving)
+
+    healthy = ask(root, "/health")
+    serving = False
+    stopping = ask(root, "/health")
+
+    assert healthy == (200, "application/json", '{"ok":true}')
+    assert stopping[0] == 503
+
+
+def test_what_was_counted_is_told_with_its_labels() -> None:
+    """Dashboards are built on these names."""
+    counters = PrometheusCounters()
+    counters.count("inbound_transactions", outcome="ok")
+    counters.count("inbound_transactions", outcome="ok")
+    counters.count("inbound_edus", edu_type="m.presence", outcome="received")
+    counters.count("key_fetches", outcome="failed")
+    counters.count("outbound_transactions", outcome="ok")
+    counters.count("outbound_pushes")
+
+    lines = metrics(counters)
+
+    assert 'fedpresence_inbound_transactions_total{outcome="ok"} 2.0' in lines
+    assert 'fedpresence_inbound_edus_total{edu_type="m.presence",outcome="received"} 1.0' in lines
+    assert 'fedpresence_key_fetches_total{outcome="failed"} 1.0' in lines
+    assert "fedpresence_outbound_pushes_total 1.0" in lines
+
+
+def test_gauges_are_read_when_they_are_asked_for() -> None:
+    """They hold no names of users or servers, so their number does not grow with the federation."""
+    lines = metrics(PrometheusCounters())
+
+    assert 'fedpresence_users{state="online"} 1.0' in lines
+    assert "fedpresence_remote_users 4.0" in lines
+    assert 'fedpresence_subscriptions{stage="granted"} 8.0' in lines
+    assert 'fedpresence_destinations{state="failing"} 1.0' in lines
+    assert 'fedpresence_destinations{state="idle"} 0.0' in lines
+    assert "fedpresence_pending_users 2.0" in lines
+    assert not any("there.test" in line for line in lines)
+
+
+def test_metrics_on_two_listeners_are_the_same_series() -> None:
+    """A registry that knew a gauge twice would answer what Prometheus refuses."""
+    counters = PrometheusCounters()
+    metrics(counters)
+
+    lines = metrics(counters)
+
+    assert len([line for line in lines if line.startswith("fedpresence_remote_users ")]) == 1
+
+
+def test_every_counter_is_prefixed_and_explained() -> None:
+    """Names in one Prometheus come from many programs."""
+    lines = metrics(PrometheusCounters())
+
+    for name, (words, _) in COUNTERS.items():
+        assert f"# HELP fedpresence_{name}_total {words}" in lines

@@ -1,0 +1,93 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpresence.outbound.budget import TokenBucket, Turns
+
+NOW_MS = 1_700_000_000_000
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(1, 50),
+    st.lists(st.integers(0, 400), max_size=200),
+)
+def test_no_more_is_granted_than_rate_and_burst_allow(rate: int, burst: int, steps: list[int]) -> None:
+    """An operator says in one number what presence may cost (decision 12)."""
+    bucket = TokenBucket(rate, burst)
+    now = NOW_MS
+    granted = []
+    for step in steps:
+        now += step
+        if bucket.take(now):
+            granted.append(now)
+
+    for index, first in enumerate(granted):
+        for count, later in enumerate(granted[index:], start=1):
+            assert count <= burst + (later - first) * rate / 1000 + 1e-6
+
+
+@given(st.integers(1, 200), st.integers(1, 50), st.lists(st.integers(0, 400), max_size=100))
+def test_a_bucket_is_ready_exactly_when_it_says(rate: int, burst: int, steps: list[int]) -> None:
+    """A timer set by `ready_ms` must not fire in vain, nor late."""
+    bucket = TokenBucket(rate, burst)
+    now = NOW_MS
+    for step in steps:
+        now += step
+        ready = bucket.ready_ms()
+        assert bucket.take(now) == (now >= ready)
+
+
+def test_a_bucket_that_was_drawn_from_is_not_full_until_time_has_passed() -> None:
+    """Full buckets can be forgotten, others not."""
+    bucket = TokenBucket(10, 2)
+    assert bucket.full(NOW_MS)
+    bucket.take(NOW_MS)
+    assert not bucket.full(NOW_MS + 99)
+    assert bucket.full(NOW_MS + 100)
+
+
+def test_the_earliest_deadline_goes_first() -> None:
+    """Latency where a person waits, batching where nobody does (decision 12)."""
+    turns: Turns[str] = Turns(10)
+    turns.ask("a refresh", NOW_MS + 60_000)
+    turns.ask("a change", NOW_MS + 200)
+    turns.ask("a poll", NOW_MS)
+
+    order = [turns.next(NOW_MS) for _ in range(4)]
+
+    assert order == ["a poll", "a change", "a refresh", None]
+
+
+def test_asking_again_only_moves_forward() -> None:
+    """More urgent news pulls a waiting destination ahead, and it gets one turn, not two."""
+    turns: Turns[str] = Turns(10)
+    turns.ask("a", NOW_MS + 500)
+    turns.ask("b", NOW_MS + 100)
+    turns.ask("a", NOW_MS + 50)
+    turns.ask("a", NOW_MS + 900)
+
+    assert [turns.next(NOW_MS) for _ in range(3)] == ["a", "b", None]
+
+
+def test_turns_wait_for_the_budget_and_say_until_when() -> None:
+    """Under load the windows stretch so that the budget holds (decision 12)."""
+    turns: Turns[int] = Turns(2)
+    for number in range(3):
+        turns.ask(number, NOW_MS)
+
+    assert [turns.next(NOW_MS) for _ in range(3)] == [0, 1, None]
+    assert turns.ready_ms() == NOW_MS + 500
+    assert turns.next(NOW_MS + 499) is None
+    assert turns.next(NOW_MS + 500) == 2
+    assert turns.ready_ms() is None
+
+
+def test_who_withdraws_takes_no_turn() -> None:
+    """A forgotten destination must not spend the budget."""
+    turns: Turns[str] = Turns(1)
+    turns.ask("gone", NOW_MS)
+    turns.ask("here", NOW_MS + 1)
+    turns.withdraw("gone")
+
+    assert len(turns) == 1
+    assert turns.next(NOW_MS) == "here"

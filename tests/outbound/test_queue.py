@@ -1,0 +1,468 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpresence.engine.effects import (
+    SendDropOnce,
+    SendEdu,
+    SendPoll,
+    SendPush,
+    SendUnpoll,
+    UnsendEdus,
+    Urgency,
+)
+from fedpresence.engine.outgoing import Wanted
+from fedpresence.engine.presence import PresenceState, Published
+from fedpresence.engine.subscription import EduKind, OwedEdu
+from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.queue import MAX_EDUS_TAKEN, MAX_OWED, DestinationQueue
+
+NOW_MS = 1_700_000_000_000
+WINDOW_MS = 200
+REFRESH_MS = 1_500_000
+THERE = ServerName("there.test")
+ALICE, CAROL = UserID("@alice:here.test"), UserID("@carol:here.test")
+BOB = UserID("@bob:there.test")
+ONLINE = Published(PresenceState.ONLINE, NOW_MS, None, True)
+OFFLINE = Published(PresenceState.OFFLINE, NOW_MS)
+
+
+def a_queue() -> DestinationQueue:
+    return DestinationQueue(THERE, batch_window_ms=WINDOW_MS, refresh_interval_ms=REFRESH_MS)
+
+
+def push(user: UserID = ALICE, urgency: Urgency = Urgency.CHANGE) -> SendPush:
+    return SendPush(THERE, user, urgency)
+
+
+def edu(kind: EduKind = EduKind.INVITE, generation: int = 1, observer: UserID = ALICE) -> OwedEdu:
+    return OwedEdu(kind, observer, BOB, generation, NOW_MS)
+
+
+def deliver(queue: DestinationQueue, now_ms: int, content: Published = ONLINE) -> Wanted:
+    """All that waits goes out and is taken."""
+    wanted = queue.take(now_ms, 500)
+    queue.delivered(wanted.users, wanted.owed, dict.fromkeys(wanted.users, content), now_ms)
+    return wanted
+
+
+def test_the_first_news_for_a_quiet_destination_is_due_at_once() -> None:
+    """Somebody is looking at the other end (decision 12)."""
+    queue = a_queue()
+    assert queue.next_due_ms() is None
+    queue.add(push(), NOW_MS)
+    assert (queue.next_due_ms() or 0) <= NOW_MS
+
+
+def test_what_follows_waits_for_the_window() -> None:
+    """A burst of changes is two transactions, not twenty (decision 12)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+
+    queue.add(push(), NOW_MS + 10)
+
+    assert queue.next_due_ms() == NOW_MS + WINDOW_MS
+
+
+def test_a_timer_waits_two_seconds_where_the_destination_is_busy() -> None:
+    """Nobody waits for somebody to go idle (decision 12)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+
+    queue.add(push(CAROL, Urgency.TIMER), NOW_MS + 10)
+
+    assert queue.next_due_ms() == NOW_MS + 2_000
+    queue.add(push(ALICE), NOW_MS + 20)
+    assert queue.next_due_ms() == NOW_MS + WINDOW_MS
+    assert set(queue.take(NOW_MS + WINDOW_MS, 500).users) == {ALICE, CAROL}
+
+
+def test_a_timer_goes_at_once_where_the_destination_is_quiet() -> None:
+    """Waiting would batch it with nothing (decision 12)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    queue.add(push(ALICE, Urgency.TIMER), NOW_MS + 5_000)
+    assert (queue.next_due_ms() or 0) <= NOW_MS + 5_000
+
+
+def test_a_user_stands_in_the_set_once_with_the_most_urgent_of_their_news() -> None:
+    """Bounded by users, not by events (decision 9)."""
+    queue = a_queue()
+    for _ in range(100):
+        queue.add(push(ALICE, Urgency.TIMER), NOW_MS)
+    queue.add(push(ALICE, Urgency.ASKED), NOW_MS)
+
+    assert queue.pending_users == 1
+    assert queue.take(NOW_MS, 500).users == (ALICE,)
+
+
+def test_news_that_came_while_the_transaction_was_away_is_not_lost() -> None:
+    """The 200 is for what was in it, and for nothing newer (decision 9)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    wanted = queue.take(NOW_MS, 500)
+    queue.add(push(), NOW_MS + 5)
+
+    queue.delivered(wanted.users, (), {ALICE: ONLINE}, NOW_MS + 10)
+
+    assert queue.pending_users == 1
+    assert queue.take(NOW_MS + WINDOW_MS, 500).users == (ALICE,)
+
+
+def test_what_was_not_packed_waits_on() -> None:
+    """A transaction has limits; who did not fit goes with the next."""
+    queue = a_queue()
+    queue.add(push(ALICE), NOW_MS)
+    queue.add(push(CAROL), NOW_MS)
+    queue.take(NOW_MS, 500)
+
+    queue.delivered([ALICE], (), {ALICE: ONLINE, CAROL: ONLINE}, NOW_MS)
+
+    assert queue.take(NOW_MS + WINDOW_MS, 500).users == (CAROL,)
+
+
+def test_a_failure_keeps_everything() -> None:
+    """An outage costs nothing, and its end sends each user once (decision 9)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    queue.add(SendEdu(THERE, edu()), NOW_MS)
+    wanted = queue.take(NOW_MS, 500)
+
+    queue.failed(wanted.users)
+
+    again = queue.take(NOW_MS + WINDOW_MS, 500)
+    assert (again.users, again.owed) == (wanted.users, wanted.owed)
+
+
+def test_the_most_urgent_and_longest_waiting_go_first() -> None:
+    """With more users than a transaction takes, a refresh must not crowd out a change (decision 12)."""
+    queue = a_queue()
+    queue.add(push(UserID("@timer:here.test"), Urgency.TIMER), NOW_MS)
+    queue.add(push(UserID("@late:here.test")), NOW_MS + 50)
+    queue.add(push(UserID("@early:here.test")), NOW_MS + 10)
+    queue.add(push(UserID("@asked:here.test"), Urgency.ASKED), NOW_MS + 60)
+
+    users = queue.take(NOW_MS + 60, 3).users
+
+    assert users == (UserID("@asked:here.test"), UserID("@early:here.test"), UserID("@late:here.test"))
+
+
+def test_news_of_a_user_who_spent_their_share_goes_last() -> None:
+    """One flapping user must not spend everybody's budget (Z-18)."""
+    queue = a_queue()
+    queue.add(push(ALICE), NOW_MS, overdrawn=True)
+    overdrawn_ms = queue.deadline_ms(NOW_MS)
+    queue.add(push(CAROL), NOW_MS + 100)
+
+    assert queue.take(NOW_MS + 100, 1).users == (CAROL,)
+    assert overdrawn_ms == NOW_MS + 60_000
+
+
+def test_changes_that_cancel_out_are_not_told() -> None:
+    """Mobile clients flap (decision 13)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    queue.add(push(), NOW_MS + 50)
+    queue.take(NOW_MS + WINDOW_MS, 500)
+
+    moved = Published(PresenceState.ONLINE, NOW_MS + 60_000_000, None, True)
+    assert queue.unchanged({ALICE: ONLINE}, NOW_MS + WINDOW_MS) == {ALICE}
+    assert queue.unchanged({ALICE: moved}, NOW_MS + WINDOW_MS) == {ALICE}
+    assert queue.unchanged({ALICE: OFFLINE}, NOW_MS + WINDOW_MS) == frozenset()
+    queue.settled([ALICE], NOW_MS + WINDOW_MS)
+    assert queue.pending_users == 0
+
+
+def test_a_last_active_time_that_moved_is_news_unless_currently_active() -> None:
+    """An hour of difference shows on the other side; a currently active user's age does not."""
+    queue = a_queue()
+    content = Published(PresenceState.UNAVAILABLE, NOW_MS)
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS, content)
+    queue.add(push(), NOW_MS + 50)
+    queue.take(NOW_MS + WINDOW_MS, 500)
+
+    little = Published(PresenceState.UNAVAILABLE, NOW_MS + 60_000)
+    much = Published(PresenceState.UNAVAILABLE, NOW_MS + 60_001)
+    assert queue.unchanged({ALICE: little}, NOW_MS + WINDOW_MS) == {ALICE}
+    assert queue.unchanged({ALICE: much}, NOW_MS + WINDOW_MS) == frozenset()
+
+
+def test_what_was_asked_for_is_told_even_unchanged() -> None:
+    """A poll or a grant is owed an answer where nothing changed (decision 12)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    queue.add(push(ALICE, Urgency.ASKED), NOW_MS + 50)
+    queue.take(NOW_MS + WINDOW_MS, 500)
+
+    assert queue.unchanged({ALICE: ONLINE}, NOW_MS + WINDOW_MS) == frozenset()
+
+
+def test_after_a_doubtful_failure_nothing_counts_as_confirmed() -> None:
+    """The lost transaction may have said offline: going back to online is then no "nothing changed"."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    queue.add(push(), NOW_MS + 300)
+    queue.failed(queue.take(NOW_MS + 300, 500).users)
+    queue.take(NOW_MS + 3_000, 500)
+
+    assert queue.unchanged({ALICE: ONLINE}, NOW_MS + 3_000) == frozenset()
+
+
+def test_edus_of_a_pair_go_in_order_one_a_transaction() -> None:
+    """Receivers run the EDUs of one transaction concurrently (decision 10)."""
+    queue = a_queue()
+    drop, invite = edu(EduKind.DROP, 1), edu(EduKind.INVITE, 2)
+    other = edu(EduKind.INVITE, 1, CAROL)
+    for owed in (drop, invite, other):
+        queue.add(SendEdu(THERE, owed), NOW_MS)
+
+    assert deliver(queue, NOW_MS).owed == (drop, other)
+    assert queue.next_due_ms() == NOW_MS + WINDOW_MS
+    assert deliver(queue, NOW_MS + WINDOW_MS).owed == (invite,)
+
+
+def test_an_edu_that_waits_already_is_asked_for_in_vain() -> None:
+    """Rows ask again by schedule; the EDU goes once (Z-17)."""
+    queue = a_queue()
+    queue.add(SendEdu(THERE, edu()), NOW_MS)
+    queue.add(SendEdu(THERE, edu()), NOW_MS + 1)
+    assert queue.owed == 1
+
+
+def test_the_200_for_an_older_generation_does_not_clear_a_newer_one() -> None:
+    """A drop must not be lost to an invite's 200 (Z-17)."""
+    queue = a_queue()
+    queue.add(SendEdu(THERE, edu(EduKind.INVITE, 1)), NOW_MS)
+    wanted = queue.take(NOW_MS, 500)
+    queue.add(SendEdu(THERE, edu(EduKind.INVITE, 2)), NOW_MS + 1)
+
+    queue.delivered((), wanted.owed, {}, NOW_MS + 2)
+
+    assert queue.take(NOW_MS + WINDOW_MS, 500).owed == (edu(EduKind.INVITE, 2),)
+
+
+def test_an_unsent_edu_is_owed_no_more_and_old_bytes_are_void() -> None:
+    """An invite not yet delivered and its drop cancel out (Z-15)."""
+    queue = a_queue()
+    queue.add(SendEdu(THERE, edu()), NOW_MS)
+    before = queue.revision
+
+    queue.add(UnsendEdus(THERE, ALICE, BOB), NOW_MS)
+
+    assert (queue.owed, queue.next_due_ms(), queue.empty()) == (0, None, True)
+    assert queue.revision != before
+
+
+def test_a_refused_edu_stays_owed_and_is_offered_when_asked_for_again() -> None:
+    """List EDUs stay owed, by the schedule of their row (S:3.5, S:T-29)."""
+    queue = a_queue()
+    queue.add(SendEdu(THERE, edu()), NOW_MS)
+    wanted = queue.take(NOW_MS, 500)
+    queue.set_aside((), wanted.owed, NOW_MS)
+    assert (queue.owed, queue.next_due_ms()) == (1, None)
+
+    queue.add(SendEdu(THERE, edu()), NOW_MS + 3_600_000)
+
+    assert queue.take(NOW_MS + 3_600_000, 500).owed == (edu(),)
+
+
+def test_a_refused_edu_is_offered_when_the_destination_wakes() -> None:
+    """A peer that comes back from an outage may have come back mended."""
+    queue = a_queue()
+    queue.add(SendEdu(THERE, edu()), NOW_MS)
+    queue.set_aside((), queue.take(NOW_MS, 500).owed, NOW_MS)
+    queue.wake(NOW_MS + 1_000)
+    assert queue.take(NOW_MS + 1_000, 500).owed == (edu(),)
+
+
+def test_a_refused_push_waits_for_its_refresh() -> None:
+    """A peer that refuses presence is not told it again at once (F:X-6)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    queue.set_aside(queue.take(NOW_MS, 500).users, (), NOW_MS)
+
+    due = queue.next_due_ms()
+    assert due is not None
+    assert NOW_MS + 0.6 * REFRESH_MS <= due <= NOW_MS + 0.9 * REFRESH_MS
+
+
+def test_what_is_tried_once_is_gone_when_taken() -> None:
+    """A poll is worth nothing later; a stranger's drop is not worth a queue (Z-12)."""
+    queue = a_queue()
+    queue.add(SendPoll(THERE, BOB), NOW_MS)
+    queue.add(SendUnpoll(THERE, BOB), NOW_MS)
+    queue.add(SendDropOnce(THERE, ALICE, BOB), NOW_MS)
+
+    wanted = queue.take(NOW_MS, 500)
+
+    assert (wanted.polls, wanted.unpolls, len(wanted.drops)) == ((BOB,), (BOB,), 1)
+    assert queue.empty()
+
+
+def test_the_queue_is_bounded() -> None:
+    """What does not fit stays owed in its row, and is asked for again."""
+    queue = a_queue()
+    for generation in range(MAX_OWED + 10):
+        queue.add(SendEdu(THERE, edu(EduKind.INVITE, generation)), NOW_MS)
+    for number in range(2_000):
+        queue.add(SendPoll(THERE, UserID(f"@{number}:there.test")), NOW_MS)
+
+    assert queue.owed == MAX_OWED
+    assert sum(len(queue.take(NOW_MS, 1).polls) for _ in range(50)) == 1_000
+
+
+def test_at_most_a_hundred_list_edus_a_minute() -> None:
+    """Resends after an outage must not fall on a destination all at once (S:3.5)."""
+    queue = a_queue()
+    for number in range(300):
+        queue.add(SendEdu(THERE, edu(observer=UserID(f"@{number}:here.test"))), NOW_MS)
+    sent, now = 0, NOW_MS
+    while (due := queue.next_due_ms()) is not None and max(now, due) < NOW_MS + 60_000:
+        now = max(now, due)
+        sent += len(deliver(queue, now).owed)
+
+    assert 100 <= sent <= 200
+    assert MAX_EDUS_TAKEN < 100
+
+
+def test_an_unchanged_user_is_told_again_in_time_and_not_in_herds() -> None:
+    """Every peer has 25-minute herds, and one lost ping expires a user (decision 14)."""
+    dues = []
+    for number in range(300):
+        queue = a_queue()
+        queue.add(push(UserID(f"@{number}:here.test")), NOW_MS)
+        deliver(queue, NOW_MS)
+        dues.append(queue.next_due_ms() or 0)
+
+    shares = [(due - NOW_MS) / REFRESH_MS for due in dues]
+    assert 0.6 <= min(shares) < 0.62
+    assert 0.88 < max(shares) <= 0.9
+    assert all(any(abs(share - tenth / 100) < 0.01 for share in shares) for tenth in range(61, 90))
+
+
+def test_a_refresh_rides_along_from_half_of_the_interval() -> None:
+    """A transaction that goes anyway costs nothing more (decision 14)."""
+    queue = a_queue()
+    queue.add(push(ALICE), NOW_MS)
+    deliver(queue, NOW_MS)
+
+    early, half = NOW_MS + REFRESH_MS // 2 - 1, NOW_MS + REFRESH_MS // 2
+    queue.add(push(CAROL), early)
+    assert queue.take(early, 500).users == (CAROL,)
+    assert queue.take(half, 500).users == (CAROL, ALICE)
+
+
+def test_a_user_told_as_offline_is_not_refreshed() -> None:
+    """Peers expire users to offline by themselves (E:P-6)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS, OFFLINE)
+    due = queue.next_due_ms()
+    assert due is not None
+
+    queue.prune(due, lambda user: True)
+
+    assert queue.empty()
+
+
+def test_a_refresh_that_nobody_needs_is_forgotten() -> None:
+    """Where no right remains there is nothing to say, and nothing to remember (S:5)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    due = queue.next_due_ms() or 0
+    queue.prune(due, lambda user: False)
+    assert queue.empty()
+
+
+def test_a_refresh_that_failed_is_due_still() -> None:
+    """It is early enough to fail twice (decision 14)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    due = queue.next_due_ms() or 0
+    queue.prune(due, lambda user: True)
+    assert queue.take(due, 500).users == (ALICE,)
+    queue.failed([ALICE])
+    assert (queue.next_due_ms() or 0) <= due + WINDOW_MS
+    assert deliver(queue, due + WINDOW_MS).users == (ALICE,)
+    assert (queue.next_due_ms() or 0) > due + 0.59 * REFRESH_MS
+
+
+def test_after_a_restart_users_are_told_again_within_the_first_fifth() -> None:
+    """Peers forget nobody because we restarted, and get no herd either (S:T-28)."""
+    dues = []
+    for number in range(200):
+        queue = a_queue()
+        queue.add_at_boot(UserID(f"@{number}:here.test"), NOW_MS)
+        dues.append((queue.next_due_ms() or 0) - NOW_MS)
+    assert 0 <= min(dues) < 0.01 * REFRESH_MS
+    assert 0.19 * REFRESH_MS < max(dues) <= 0.2 * REFRESH_MS
+
+
+def test_after_a_restart_all_ride_along_with_the_first() -> None:
+    """One transaction tells a destination everything."""
+    queue = a_queue()
+    queue.add_at_boot(ALICE, NOW_MS)
+    queue.add(push(CAROL), NOW_MS)
+    assert set(queue.take(NOW_MS, 500).users) == {ALICE, CAROL}
+
+
+def test_who_lost_the_right_leaves_the_queue_with_all_memory() -> None:
+    """Safety: nothing is sent to whom a right has ended, by a refresh either (S:5)."""
+    queue = a_queue()
+    queue.add(push(), NOW_MS)
+    deliver(queue, NOW_MS)
+    queue.add(push(), NOW_MS + 1)
+    queue.take(NOW_MS + WINDOW_MS, 500)
+
+    queue.withdraw([ALICE], (), NOW_MS + WINDOW_MS)
+
+    assert queue.empty()
+
+
+USERS = [UserID(f"@{name}:here.test") for name in "abcd"]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "deliver", "fail", "refuse", "prune"]),
+        st.sampled_from(USERS),
+        st.sampled_from(list(Urgency)),
+        st.integers(0, REFRESH_MS),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_no_news_is_ever_lost_and_what_is_due_can_be_taken(
+    steps: list[tuple[str, UserID, Urgency, int]],
+) -> None:
+    """Whatever happens: news waits until delivered, and a due queue has something to take."""
+    queue, now, news = a_queue(), NOW_MS, set[UserID]()
+    for step, user, urgency, wait in steps:
+        now += wait
+        if step == "add":
+            queue.add(push(user, urgency), now)
+            news.add(user)
+            continue
+        queue.prune(now, lambda _: step != "prune")
+        due = queue.next_due_ms()
+        wanted = queue.take(now, 500)
+        assert news <= set(wanted.users)
+        if due is not None and due <= now:
+            assert wanted.users
+        if step == "deliver":
+            queue.delivered(wanted.users, (), dict.fromkeys(wanted.users, ONLINE), now)
+            news.clear()
+        elif step == "refuse":
+            queue.set_aside(wanted.users, (), now)
+            news.clear()
+        else:
+            queue.failed(wanted.users)
+    assert queue.pending_users == len(news)
