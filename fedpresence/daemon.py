@@ -39,9 +39,10 @@ from fedpresence.engine.events import (
     TransactionReceived,
     UserAdded,
 )
+from fedpresence.engine.settings import ServerLists
 from fedpresence.errors import StoreError
 from fedpresence.hub import Hub
-from fedpresence.ids import UserID
+from fedpresence.ids import ServerName, UserID
 from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.keyfetch import KeyFetcher
 from fedpresence.inbound.keyring import KeyRing
@@ -57,6 +58,7 @@ from fedpresence.ops.status import PrometheusCounters, add_health, add_metrics
 from fedpresence.outbound.client import build_client
 from fedpresence.outbound.sender import Decisions
 from fedpresence.outbound.service import Outbound, OutboundSettings
+from fedpresence.selfcheck import Arrival, SelfCheck, is_public
 from fedpresence.storage.sqlite import SQLiteStore
 from fedpresence.storage.store import Store
 from fedpresence.web import Unknown
@@ -70,6 +72,8 @@ WRITE_BEHIND_BATCH = 5_000  # users a transaction, so that a commit never waits 
 LOOK_AROUND_S = 1.0  # how late a revoked token is noticed
 FLUSH_S = 5.0  # what a clean stop waits for queues that are on their way
 FLUSH_STEP_S = 0.05
+SELF_CHECK_AGAIN_S = 600.0
+NOBODY = ServerLists(allow=())
 CLOCK_JUMP_MS = 3_600_000  # Z-21
 
 
@@ -100,7 +104,6 @@ class Daemon:
         force: bool = False,
     ) -> None:
         self.config = config
-        self._force = force
         self.listening: tuple[Listening, ...] = ()
         self._reactor = reactor
         self._clock = clock
@@ -113,6 +116,9 @@ class Daemon:
         self._timers: dict[str, Timer] = {}
         self._serving = False
         self._failed = False
+        # Nothing leaves before our name is known to lead here (Z-23).
+        self._held = not force and is_public(config.server_name, config.federation.resolve)
+        self._self_check = SelfCheck(config.server_name, clock)
 
     async def start(self) -> None:
         """Open everything; returns once every listener answers. ConfigError, StoreError or OSError."""
@@ -127,6 +133,8 @@ class Daemon:
             await self.stop()
             raise
         self._serving = True
+        if self._held:
+            self._watch("the self-check", self._check_ourselves())
         self._every("write behind", WRITE_BEHIND_S, self._write_behind)
         self._every("look around", LOOK_AROUND_S, self._look_around)
         _log.info(
@@ -154,6 +162,7 @@ class Daemon:
         self.tokens = StoredTokens(store, self.hub, self.engine, clock)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         client = build_client(self._reactor, clock, config.federation, self.identity, self._random)
+        self._client = client
         settings = engine_settings(config)
         self.outbound = Outbound(
             clock,
@@ -164,7 +173,7 @@ class Daemon:
                 batch_window_ms=config.federation.batch_window_ms,
                 refresh_interval_ms=config.presence.refresh_interval_ms,
                 max_transactions_per_second=config.federation.max_transactions_per_second,
-                servers=settings.servers,
+                servers=NOBODY if self._held else settings.servers,
             ),
             self._random,
             counters=self.counters,
@@ -220,7 +229,7 @@ class Daemon:
                     self._gate,
                     self._transactions,
                     self._clock,
-                    self.outbound.seen_alive,
+                    self._seen_alive,
                     self.config.federation.serve_well_known,
                 ),
             )
@@ -235,6 +244,7 @@ class Daemon:
                     self.outbound,
                     self._revoke_tokens,
                     self._clock,
+                    self._take_up_new_users,
                 ),
             )
         if "metrics" in place.resources:
@@ -283,6 +293,41 @@ class Daemon:
             self._watch("the inbox", self._resolve_inbox())
         else:
             self.outbound.enqueue(effect)
+
+    def _seen_alive(self, origin: ServerName) -> None:
+        """Something authentic came from `origin`: ourselves, maybe (Z-23)."""
+        self._self_check.heard(origin)
+        if origin != self.config.server_name:
+            self.outbound.seen_alive(origin)
+
+    async def _check_ourselves(self) -> None:
+        """Send from here on, unless our name leads to somebody else."""
+        arrival, answered = await self._self_check.ask(self._client.send)
+        if self._stopping is not None:
+            return
+        name = self.config.server_name
+        if arrival is Arrival.ELSEWHERE:
+            _log.error(
+                "{server_name} leads to another process ({answered}): nothing is sent. Point the name here, "
+                "or start with --force if you are sure. Asking again in {minutes} minutes",
+                server_name=name,
+                answered=answered,
+                minutes=int(SELF_CHECK_AGAIN_S // 60),
+            )
+            self._timers["self-check"] = self._clock.callLater(SELF_CHECK_AGAIN_S, self._check_again)
+            return
+        if arrival is Arrival.NOWHERE:
+            _log.warn(
+                "{server_name} cannot be reached from here ({answered}): maybe not from elsewhere either",
+                server_name=name,
+                answered=answered,
+            )
+        self._held = False
+        self.outbound.reload(engine_settings(self.config).servers)
+
+    def _check_again(self) -> None:
+        del self._timers["self-check"]
+        self._watch("the self-check", self._check_ourselves())
 
     async def _take_transaction(self, transaction: TransactionReceived) -> None:
         """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
@@ -361,7 +406,9 @@ class Daemon:
         for listener in self._listeners:
             if listener.certificates is not None:
                 listener.certificates.reload()
-        self.outbound.reload(settings.servers)  # before the engine hears, so that what waits is kept
+        self.outbound.reload(
+            NOBODY if self._held else settings.servers
+        )  # before the engine hears, so that what waits is kept
         self._watch("the reload", self._settings_changed(SettingsChanged(settings)))
         return sorted(_needing_restart(old, config))
 

@@ -24,7 +24,7 @@ def result_of(awaitable: Awaitable[T]) -> T:
     assert results, "has not fired yet"
     if isinstance(results[0], Failure):
         results[0].raiseException()
-    return cast(T, results[0])
+    return results[0]
 
 
 def failure_of(awaitable: Awaitable[object], error: type[E]) -> E:

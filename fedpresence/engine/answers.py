@@ -10,6 +10,7 @@ from fedpresence.ids import ServerName
 
 KEEP_MS = DAY_MS
 MAX_PER_ORIGIN = 1_000
+MAX_ORIGINS = 100_000  # whose newest time is remembered; the one silent for longest gives way
 MAX_LATE_MS = DAY_MS  # behind the newest of its origin: its EDUs are skipped
 
 
@@ -29,10 +30,12 @@ class Answers:
 
     def take(self, turn: Turn, origin: ServerName, txn_id: str, origin_server_ts: int) -> bool:
         """Remember a transaction; whether it is recent enough for its EDUs to count."""
-        newest = self._newest_ts.get(origin, 0)
+        newest = self._newest_ts.pop(origin, 0)
         is_recent = origin_server_ts >= newest - MAX_LATE_MS
         clamped = min(origin_server_ts, turn.now_ms + HOUR_MS)
         self._newest_ts[origin] = max(newest, clamped)
+        if len(self._newest_ts) > MAX_ORIGINS:
+            del self._newest_ts[next(iter(self._newest_ts))]
         taken = self._taken.setdefault(origin, {})
         taken[txn_id] = turn.now_ms
         turn.add(SaveAnswer(origin, txn_id, turn.now_ms, self._newest_ts[origin]))

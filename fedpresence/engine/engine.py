@@ -76,6 +76,7 @@ from fedpresence.engine.subscription import (
     ObservedStage,
     ObserverRow,
     ObserverStage,
+    OwedEdu,
 )
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import DeviceID, ServerName, UserID, server_of
@@ -194,6 +195,7 @@ class Engine:
             self._inbox_id = max(self._inbox_id, entry.entry_id)
 
     def _started(self, turn: Turn) -> None:
+        self._sharing.started(turn)
         self._lists.started(turn)
         self._lists.watching.started(turn.now_ms)
         if len(self._answers):
@@ -263,11 +265,11 @@ class Engine:
         """A reload: server lists count from this moment on (Z-9)."""
         world = self._world
         old = world.settings
-        world.settings = settings
-        self._sharing.judge_again(turn)
         servers = {server_of(user_id) for user_id in world.remotes}
         servers.update(server for _, server in self._rights())
         servers.update(world.open_pairs)
+        world.settings = settings
+        self._sharing.judge_again(turn)
         for server in sorted(servers):
             before, after = old.servers.permit(server), settings.servers.permit(server)
             if before and not after:
@@ -337,11 +339,15 @@ class Engine:
             pushes=tuple(pushes),
             published=published,
             polls=tuple(u for u in wanted.polls if world.is_wanted(u)),
-            unpolls=tuple(u for u in wanted.unpolls if not world.is_wanted(u)),
+            unpolls=tuple(u for u in wanted.unpolls if not self._is_watched(u)),
             owed=tuple(owed),
             stale_owed=tuple(stale),
             rights=rights,
         )
+
+    def _is_watched(self, user_id: UserID) -> bool:
+        """Whether anybody here sees the remote user, or asks to (Z-12)."""
+        return self._world.is_wanted(user_id) or bool(self._world.watched_in(user_id, ObserverStage.PENDING))
 
     def rights(self, destination: ServerName) -> int:
         """A counter that moves when any right of `destination` ends: older bytes are never sent again."""
@@ -516,7 +522,8 @@ class Engine:
 
 def _clamped_observer(row: ObserverRow, now_ms: int) -> ObserverRow:
     """The row with no moment in the future (Z-21)."""
-    if max(row.created_ms, row.changed_ms, row.invite_ms, row.confirmed_ms, row.check_ms) <= now_ms:
+    moments = (row.created_ms, row.changed_ms, row.invite_ms, row.confirmed_ms, row.check_ms)
+    if max(*moments, *(owed.since_ms for owed in row.owed)) <= now_ms:
         return row
     return replace(
         row,
@@ -525,11 +532,21 @@ def _clamped_observer(row: ObserverRow, now_ms: int) -> ObserverRow:
         invite_ms=min(row.invite_ms, now_ms),
         confirmed_ms=min(row.confirmed_ms, now_ms),
         check_ms=min(row.check_ms, now_ms),
+        owed=_clamped_owed(row.owed, now_ms),
     )
 
 
 def _clamped_observed(row: ObservedRow, now_ms: int) -> ObservedRow:
     """The row with no moment in the future (Z-21)."""
-    if max(row.created_ms, row.changed_ms) <= now_ms:
+    if max(row.created_ms, row.changed_ms, *(owed.since_ms for owed in row.owed)) <= now_ms:
         return row
-    return replace(row, created_ms=min(row.created_ms, now_ms), changed_ms=min(row.changed_ms, now_ms))
+    return replace(
+        row,
+        created_ms=min(row.created_ms, now_ms),
+        changed_ms=min(row.changed_ms, now_ms),
+        owed=_clamped_owed(row.owed, now_ms),
+    )
+
+
+def _clamped_owed(owed: tuple[OwedEdu, ...], now_ms: int) -> tuple[OwedEdu, ...]:
+    return tuple(replace(edu, since_ms=min(edu.since_ms, now_ms)) for edu in owed)

@@ -69,6 +69,7 @@ class Lists:
         self._unheard: set[tuple[UserID, UserID, int]] = set()  # fresh invites no bytes were made of (Z-15)
         self._denied_again = Recently(HOUR_MS)
         self._asked = Recently(DAY_MS)  # request notices (Z-13)
+        self._withdrawn = Recently(DAY_MS)  # notices that a request or a grant was dropped (Z-13)
         self._checks = Recently(DAY_MS)  # Z-16
         self._expiries = Quota(MAX_EXPIRIES_PER_HOUR, HOUR_MS)
         self._quotas = InviteQuotas(world)
@@ -203,6 +204,7 @@ class Lists:
 
     def alive(self, turn: Turn, server: ServerName) -> None:
         """A server is back: what is owed goes out, and what is pending is asked again (S:3.5, O-16)."""
+        self.watching.alive(server)
         for key in list(self._world.open_pairs.get(server, ())):
             observer, observed, observers_side = key
             if observers_side:
@@ -231,6 +233,9 @@ class Lists:
                     continue
                 if move in EXPIRIES and not self._may_expire(turn, key):
                     return
+                if move is ObserverMove.CHECK and not self._may_check(turn, observer, observed):
+                    world.deadlines.set(key, turn.now_ms + DAY_MS)
+                    return
                 self.observer_move(turn, observer, observed, move)
                 return
         else:
@@ -256,7 +261,11 @@ class Lists:
     def check(self, turn: Turn, observed: UserID) -> None:
         """Polls of `observed` go unanswered: ask whether the grants still stand (S:O-26a, Z-16)."""
         for observer in self._world.watched_in(observed, ObserverStage.ACCEPTED):
-            self.observer_move(turn, observer, observed, ObserverMove.CHECK)
+            if self._may_check(turn, observer, observed):
+                self.observer_move(turn, observer, observed, ObserverMove.CHECK)
+
+    def _may_check(self, turn: Turn, observer: UserID, observed: UserID) -> bool:
+        return self._checks.allow((observer, observed), turn.now_ms)  # Z-16
 
     def started(self, turn: Turn) -> None:
         """Everything owed goes to the queues again; every pair gets its moment."""
@@ -285,9 +294,11 @@ class Lists:
         row = world.observer_row(observer, observed)
         stage = ObserverStage.NONE if row is None else row.stage
         step = OBSERVER_TABLE.get((stage, move))
-        if step is None or (row is None and step.stage is ObserverStage.NONE):
+        if step is None:
             return
-        if move is ObserverMove.CHECK and not self._checks.allow((observer, observed), turn.now_ms):
+        if row is None and step.stage is ObserverStage.NONE:
+            if move is ObserverMove.ACCEPT and world.is_local(observed):
+                self.observed_move(turn, observed, observer, ObservedMove.DROP)  # O-6: nobody asked
             return
         if row is not None and move in (ObserverMove.ACCEPT, ObserverMove.DENY):
             if self._is_unheard(row):
@@ -301,9 +312,8 @@ class Lists:
         then: list[Then] = []
         for act in step.acts:
             row = self._observer_act(turn, row, was, act, then)
-        if move is ObserverMove.FORGET or (
-            row.stage is ObserverStage.NONE and (world.is_local(observed) or row.generation == 0)
-        ):
+        nothing_to_note = world.is_local(observed) or row.generation == 0 or move is ObserverMove.FORGET
+        if row.stage is ObserverStage.NONE and nothing_to_note and not row.owed:
             self._forget_observer(turn, row)
         else:
             self._keep_observer(turn, row)
@@ -331,8 +341,11 @@ class Lists:
             case ObserverAct.START_CHECK:
                 row = replace(row, check_ms=row.check_ms or now_ms)
             case ObserverAct.ANSWER_DROP:
-                server = server_of(observed)
-                then.append(lambda: self.watching.remind(turn, observer, observed, server))
+                if world.is_local(observed):
+                    then.append(lambda: self.observed_move(turn, observed, observer, ObservedMove.DROP))
+                else:
+                    server = server_of(observed)
+                    then.append(lambda: self.watching.remind(turn, observer, observed, server))
             case ObserverAct.WELCOME:
                 if world.is_local(observed):
                     then.append(lambda: turn.add(TellObservers(observed, (observer,))))
@@ -385,7 +398,11 @@ class Lists:
         return row
 
     def _is_unheard(self, row: ObserverRow) -> bool:
-        return any((o.observer, o.observed, o.generation) in self._unheard for o in row.owed)
+        """Whether the other server cannot know of the pending invite: it waits behind a drop, or here."""
+        return row.stage is ObserverStage.PENDING and any(
+            owed.kind is EduKind.DROP or (owed.observer, owed.observed, owed.generation) in self._unheard
+            for owed in row.owed
+        )
 
     def _is_watched_otherwise(self, observer: UserID, observed: UserID) -> bool:
         """Whether anybody else here watches, or a room is shared (S:O-23)."""
@@ -424,20 +441,25 @@ class Lists:
         was = row.stage
         had_right = was is ObservedStage.GRANTED and not row.muted
         if step.stage is not was:
+            by_room = by_room and step.stage is ObservedStage.GRANTED
             row = replace(row, stage=step.stage, changed_ms=turn.now_ms, muted=False, by_room=by_room)
             if step.stage is ObservedStage.REQUESTED:
                 row = replace(row, created_ms=turn.now_ms)
         elif move is ObservedMove.ACCEPT:
             row = replace(row, by_room=False)  # the user's own word outlives the room
-        if move is ObservedMove.DEACTIVATE:
+        if move in (ObservedMove.DEACTIVATE, ObservedMove.FORGET):
             row = replace(row, denials=0, blocked=False)
         then: list[Then] = []
+        if (
+            row.owed
+            and row.stage is not was
+            and (move is ObservedMove.DROP or row.stage is ObservedStage.REQUESTED)
+        ):  # an answer to an older request is none to this one, nor to somebody who gave up
+            row = replace(row, owed=())
+            then.append(lambda: turn.add(UnsendEdus(server_of(observer), observer, observed)))
         for act in step.acts:
             row = self._observed_act(turn, row, act, then, had_right=had_right)
-        if move is ObservedMove.FORGET:
-            self._forget_observed(turn, row)
-        else:
-            self._keep_observed(turn, row)
+        self._keep_observed(turn, row)
         for call in then:
             call()
 
@@ -451,7 +473,8 @@ class Lists:
                 if self._asked.allow((observer, observed), turn.now_ms):
                     then.append(lambda: turn.add(Notice(observed, EduKind.INVITE, observer, observed)))
             case ObservedAct.TELL_DROPPED:
-                then.append(lambda: turn.add(Notice(observed, EduKind.DROP, observer, observed)))
+                if self._withdrawn.allow((observer, observed), turn.now_ms):
+                    then.append(lambda: turn.add(Notice(observed, EduKind.DROP, observer, observed)))
             case ObservedAct.COUNT_DENIAL:
                 row = replace(row, denials=row.denials + 1, blocked=row.denials >= 1)
             case ObservedAct.BLOCK:
@@ -462,6 +485,8 @@ class Lists:
                 row = replace(row, muted=True)
             case ObservedAct.UNMUTE:
                 row = replace(row, muted=False)
+            case ObservedAct.PUSH if had_right:
+                pass  # nothing was muted: the poll's own answer is enough, and limited (E:Q-7)
             case ObservedAct.PUSH:
                 then.append(lambda: turn.add(SendPush(server_of(observer), observed, Urgency.ASKED)))
             case ObservedAct.OWE_ACCEPT:
@@ -497,8 +522,9 @@ class Lists:
     # --- keeping --------------------------------------------------------------------------------
 
     def _keep_observer(self, turn: Turn, row: ObserverRow) -> None:
-        self._world.put_observer_row(row)
-        turn.add(SaveObserverRow(row))
+        if self._world.observer_row(row.observer, row.observed) != row:
+            self._world.put_observer_row(row)
+            turn.add(SaveObserverRow(row))
         self._schedule(turn, (row.observer, row.observed, True))
 
     def _forget_observer(self, turn: Turn, row: ObserverRow) -> None:
@@ -511,8 +537,9 @@ class Lists:
         if row.stage is ObservedStage.NONE and not row.owed and not row.denials:
             self._forget_observed(turn, row)
             return
-        self._world.put_observed_row(row)
-        turn.add(SaveObservedRow(row))
+        if self._world.observed_row(row.observed, row.observer) != row:
+            self._world.put_observed_row(row)
+            turn.add(SaveObservedRow(row))
         self._schedule(turn, (row.observer, row.observed, False))
 
     def _forget_observed(self, turn: Turn, row: ObservedRow) -> None:

@@ -59,10 +59,12 @@ class InviteQuotas:
         """The attempt was answered or withdrawn."""
         if self._attempts.pop((observer, observed), None) is None:
             return
-        for counter, key in ((self._of_observer, observer), (self._of_origin, server_of(observer))):
-            counter[key] -= 1
-            if not counter[key]:
-                del counter[key]
+        self._of_observer[observer] -= 1
+        self._of_origin[server_of(observer)] -= 1
+        if not self._of_observer[observer]:
+            del self._of_observer[observer]
+        if not self._of_origin[server_of(observer)]:
+            del self._of_origin[server_of(observer)]
 
     def restore(self, rows: Iterable[ObservedRow]) -> None:
         """Requests that were open when the last run ended."""

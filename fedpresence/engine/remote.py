@@ -24,8 +24,9 @@ class RemoteUser:
     published: Published = NOTHING
     heard_ms: int = 0
     stale: bool = False
-    polled_ms: int = 0  # the last poll that no push has answered yet
+    polled_ms: int = 0  # the last poll, answered or not
     unanswered: int = 0  # polls in a row without a push
+    gave_up: bool = False  # so many that one a day is enough
     poll_at_ms: int = 0
 
     @classmethod
@@ -46,8 +47,8 @@ class RemoteUser:
         self.published = published
         self.heard_ms = now_ms
         self.stale = False
-        self.polled_ms = 0
         self.unanswered = 0
+        self.gave_up = False
         self.poll_at_ms = 0
 
     def is_overdue(self, now_ms: int, settings: EngineSettings) -> bool:
@@ -62,7 +63,12 @@ class RemoteUser:
         """A poll is on its way; the next, if no push answers, by S:O-26 and E:Q-11."""
         self.polled_ms = now_ms
         self.unanswered += 1
-        self.poll_at_ms = now_ms + (POLL_AGAIN_MS if self.unanswered <= USELESS_POLLS else DAY_MS)
+        self.poll_at_ms = now_ms + (DAY_MS if self.gave_up else POLL_AGAIN_MS)
+
+    def give_up(self) -> None:
+        """Polls are useless here: one a day from the last."""
+        self.gave_up = True
+        self.poll_at_ms = self.polled_ms + DAY_MS
 
     def next_deadline_ms(self, settings: EngineSettings) -> int | None:
         """When time alone changes something; None: never."""

@@ -55,8 +55,7 @@ def observer_moments(row: ObserverRow, world: World) -> list[tuple[int, Observer
                 moments.append((max(held_ms, row.changed_ms + TOMBSTONE_LIFE_MS), ObserverMove.FORGET))
         case ObserverStage.PENDING:
             moments.append((max(held_ms, row.created_ms + REQUEST_LIFE_MS), ObserverMove.EXPIRE))
-            if remote:
-                moments.append((_resend_ms(row, world), ObserverMove.RESEND))
+            moments.append((_resend_ms(row, world), ObserverMove.RESEND))
         case ObserverStage.ACCEPTED if remote and row.check_ms:
             if not any(owed.kind is EduKind.INVITE for owed in row.owed):
                 unconfirmed_ms = row.check_ms + UNCONFIRMED_AFTER_MS

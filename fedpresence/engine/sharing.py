@@ -36,9 +36,17 @@ class Sharing:
             self.set_members(turn, room_id, room.members)
 
     def restore(self, room: SaveRoom) -> None:
-        """A room as it was stored; called once, before any event (Z-11)."""
-        counts = room.counts and self._world.settings.share_presence_in_rooms
-        self._world.rooms.put(room.room_id, room.members, counts)
+        """A room as it was stored; called once, before `started` (Z-11)."""
+        self._world.rooms.put(room.room_id, room.members, room.counts)
+
+    def started(self, turn: Turn) -> None:
+        """The settings may be others than in the last run: what rested on a room may be over (Z-10)."""
+        self.judge_again(turn)
+        for observed, theirs in list(self._world.observers.items()):
+            for observer, row in list(theirs.items()):
+                ended = row.stage is ObservedStage.GRANTED and row.by_room
+                if ended and not self._world.rooms.users_meet(observed, observer):
+                    self._lists.observed_move(turn, observed, observer, ObservedMove.CONDITION_ENDED)
 
     def _changed(self, turn: Turn, old: Room, new: Room) -> None:
         before = old.members if old.counts else frozenset()

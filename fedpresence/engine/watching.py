@@ -33,7 +33,7 @@ class Watching:
         self._world = world
         self._check = check
         self._early: dict[UserID, tuple[PushReceived, int]] = {}
-        self._answers_polls: dict[ServerName, bool] = {}
+        self._in_vain: dict[ServerName, int] = {}  # polls since a push answered one (E:Q-11)
         self._polls = Recently(FRESH_MS)
         self._unpolls = Recently(HOUR_MS)
         self._reminders = Recently(DAY_MS)
@@ -85,21 +85,29 @@ class Watching:
         self._schedule(observed, remote)
 
     def wants_fresher(self, observed: UserID, now_ms: int) -> bool:
-        """Whether asking the origin for `observed` is worth a moment's wait (decision 7)."""
+        """Whether asking the origin for `observed` is worth a moment's wait (decision 7, E:Q-8 c).
+
+        A server is believed to answer polls until three were in vain; a poll that is out is not repeated.
+        """
         remote = self._world.remotes.get(observed)
-        server = server_of(observed)
         return (
             remote is not None
             and now_ms - remote.heard_ms > FRESH_MS
-            and self._answers_polls.get(server, False)
-            and self._world.permits(server)
+            and not remote.unanswered
             and (not remote.polled_ms or now_ms - remote.polled_ms >= FRESH_MS)
+            and not self._is_useless(server_of(observed))
+            and self._world.permits(server_of(observed))
         )
 
     def status_wanted(self, turn: Turn, observer: UserID, observed: UserID) -> None:
         """A local user asked for the state of `observed` (E:Q-8 c)."""
         if self._world.may_see(observer, observed) and self.wants_fresher(observed, turn.now_ms):
             self._poll(turn, observed, self._world.remotes[observed])
+            self._schedule(observed, self._world.remotes[observed])
+
+    def alive(self, server: ServerName) -> None:
+        """A server is back from an outage: what it did not answer meanwhile says nothing about polls."""
+        self._in_vain.pop(server, None)
 
     def let_go(self, observed: UserID) -> None:
         """Forget a remote user whom nobody here may see any more (decision 19)."""
@@ -123,26 +131,25 @@ class Watching:
             if worth_telling(old, remote.shown(), world.settings.last_active_granularity_ms):
                 turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
             if not remote.poll_at_ms:  # otherwise a poll is planned, or out and unanswered
-                remote.poll_at_ms = turn.now_ms
+                is_useless = self._is_useless(server_of(user_id))
+                remote.poll_at_ms = max(turn.now_ms, remote.polled_ms + DAY_MS if is_useless else 0)
         if remote.poll_at_ms and turn.now_ms >= remote.poll_at_ms:
             self._poll_due(turn, user_id, remote)
         self._schedule(user_id, remote)
 
     def _poll_due(self, turn: Turn, user_id: UserID, remote: RemoteUser) -> None:
         """A planned poll, for an accepted user only; after three in vain once a day, with a check."""
-        server = server_of(user_id)
         if not self._world.watched_in(user_id, ObserverStage.ACCEPTED):
-            remote.poll_at_ms = 0
-        elif not self._world.permits(server):
+            remote.poll_at_ms = remote.unanswered = 0
+        elif not self._world.permits(server_of(user_id)):
             remote.poll_at_ms = turn.now_ms + HOUR_MS  # asleep (Z-9)
-        elif remote.unanswered == USELESS_POLLS:
-            self._answers_polls[server] = False
-            self._check(turn, user_id)
-            remote.given_up(turn.now_ms)
+        elif remote.unanswered >= USELESS_POLLS and not remote.gave_up:
+            remote.give_up()
+            self._check(turn, user_id)  # S:O-26a
         else:
-            if remote.unanswered > USELESS_POLLS:
-                self._check(turn, user_id)
             self._poll(turn, user_id, remote)
+            if remote.gave_up:
+                self._check(turn, user_id)
 
     def restore(self, record: PresenceRecord, now_ms: int) -> None:
         """What was written behind; called once, before any event, after rows and rooms."""
@@ -166,8 +173,8 @@ class Watching:
         world, user_id = self._world, push.user_id
         remote = world.remotes.setdefault(user_id, RemoteUser())
         old = remote.shown()
-        if remote.polled_ms:
-            self._answers_polls[push.origin] = True
+        if remote.unanswered and heard_ms - remote.polled_ms <= FRESH_MS:
+            self._in_vain.pop(push.origin, None)  # later ones come by themselves
         active_ms = remote.published.last_active_ms
         if push.last_active_ago is not None:
             active_ms = max(1, heard_ms - push.last_active_ago)
@@ -199,11 +206,14 @@ class Watching:
         """Whether `origin` has answers left; asked first, so that a full minute uses up no day."""
         return self._replies.left(origin, turn.now_ms) > 0
 
+    def _is_useless(self, server: ServerName) -> bool:
+        return self._in_vain.get(server, 0) >= USELESS_POLLS
+
     def _poll(self, turn: Turn, user_id: UserID, remote: RemoteUser) -> None:
+        server = server_of(user_id)
         remote.polled(turn.now_ms)
-        self._schedule(user_id, remote)
-        if self._world.permits(server_of(user_id)):
-            turn.add(SendPoll(server_of(user_id), user_id))
+        self._in_vain[server] = self._in_vain.get(server, 0) + 1
+        turn.add(SendPoll(server, user_id))
 
     def _schedule(self, user_id: UserID, remote: RemoteUser) -> None:
         self._world.deadlines.set(user_id, remote.next_deadline_ms(self._world.settings))
