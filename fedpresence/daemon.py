@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
+from treq.client import HTTPClient
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.resource import Resource
 
 from fedpresence import __version__
@@ -25,7 +27,8 @@ from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
 from fedpresence.clients.parts import ClientParts, ClientSettings
 from fedpresence.clients.resource import add_clients
-from fedpresence.clients.tokens import StoredTokens
+from fedpresence.clients.tokens import Tokens
+from fedpresence.clients.whoami import UNKNOWN_FOR_MS, HomeserverTokens
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import Config, ListenerConfig, engine_settings
 from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObservers
@@ -72,6 +75,7 @@ WRITE_BEHIND_BATCH = 5_000  # users a transaction, so that a commit never waits 
 LOOK_AROUND_S = 1.0  # how late a revoked token is noticed
 FLUSH_S = 5.0  # what a clean stop waits for queues that are on their way
 FLUSH_STEP_S = 0.05
+CONNECT_TIMEOUT_S = 5.0  # to the homeserver, which is near
 SELF_CHECK_AGAIN_S = 600.0
 NOBODY = ServerLists(allow=())
 CLOCK_JUMP_MS = 3_600_000  # Z-21
@@ -106,6 +110,7 @@ class Daemon:
         self.config = config
         self.listening: tuple[Listening, ...] = ()
         self._reactor = reactor
+        self._homeserver_pool: Any = HTTPConnectionPool(reactor)
         self._clock = clock
         self._random = random
         self._fatal_heard = fatal
@@ -159,7 +164,7 @@ class Daemon:
         self.counters = PrometheusCounters()
         self.hub = Hub(self.engine, store, clock, self._perform, self._fatal)
         self.feed = Feed(clock, epoch=secrets.token_hex(4))
-        self.tokens = StoredTokens(store, self.hub, self.engine, clock)
+        self.tokens = self._build_tokens()
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         client = build_client(self._reactor, clock, config.federation, self.identity, self._random)
         self._client = client
@@ -190,6 +195,15 @@ class Daemon:
         self._transactions = Transactions(self._take_transaction, self._origin_limits, clock, self.counters)
         self.outbound.startService()
         await self.hub.submit(Started())
+
+    def _build_tokens(self) -> Tokens:
+        config, clock = self.config, self._clock
+        if config.auth_mode != "homeserver" or config.homeserver_url is None:
+            return Tokens(self._store, self.hub, self.engine, clock)
+        agent: Any = Agent
+        http: Any = HTTPClient(agent(self._reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self._homeserver_pool))
+        finder = HomeserverTokens(config.server_name, config.homeserver_url, http, clock)
+        return Tokens(finder, self.hub, self.engine, clock, unknown_for_ms=UNKNOWN_FOR_MS)
 
     async def _listen(self) -> None:
         listening = []
@@ -467,6 +481,7 @@ class Daemon:
                 await self._flush()
         await DeferredList([site.close() for site in self._sites], consumeErrors=True)
         await self.outbound.stopService()
+        await self._homeserver_pool.closeCachedConnections()
         if hasattr(self, "keyring"):
             await self.keyring.stop()
 

@@ -1,4 +1,4 @@
-"""Access tokens to their owners.
+"""Access tokens to their owners: what a store, or a homeserver, said of each is remembered for a while.
 
 Always true:
 - a token is kept in memory as its SHA-256 only, and never logged;
@@ -40,28 +40,30 @@ class TokenChecker(Protocol):
 
 
 class TokenFinder(Protocol):
-    """The store, as far as tokens are concerned."""
+    """Who knows tokens."""
 
     def find_token(self, token: str) -> Deferred[TokenOwner | None]:
         """Whose token this is; None for an unknown one."""
 
 
-class StoredTokens:
-    """Tokens that our own store knows (`auth.mode: tokens`)."""
+class Tokens:
+    """Whose tokens are whose, by a finder: our store (`auth.mode: tokens`), or the homeserver's whoami."""
 
     def __init__(
         self,
-        store: TokenFinder,
+        finder: TokenFinder,
         hub: Hub,
         engine: Views,
         clock: Clock,
         *,
         max_remembered: int = MAX_REMEMBERED,
         max_lookups: int = MAX_LOOKUPS,
+        unknown_for_ms: int = UNKNOWN_FOR_MS,
     ) -> None:
         self._max_remembered = max_remembered
         self._max_lookups = max_lookups
-        self._store = store
+        self._unknown_for_ms = unknown_for_ms
+        self._finder = finder
         self._hub = hub
         self._engine = engine
         self._clock = clock
@@ -109,7 +111,7 @@ class StoredTokens:
         return answer
 
     async def _find(self, token: str) -> TokenOwner | None:
-        owner = await self._store.find_token(token)
+        owner = await self._finder.find_token(token)
         if owner is not None and not self._engine.user_exists(owner.user_id):
             await self._hub.submit(UserAdded(owner.user_id))
         return owner
@@ -123,7 +125,7 @@ class StoredTokens:
         if self._lookups.get(digest) is waiting:
             del self._lookups[digest]
             if not isinstance(result, Failure):
-                lasts_ms = UNKNOWN_FOR_MS if result is None else KNOWN_FOR_MS
+                lasts_ms = self._unknown_for_ms if result is None else KNOWN_FOR_MS
                 self._remember(digest, result, now_ms(self._clock) + lasts_ms)
         for answer in waiting:
             if isinstance(result, Failure):

@@ -444,9 +444,9 @@ class DestinationSender(Service):
             self._timer = None
         self._timer_ms = due_ms
         if due_ms is not None:
-            # A millisecond is whole only once it has passed: never wake a fraction too early.
-            delay_s = max(0.0, due_ms / 1000 - self._tools.clock.seconds())
-            self._timer = self._tools.clock.callLater(delay_s, self._timer_fired)
+            # At least a whole millisecond where it is not due yet: less may round to no time at all.
+            delay_ms = due_ms - self._now_ms()
+            self._timer = self._tools.clock.callLater(max(0, delay_ms) / 1000, self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None

@@ -25,6 +25,7 @@ from fedpresence.engine.events import (
     Started,
     StreamClosed,
     StreamOpened,
+    TimePassed,
     TransactionReceived,
     UnpollReceived,
     UserAdded,
@@ -34,6 +35,7 @@ from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import EduKind
 from fedpresence.ids import DeviceID, ServerName, UserID, server_of
+from fedpresence.storage.store import Stored
 
 HERE = ServerName("here.test")
 THERE = ServerName("there.test")
@@ -69,6 +71,32 @@ def an_engine(
     for user_id in users:
         engine.receive(UserAdded(user_id), now_ms)
     return engine
+
+
+def restarted(
+    stored: Stored, now_ms: int = NOW_MS, server_name: ServerName = HERE, **settings: Any
+) -> Engine:
+    """An engine that begins with what was stored, and has started."""
+    engine = Engine(settings_of(server_name, **settings), now_ms)
+    engine.load(stored, now_ms)
+    engine.receive(Started(), now_ms)
+    return engine
+
+
+def pass_time(engine: Engine, until_ms: int) -> list[tuple[int, tuple[Effect, ...]]]:
+    """Wakes the engine at each of its deadlines up to `until_ms`: those moments, with their effects.
+
+    AssertionError where a deadline has come and nothing moves it on.
+    """
+    moments: list[tuple[int, tuple[Effect, ...]]] = []
+    last_ms, repeats = 0, 0
+    while (due_ms := engine.next_deadline_ms()) is not None and due_ms <= until_ms:
+        now_ms = max(due_ms, last_ms)
+        repeats = repeats + 1 if now_ms == last_ms else 0
+        assert repeats < 100, f"woken again and again at {now_ms}"
+        moments.append((now_ms, engine.receive(TimePassed(), now_ms)))
+        last_ms = now_ms
+    return moments
 
 
 # --- what our users do -----------------------------------------------------------------------
@@ -164,31 +192,35 @@ def a_transaction(
     return TransactionReceived(origin, txn_id or f"t{next(_txn_ids)}", origin_server_ts, edus)
 
 
-# The words of edus.md, as transactions of their own.
+# The list EDUs, as transactions of their own.
 
 
 def invite(
-    origin: ServerName = THERE, observer: UserID = BOB, observed: UserID = ALICE
+    origin: ServerName = THERE, observer: UserID = BOB, observed: UserID = ALICE, now_ms: int = NOW_MS
 ) -> TransactionReceived:
-    """A transaction with an invite alone."""
-    return a_transaction(an_invite(origin, observer, observed), origin=origin)
+    """A transaction with an invite alone, stamped with `now_ms`."""
+    return a_transaction(an_invite(origin, observer, observed), origin=origin, origin_server_ts=now_ms)
 
 
 def accept(
-    origin: ServerName = THERE, observer: UserID = ALICE, observed: UserID = BOB
+    origin: ServerName = THERE, observer: UserID = ALICE, observed: UserID = BOB, now_ms: int = NOW_MS
 ) -> TransactionReceived:
-    """A transaction with an accept alone."""
-    return a_transaction(an_accept(origin, observer, observed), origin=origin)
+    """A transaction with an accept alone, stamped with `now_ms`."""
+    return a_transaction(an_accept(origin, observer, observed), origin=origin, origin_server_ts=now_ms)
 
 
-def deny(origin: ServerName = THERE, observer: UserID = ALICE, observed: UserID = BOB) -> TransactionReceived:
-    """A transaction with a deny alone."""
-    return a_transaction(a_deny(origin, observer, observed), origin=origin)
+def deny(
+    origin: ServerName = THERE, observer: UserID = ALICE, observed: UserID = BOB, now_ms: int = NOW_MS
+) -> TransactionReceived:
+    """A transaction with a deny alone, stamped with `now_ms`."""
+    return a_transaction(a_deny(origin, observer, observed), origin=origin, origin_server_ts=now_ms)
 
 
-def drop(origin: ServerName = THERE, observer: UserID = BOB, observed: UserID = ALICE) -> TransactionReceived:
-    """A transaction with a drop alone."""
-    return a_transaction(a_drop(origin, observer, observed), origin=origin)
+def drop(
+    origin: ServerName = THERE, observer: UserID = BOB, observed: UserID = ALICE, now_ms: int = NOW_MS
+) -> TransactionReceived:
+    """A transaction with a drop alone, stamped with `now_ms`."""
+    return a_transaction(a_drop(origin, observer, observed), origin=origin, origin_server_ts=now_ms)
 
 
 def deliver(

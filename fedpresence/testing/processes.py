@@ -148,7 +148,7 @@ class ServerProcess:
         self.config_file = folder / "config.yaml"
         self.admin_token = secrets.token_urlsafe()
         self._ports = ports
-        self._ready_file = folder / "ready.json"
+        self.ready_file = folder / "ready.json"
         self._wired = wired
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,14 +195,19 @@ class ServerProcess:
         self.begin()
         self.wait_until_ready()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process runs, paused or not."""
+        return self._process is not None and self._process.poll() is None
+
     def begin(self) -> None:
         """Start the process."""
-        self._ready_file.unlink(missing_ok=True)
+        self.ready_file.unlink(missing_ok=True)
         if self._wired:
             command = ["-m", "fedpresence.testing.wired", str(self.wire_file)]
         else:
             command = ["-m", "fedpresence", "run"]
-        arguments = ["-c", str(self.config_file), "--ready-file", str(self._ready_file)]
+        arguments = ["-c", str(self.config_file), "--ready-file", str(self.ready_file)]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *command, *arguments],
@@ -216,12 +221,16 @@ class ServerProcess:
         """Return once every listener answers; AssertionError with the log where it ends before that."""
         assert self._process is not None, f"{self.name} was not started"
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready_file.exists():
+        while not self.ready_file.exists():
             ended = self._process.poll() is not None
             if ended or time.monotonic() > deadline:
                 words = f"ended with {self._process.returncode}" if ended else "is not ready"
                 raise AssertionError(f"{self.name} {words}:\n{self.log()}")
             time.sleep(0.01)  # a file cannot be awaited without a library for it
+
+    def wait_until_ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """The exit code of a process that ends by itself; AssertionError with the log where it does not."""
+        return self._end(None, timeout_s)
 
     def stop(self) -> int:
         """Stop it cleanly; its exit code."""
@@ -242,9 +251,16 @@ class ServerProcess:
         return User(self, user_id, token)
 
     def command(self, *words: str) -> str:
-        """What a command of `fedpresence` prints, with this server's configuration."""
+        """What a command of `fedpresence` prints, with this server's configuration; it must succeed."""
+        done = self.attempt(*words)
+        if done.returncode:
+            raise AssertionError(f"fedpresence {' '.join(words)} ended with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """How a command of `fedpresence` ends, with this server's configuration."""
         cut = 2 if words[0] in ("token", "user") else 1
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "fedpresence", *words[:cut], "-c", str(self.config_file), *words[cut:]],
             capture_output=True,
             text=True,
@@ -252,9 +268,11 @@ class ServerProcess:
             timeout=60,
             env=_environment(),
         )
-        if done.returncode:
-            raise AssertionError(f"fedpresence {' '.join(words)} ended with {done.returncode}: {done.stderr}")
-        return done.stdout
+
+    def configure(self, change: Mapping[str, Any]) -> None:
+        """Merge `change` into the configuration file; a start or a reload takes it up."""
+        config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        self.config_file.write_text(yaml.safe_dump(_merged(config, change)), encoding="utf-8")
 
     def admin(self, method: str, path: str, body: object = None) -> Answer:
         """One request to the admin API, with its token."""
@@ -273,17 +291,18 @@ class ServerProcess:
         lines = self.wire_file.read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def log(self) -> str:
-        """The end of what the process logged."""
-        return self.log_file.read_text(encoding="utf-8", errors="replace")[-5000:]
+    def log(self, last: int = 5000) -> str:
+        """The end of what its processes logged, at most `last` characters."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")[-last:]
 
-    def _end(self, number: signal.Signals) -> int:
+    def _end(self, number: signal.Signals | None, timeout_s: float = STOP_TIMEOUT_S) -> int:
         process, self._process = self._process, None
         if process is None:
             return 0
-        process.send_signal(number)
+        if number is not None:
+            process.send_signal(number)
         try:
-            return process.wait(STOP_TIMEOUT_S)
+            return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -16,7 +16,7 @@ from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
 from fedpresence.clients.parts import ClientParts, ClientSettings
 from fedpresence.clients.resource import add_clients
-from fedpresence.clients.tokens import MAX_LOOKUPS, MAX_REMEMBERED, StoredTokens
+from fedpresence.clients.tokens import MAX_LOOKUPS, MAX_REMEMBERED, Tokens
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.effects import Durable, Effect, Notice, Outgoing, TellObservers
 from fedpresence.engine.engine import Engine
@@ -215,7 +215,7 @@ class World:
         self.deciding = engine or self.engine
         self.hub = Hub(self.deciding, self.store, self.clock, self._perform, self.fatal.append)
         self.limits = limits or LimitsConfig()
-        self.tokens = StoredTokens(
+        self.tokens = Tokens(
             self.store,
             self.hub,
             self.deciding,

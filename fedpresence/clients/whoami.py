@@ -1,0 +1,107 @@
+"""Access tokens that the homeserver beside us knows (`auth.mode: homeserver`).
+
+Always true: the homeserver's word decides; where it does not answer nobody is let in and nobody's token
+is called unknown: that is a 503.
+
+Source: H:4; contract, `auth`.
+"""
+
+import json
+from typing import Any, Protocol
+
+from treq import content
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.logger import Logger
+
+from fedpresence.clock import Clock
+from fedpresence.errors import BadRequest
+from fedpresence.ids import DeviceID, ServerName, parse_user_id, server_of
+from fedpresence.storage.store import TokenOwner
+
+_log = Logger()
+
+TIMEOUT_S = 10.0  # a client waits for this
+UNKNOWN_FOR_MS = 10_000  # H:4
+PATHS = ("/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami")  # old ones know r0 alone
+
+
+class Getter(Protocol):
+    """treq's HTTPClient, as far as it is used here."""
+
+    def get(self, url: str, **kwargs: Any) -> Deferred[Any]:
+        """One GET."""
+
+
+class HomeserverTokens:
+    """Asks `whoami`; to be wrapped in what remembers answers and asks once at a time."""
+
+    def __init__(self, server_name: ServerName, base_url: str, http: Getter, clock: Clock) -> None:
+        self._server_name = server_name
+        self._base_url = base_url.rstrip("/")
+        self._http = http
+        self._clock = clock
+
+    def find_token(self, token: str) -> Deferred[TokenOwner | None]:
+        """Whose token this is; None for one that the homeserver does not know, BadRequest 503 or 429."""
+        return ensureDeferred(self._find(token))
+
+    async def _find(self, token: str) -> TokenOwner | None:
+        for path in PATHS:
+            status, body = await self._ask(path, token)
+            if status == 404 and body.get("errcode") == "M_UNRECOGNIZED":
+                continue
+            if status == 200:
+                return self._owner(body)
+            if status == 401:
+                return None
+            if status == 429:
+                wait_ms = body.get("retry_after_ms")
+                raise BadRequest(
+                    "M_LIMIT_EXCEEDED",
+                    "The homeserver is busy",
+                    status=429,
+                    retry_after_ms=wait_ms if type(wait_ms) is int and wait_ms >= 0 else 1000,
+                )
+            _log.warn("the homeserver answered {status} to whoami", status=status)
+            break
+        raise _unavailable()
+
+    async def _ask(self, path: str, token: str) -> tuple[int, dict[str, Any]]:
+        asking = self._http.get(
+            self._base_url + path,
+            headers={"Authorization": f"Bearer {token}"},
+            allow_redirects=False,
+        )
+        asking.addTimeout(TIMEOUT_S, self._clock)
+        try:
+            response = await asking
+            reading: Deferred[bytes] = content(response)
+            reading.addTimeout(TIMEOUT_S, self._clock)
+            text = await reading
+        except Exception as error:
+            _log.warn("the homeserver does not answer whoami: {reason}", reason=type(error).__name__)
+            raise _unavailable() from error
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            body = {}
+        return response.code, body if isinstance(body, dict) else {}
+
+    def _owner(self, body: dict[str, Any]) -> TokenOwner:
+        device_id = body.get("device_id")
+        try:
+            user_id = parse_user_id(body.get("user_id"))
+        except BadRequest as error:
+            raise _unavailable() from error
+        if server_of(user_id) != self._server_name:
+            _log.error(
+                "the homeserver at homeserver.url is not {server_name}'s: it knows {user_id}",
+                server_name=self._server_name,
+                user_id=user_id,
+            )
+            raise _unavailable()
+        return TokenOwner(user_id, DeviceID(device_id) if isinstance(device_id, str) else None)
+
+
+def _unavailable() -> BadRequest:
+    return BadRequest("M_UNKNOWN", "The homeserver cannot be asked now", status=503)

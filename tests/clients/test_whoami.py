@@ -1,0 +1,118 @@
+import json
+from typing import Any
+
+import pytest
+from treq.testing import StubTreq
+from twisted.internet.task import Clock
+from twisted.web.resource import Resource
+from twisted.web.server import Request
+
+from fedpresence.clients.whoami import HomeserverTokens
+from fedpresence.errors import BadRequest
+from fedpresence.ids import DeviceID, ServerName, UserID
+from fedpresence.storage.store import TokenOwner
+from tests.asynchronous import failure_of, result_of
+
+HERE = ServerName("here.test")
+ALICE = UserID("@alice:here.test")
+
+
+class Homeserver(Resource):
+    """Answers as told, and remembers what it was asked."""
+
+    isLeaf = True  # noqa: N815 - Twisted's name
+
+    def __init__(self, answers: dict[str, tuple[int, object]]) -> None:
+        super().__init__()
+        self.answers = answers
+        self.asked: list[tuple[str, str]] = []
+
+    def render_GET(self, request: Request) -> bytes:  # noqa: N802 - Twisted's name
+        path = request.path.decode()
+        token = (request.getHeader("Authorization") or "").removeprefix("Bearer ")
+        self.asked.append((path.split("/")[3], token))
+        unrecognized: tuple[int, object] = (404, {"errcode": "M_UNRECOGNIZED"})
+        status, body = self.answers.get(path.split("/")[3], unrecognized)
+        request.setResponseCode(status)
+        return body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+def tokens(homeserver: Homeserver) -> HomeserverTokens:
+    http: Any = StubTreq(homeserver)
+    return HomeserverTokens(HERE, "http://homeserver.test/", http, Clock())
+
+
+def test_the_homeserver_says_whose_token_it_is() -> None:
+    """Beside a homeserver every login method works, because only the homeserver judges."""
+    homeserver = Homeserver({"v3": (200, {"user_id": ALICE, "device_id": "PHONE"})})
+
+    owner = result_of(tokens(homeserver).find_token("secret"))
+
+    assert owner == TokenOwner(ALICE, DeviceID("PHONE"))
+    assert homeserver.asked == [("v3", "secret")]
+
+
+def test_a_token_without_a_device_is_one() -> None:
+    """Tokens of application services have none."""
+    homeserver = Homeserver({"v3": (200, {"user_id": ALICE})})
+
+    assert result_of(tokens(homeserver).find_token("secret")) == TokenOwner(ALICE, None)
+
+
+def test_a_token_the_homeserver_does_not_know_is_unknown() -> None:
+    """A logout ends it here too."""
+    homeserver = Homeserver({"v3": (401, {"errcode": "M_UNKNOWN_TOKEN"})})
+
+    assert result_of(tokens(homeserver).find_token("secret")) is None
+
+
+def test_an_old_homeserver_is_asked_under_its_old_path() -> None:
+    """Some know `r0` alone."""
+    homeserver = Homeserver({"r0": (200, {"user_id": ALICE})})
+
+    assert result_of(tokens(homeserver).find_token("secret")) == TokenOwner(ALICE, None)
+    assert [version for version, _ in homeserver.asked] == ["v3", "r0"]
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, {}),
+        (502, b"<html>"),
+        (403, {"errcode": "M_FORBIDDEN"}),
+        (200, {"user_id": "no user"}),
+        (200, b"not json"),
+        (200, {"user_id": "@alice:there.test"}),
+        (404, {"errcode": "M_UNRECOGNIZED"}),
+        (302, {}),
+    ],
+)
+def test_where_the_homeserver_has_no_good_answer_it_is_503(status: int, body: object) -> None:
+    """A homeserver that is down must not look like a logout to every client."""
+    error = failure_of(tokens(Homeserver({"v3": (status, body)})).find_token("secret"), BadRequest)
+
+    assert (error.status, error.errcode) == (503, "M_UNKNOWN")
+
+
+def test_a_busy_homeserver_is_busy_here() -> None:
+    """The client is told when to come again."""
+    homeserver = Homeserver({"v3": (429, {"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": 2500})})
+
+    error = failure_of(tokens(homeserver).find_token("secret"), BadRequest)
+
+    assert (error.status, error.retry_after_ms) == (429, 2500)
+
+
+def test_a_homeserver_that_never_answers_is_503_after_a_while() -> None:
+    """Every wait has an end."""
+    from twisted.internet.defer import Deferred
+
+    class Silent:
+        def get(self, url: str, **kwargs: object) -> Deferred[Any]:
+            return Deferred()
+
+    clock = Clock()
+    finding = HomeserverTokens(HERE, "http://homeserver.test", Silent(), clock).find_token("secret")
+    clock.advance(11)
+
+    assert failure_of(finding, BadRequest).status == 503

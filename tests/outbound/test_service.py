@@ -1,0 +1,136 @@
+import re
+
+from fedpresence.engine.effects import Urgency
+from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.service import SWEEP_INTERVAL_S
+from tests.outbound.sending import ALICE, CAROL, START_MS, THERE, Rig, refusal, silence, unreachable
+
+
+def test_nothing_happens_before_the_start() -> None:
+    """Constructors open nothing: a service tree is inert until started."""
+    rig = Rig()
+    rig.push()
+    rig.wait(60)
+    assert (rig.server.opened, rig.clock.getDelayedCalls()) == ([], [])
+
+    rig.start()
+    rig.wait()
+
+    assert rig.server.pushed() == [[ALICE]]
+
+
+def test_all_destinations_share_one_budget() -> None:
+    """An operator says in one number what presence may cost (decision 12)."""
+    rig = Rig(max_transactions_per_second=10).start()
+    for number in range(40):
+        rig.push(destination=ServerName(f"{number}.test"))
+    rig.wait()
+    assert len(rig.server.sent) == 10
+
+    rig.wait(1)
+    assert 18 <= len(rig.server.sent) <= 20
+    rig.wait(3)
+    assert len(rig.server.sent) == 40
+
+
+def test_under_load_the_urgent_go_first() -> None:
+    """A poll that a person waits for passes a herd of timers (decision 12)."""
+    rig = Rig(max_transactions_per_second=2).start()
+    for number in range(10):
+        rig.push(urgency=Urgency.TIMER, destination=ServerName(f"{number}.test"))
+    rig.wait()
+    rig.push(CAROL, Urgency.ASKED)
+    rig.wait(0.6)
+
+    assert rig.server.pushed()[2] == [CAROL]
+
+
+def test_one_flapping_user_does_not_delay_the_others() -> None:
+    """One user must not spend everybody's budget (Z-18)."""
+    rig = Rig(max_transactions_per_second=5).start()
+    for _ in range(5):
+        for number in range(100):
+            rig.push(ALICE, destination=ServerName(f"{number}.test"))
+    rig.wait(15)
+    sent = len(rig.server.sent)
+
+    rig.push(CAROL, destination=ServerName("quiet.test"))
+    rig.wait(1)
+
+    assert [CAROL] in rig.server.pushed()[sent : sent + 2]
+
+
+def test_after_a_restart_everybody_is_told_again_spread_over_the_first_minutes() -> None:
+    """Peers would forget our users half an hour after a restart (S:T-28)."""
+    rig = Rig()
+    rig.boot_users = [(ServerName(f"{n}.test"), ALICE) for n in range(20)] + [(THERE, CAROL), (THERE, ALICE)]
+    rig.start()
+    rig.wait(301)
+
+    first = {seen.destination: seen.sent_ms - START_MS for seen in reversed(rig.seen)}
+    assert len(first) == 21
+    assert len({moment // 10_000 for moment in first.values()}) > 10
+    assert sorted(rig.server.pushed()[[s.destination for s in rig.seen].index(THERE)]) == [ALICE, CAROL]
+
+
+def test_transaction_ids_never_repeat_and_name_the_run() -> None:
+    """A restored snapshot must not get the answers of its other self (F:X-1, Z-22)."""
+    ids = []
+    for _ in range(2):
+        rig = Rig().start()
+        for number in range(20):
+            rig.push(UserID(f"@{number}:here.test"))
+            rig.wait(0.5)
+        ids += [txn_id for txn_id, _ in rig.server.sent]
+    assert all(re.fullmatch(rf"fp{START_MS}[0-9a-f]{{12}}\.[0-9]+", txn_id) for txn_id in ids)
+    assert len(set(ids[:20])) == 20
+
+
+def test_every_attempt_is_seen_on_the_wire() -> None:
+    """The demo and the rig show what really happened (contract.md)."""
+    rig = Rig().start()
+    rig.server.outcomes = [silence(), refusal(500), 200]
+    rig.push()
+    rig.wait(20)
+
+    assert [seen.status for seen in rig.seen] == [None, 500, 200]
+    assert [seen.answered_ms is None for seen in rig.seen] == [True, False, False]
+    assert rig.seen[0].txn_id == rig.seen[1].txn_id
+    assert rig.seen[0].content is rig.seen[1].content
+
+
+def test_a_destination_with_nothing_to_do_is_forgotten() -> None:
+    """Memory must not grow with every server we ever knew."""
+    rig = Rig().start()
+    rig.engine.forbid(ALICE)
+    rig.push()
+    rig.wait(SWEEP_INTERVAL_S + 1)
+    assert rig.outbound.describe(None) == {}
+
+
+def test_a_failing_destination_is_not_forgotten() -> None:
+    """Its outage would begin anew with every change."""
+    rig = Rig().start()
+    rig.server.reachable = unreachable()
+    rig.push()
+    rig.wait(SWEEP_INTERVAL_S + 1)
+    assert rig.outbound.describe(None)[THERE].failing_since_ts == START_MS
+
+
+def test_idle_means_nothing_in_flight_or_due_now() -> None:
+    """A rig with a virtual clock waits for exactly this (contract.md)."""
+    rig = Rig().start()
+    assert rig.outbound.idle()
+    rig.push()
+    assert not rig.outbound.idle()
+    rig.wait()
+    assert rig.outbound.idle()
+    rig.push()
+    assert rig.outbound.idle()  # the window has not passed
+    rig.wait(0.3)
+    assert len(rig.server.sent) == 1  # nothing had changed
+
+
+def test_an_unknown_destination_is_described_as_nothing() -> None:
+    """The admin API makes a 404 of it."""
+    assert Rig().outbound.describe(THERE) == {}
