@@ -7,10 +7,11 @@ Source: H:4; contract, `auth`.
 """
 
 import json
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from treq import content
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from fedpresence.clock import Clock
@@ -72,11 +73,11 @@ class HomeserverTokens:
             headers={"Authorization": f"Bearer {token}"},
             allow_redirects=False,
         )
-        asking.addTimeout(TIMEOUT_S, self._clock)
+        asking.addTimeout(TIMEOUT_S, cast(IReactorTime, self._clock))
         try:
             response = await asking
             reading: Deferred[bytes] = content(response)
-            reading.addTimeout(TIMEOUT_S, self._clock)
+            reading.addTimeout(TIMEOUT_S, cast(IReactorTime, self._clock))
             text = await reading
         except Exception as error:
             _log.warn("the homeserver does not answer whoami: {reason}", reason=type(error).__name__)

@@ -19,7 +19,8 @@ from fedpresence.clock import Clock
 async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
     """The protocol of `factory`, connected through `endpoint` and TLS as `creator` has it."""
     # As endpoints.wrapClientTLS, which would take the global reactor for its clock.
-    tls = await endpoint.connect(TLSMemoryBIOFactory(creator, True, _HandshakeFactory(factory), clock))
+    make: Any = TLSMemoryBIOFactory
+    tls = await endpoint.connect(make(creator, True, _HandshakeFactory(factory), clock))
     handshake: _Handshake = tls.wrappedProtocol
     return await handshake.done
 

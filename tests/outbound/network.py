@@ -1,7 +1,7 @@
 """A network in memory: real TLS, real HTTP, no sockets and no reactor."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from random import Random
@@ -59,12 +59,13 @@ class Authority:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        return PrivateCertificate.loadPEM(pem + private)
+        made: PrivateCertificate = PrivateCertificate.loadPEM(pem + private)
+        return made
 
     def _sign(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, names: tuple[str, ...] | None
     ) -> x509.Certificate:
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -115,7 +116,8 @@ class Network:
             certificate=certificate.original,
             contextForServerName=self._remember_sni,
         )
-        self._hosts[(address, port)] = TLSMemoryBIOFactory(context, False, factory, clock=self.clock)
+        make: Any = TLSMemoryBIOFactory
+        self._hosts[(address, port)] = make(context, False, factory, clock=self.clock)
 
     def client(
         self,
@@ -147,7 +149,7 @@ class Network:
         moved = True
         while moved:
             self.clock.advance(0)
-            moved = any([pump.pump() for pump in self.pumps])
+            moved = sum(pump.pump() for pump in self.pumps) > 0
 
     def dial(self, address: str, port: int, factory: Any) -> "Deferred[Any]":
         """Connect a client's protocol with the host's."""
@@ -192,17 +194,13 @@ class _Endpoint:
         return self._network.dial(self._address, self._port, protocolFactory)
 
 
-class Site404(Resource):
-    """Knows nothing."""
-
-
 class Recorder(Resource):
     """Answers every request by `answer`, and remembers it."""
 
-    isLeaf = True
+    isLeaf = True  # noqa: N815 - Twisted's name
 
     def __init__(self, answer: Callable[[Any], Any]) -> None:
-        super().__init__()
+        Resource.__init__(self)
         self._answer = answer
         self.requests: list[Any] = []
 

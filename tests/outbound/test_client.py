@@ -102,9 +102,7 @@ def test_a_certificate_of_an_unknown_authority_is_told_nothing(
     server = a_server(network)
     stranger = Authority(tmp_path_factory.mktemp("stranger"))
 
-    error = failure_of(
-        put(network, network.client(tls=TlsPolicy(ca_file=stranger.ca_file))), DeliveryFailed
-    )
+    error = failure_of(put(network, network.client(tls=TlsPolicy(ca_file=stranger.ca_file))), DeliveryFailed)
 
     assert not error.heard
     assert server.requests == []
@@ -139,9 +137,7 @@ def test_without_verification_any_certificate_will_do_and_sni_stays(network: Net
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "10.1.2.3", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
 )
-def test_a_name_that_resolves_into_a_blocked_network_is_never_dialled(
-    network: Network, address: str
-) -> None:
+def test_a_name_that_resolves_into_a_blocked_network_is_never_dialled(network: Network, address: str) -> None:
     """A name on the internet may point at our own loopback (Z-5)."""
     network.names["there.test"] = [address]
 
@@ -192,7 +188,7 @@ def test_silence_after_sending_may_have_been_heard(network: Network) -> None:
 
 
 class _HangUp(Protocol):
-    def dataReceived(self, data: bytes) -> None:
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         transport: Any = self.transport
         transport.loseConnection()
 

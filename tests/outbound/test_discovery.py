@@ -22,6 +22,7 @@ from tests.outbound.network import PUBLIC, PUBLIC_2, Network, Recorder
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 HERE = ServerName("here.test")
+FED, OLD = "_matrix-fed._tcp", "_matrix._tcp"
 
 
 class World:
@@ -76,8 +77,8 @@ def srv(target: str, port: int = 8443, ttl_s: int = 300) -> list[SrvRecord]:
         ("a.test", "1.2.3.4", {}, ("1.2.3.4", 8448, "1.2.3.4", "1.2.3.4")),
         ("a.test", "1.2.3.4:5", {}, ("1.2.3.4", 5, "1.2.3.4:5", "1.2.3.4")),
         ("a.test", "b.test:5", {}, ("b.test", 5, "b.test:5", "b.test")),
-        ("a.test", "b.test", {"_matrix-fed._tcp.b.test": srv("c.test")}, ("c.test", 8443, "b.test", "b.test")),
-        ("a.test", "b.test", {"_matrix._tcp.b.test": srv("c.test")}, ("c.test", 8443, "b.test", "b.test")),
+        ("a.test", "b.test", {f"{FED}.b.test": srv("c.test")}, ("c.test", 8443, "b.test", "b.test")),
+        ("a.test", "b.test", {f"{OLD}.b.test": srv("c.test")}, ("c.test", 8443, "b.test", "b.test")),
         ("a.test", "b.test", {}, ("b.test", 8448, "b.test", "b.test")),
         ("a.test", None, {"_matrix-fed._tcp.a.test": srv("c.test")}, ("c.test", 8443, "a.test", "a.test")),
         ("a.test", None, {"_matrix._tcp.a.test": srv("c.test")}, ("c.test", 8443, "a.test", "a.test")),
@@ -117,7 +118,9 @@ def test_a_fixed_address_is_looked_up_nowhere() -> None:
     assert world.asked == []
 
 
-@pytest.mark.parametrize("said", [None, 1, "", "a b", "b.test:0", "b.test:99999", "https://b.test", "b_c.test"])
+@pytest.mark.parametrize(
+    "said", [None, 1, "", "a b", "b.test:0", "b.test:99999", "https://b.test", "b_c.test"]
+)
 def test_a_bad_delegation_is_none(said: object) -> None:
     """Anything invalid means step 4; it is no failure of discovery (F:5.1)."""
     world = World()
@@ -248,7 +251,8 @@ def answer(status: int = 200, body: bytes = b'{"m.server":"b.test"}', **headers:
 )
 def test_a_delegation_lives_as_its_headers_say_within_limits(headers: dict[str, str], life_ms: int) -> None:
     """An operator moves a server by lowering the life time first (F:5.1)."""
-    delegation = judge(answer(**headers), None, NOW_MS, 0.0)
+    raw = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
+    delegation = judge(Answer(200, raw, b'{"m.server":"b.test"}'), None, NOW_MS, 0.0)
     assert delegation.delegated == "b.test"
     assert delegation.expires_at_ms - NOW_MS == life_ms
     assert delegation.refresh_at_ms - NOW_MS == int(0.8 * life_ms)
