@@ -395,6 +395,7 @@ class BoundedSite(Site):
     """
 
     protocol = BoundedChannel  # type: ignore[assignment]  # HTTP/1.1 only: no proxy that switches to 2
+    noisy = False  # the daemon says itself where it listens
 
     def __init__(
         self,

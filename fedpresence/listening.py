@@ -10,7 +10,9 @@ from typing import Any
 from OpenSSL import SSL, crypto
 from twisted.internet import ssl
 from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from fedpresence.config_endpoints import Endpoint, parse_endpoint
 from fedpresence.errors import ConfigError
@@ -20,6 +22,7 @@ _log = Logger()
 PEM_END = b"-----END CERTIFICATE-----"
 
 
+@implementer(IOpenSSLServerConnectionCreator)
 class Certificates:
     """A TLS context whose files are read again by `reload`; each connection asks for the newest."""
 
@@ -29,9 +32,9 @@ class Certificates:
         self._extra_chain = extra_chain
         self._options = self._read()
 
-    def getContext(self) -> Any:  # noqa: N802 - Twisted's name
-        """The context for one more connection."""
-        return self._options.getContext()
+    def serverConnectionForTLS(self, protocol: object) -> SSL.Connection:  # noqa: N802 - Twisted's name
+        """One more connection, with the newest certificate."""
+        return SSL.Connection(self._options.getContext(), None)
 
     def reload(self) -> None:
         """Read the files again; ConfigError, and the old certificates stay, where they are no good."""

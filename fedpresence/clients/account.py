@@ -64,6 +64,11 @@ class Account:
         await self._parts.tokens.owner(request)
         return {}
 
+    async def rtc_transports(self, request: Request) -> dict[str, object]:
+        """None (MSC4143); a 404 is an error with a traceback in the log of a current client."""
+        await self._parts.tokens.owner(request)
+        return {"rtc_transports": []}
+
     async def login_flows(self, request: Request) -> dict[str, object]:
         """None: tokens are made by the operator."""
         return {"flows": []}

@@ -70,6 +70,7 @@ def _routes(parts: ClientParts) -> _Routes:
         b"joined_rooms": {"GET": account.joined_rooms},
         b"login": {"GET": account.login_flows},
         b"voip/turnServer": {"GET": account.turn_server},
+        b"org.matrix.msc4143/rtc/transports": {"GET": account.rtc_transports},
         b"user/*/filter": {"POST": account.add_filter},
         b"user/*/filter/*": {"GET": account.filter},
         b"user/*/account_data/*": {"GET": account.account_data},

@@ -17,6 +17,7 @@ PREFIXES = ["/_matrix/client/api/v1", "/_matrix/client/r0", "/_matrix/client/v3"
         ("joined_rooms", {"joined_rooms"}),
         ("login", {"flows"}),
         ("voip/turnServer", set()),
+        ("org.matrix.msc4143/rtc/transports", {"rtc_transports"}),
         (f"presence/{ALICE}/status", {"presence"}),
         (f"user/{ALICE}/filter/0", set()),
         ("initialSync", {"end", "presence", "rooms", "receipts", "account_data"}),
@@ -66,7 +67,7 @@ def test_whoami_tells_the_user_and_the_device() -> None:
     [
         (f"user/{ALICE}/account_data/m.direct", "M_NOT_FOUND"),
         (f"profile/{ALICE}", "M_NOT_FOUND"),
-        ("/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", "M_UNRECOGNIZED"),
+        ("/_matrix/client/unstable/org.matrix.msc2965/auth_metadata", "M_UNRECOGNIZED"),
         ("nothing", "M_UNRECOGNIZED"),
         ("presence", "M_UNRECOGNIZED"),
         ("presence//status", "M_UNRECOGNIZED"),

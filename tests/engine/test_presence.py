@@ -634,6 +634,7 @@ def test_a_busy_device_without_a_stream_has_an_hour() -> None:
     """P:U-6: calls go on while a client reconnects."""
     user = online(streams=False)
     user.put(PHONE, BUSY, None, T)
+    at(user, T)
 
     assert user.next_deadline_ms(SETTINGS) == T + 3_600_001
     assert at(user, T + 3_600_000).state is BUSY

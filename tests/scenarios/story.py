@@ -18,7 +18,7 @@ SILENCE_S = 0.5  # twice a batch window and more
 LOOK_AGAIN_S = 0.01
 
 INVITE, ACCEPT, DENY = "m.presence_invite", "m.presence_accept", "m.presence_deny"
-DROP, DROPPED = "org.fedpresence.presence_drop", "org.fedpresence.presence_drop"
+DROP = "org.fedpresence.presence_drop"
 
 
 def eventually(happened: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
@@ -48,6 +48,7 @@ class Wire:
 
     def __init__(self, server: ServerProcess, *about: User) -> None:
         self._server = server
+        self._let_it_finish()
         self._about = {user.user_id for user in about}
         self._read = len(server.transactions())
         self._unread: list[Said] = []
@@ -70,6 +71,7 @@ class Wire:
 
     def rest(self) -> list[str]:
         """All that was said meanwhile, in a few words each."""
+        self._let_it_finish()
         said, self._unread = self._look(), []
         return [str(this) for this in said]
 
@@ -78,6 +80,15 @@ class Wire:
         time.sleep(seconds)  # silence has no event to wait for
         said = self._look()
         assert not said, f"{self._server.name} said what it must not: {[(str(s), s.users) for s in said]}"
+
+    def _let_it_finish(self) -> None:
+        """Wait while something is on its way: it is written down only once it is answered."""
+
+        def quiet() -> bool:
+            found = self._server.admin("GET", "/destinations").body["destinations"].values()
+            return not any(destination["state"] in ("sending", "waiting") for destination in found)
+
+        eventually(quiet, f"{self._server.name} has nothing left to say")
 
     def _look(self) -> list[Said]:
         transactions = self._server.transactions()

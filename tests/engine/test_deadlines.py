@@ -1,0 +1,135 @@
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpresence.engine.deadlines import Deadlines
+
+
+def calls_of(action: Callable[[], object]) -> int:
+    """How many functions are called while `action` runs: a cost that no other process disturbs."""
+    count = 0
+
+    def counting(_: FrameType, event: str, __: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(counting)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+keys = st.sampled_from("abcde")
+moments = st.integers(0, 30)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), keys, moments),
+        st.tuples(st.just("cancel"), keys, st.just(0)),
+        st.tuples(st.just("pop"), st.just(""), moments),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_every_key_falls_due_at_its_own_moment_and_at_no_other(steps: list[tuple[str, str, int]]) -> None:
+    """A deadline too early wakes for nothing; one too late is a user who stays online."""
+    deadlines: Deadlines[str] = Deadlines()
+    model: dict[str, int] = {}
+
+    for what, key, ms in steps:
+        if what == "set":
+            deadlines.set(key, ms)
+            model[key] = ms
+        elif what == "cancel":
+            deadlines.set(key, None)
+            model.pop(key, None)
+        else:
+            expected = [k for k in model if model[k] <= ms]
+            due = deadlines.pop_due(ms)
+            assert sorted(due) == sorted(expected)
+            assert [model[k] for k in due] == sorted(model[k] for k in due)
+            for k in expected:
+                del model[k]
+        assert deadlines.next_ms() == min(model.values(), default=None)
+        assert len(deadlines) == len(model)
+
+
+@given(steps)
+def test_old_entries_do_not_pile_up(steps: list[tuple[str, str, int]]) -> None:
+    """A heap that keeps what was moved or cancelled would grow for ever."""
+    deadlines: Deadlines[str] = Deadlines()
+
+    for what, key, ms in steps:
+        if what != "pop":
+            deadlines.set(key, ms if what == "set" else None)
+    deadlines.pop_due(30)
+
+    assert not deadlines._heap
+    assert not deadlines._queued
+
+
+def test_keys_that_fall_due_together_come_out_in_the_order_they_were_set() -> None:
+    """The same events give the same effects, in the same order, on every machine."""
+    deadlines: Deadlines[str] = Deadlines()
+    for key in "dbca":
+        deadlines.set(key, 10)
+
+    assert deadlines.pop_due(10) == list("dbca")
+
+
+def test_keys_of_unlike_kinds_may_share_a_moment() -> None:
+    """Users, pairs and our own housekeeping are never compared with one another."""
+    deadlines: Deadlines[str | tuple[str, str, bool]] = Deadlines()
+    for _ in range(2):
+        for key in ("a", ("a", "b", True), "b", ("a", "b", False)):
+            deadlines.set(key, 20)
+            deadlines.set(key, 10)
+            deadlines.set(key, 20)
+
+    assert deadlines.pop_due(9) == []
+    assert len(deadlines.pop_due(20)) == 4
+
+
+def test_a_moment_that_moves_later_all_the_time_costs_a_dictionary_write() -> None:
+    """A user who types for an hour moves the end of their activity thousands of times."""
+    deadlines: Deadlines[str] = Deadlines()
+
+    for ms in range(100, 10_000):
+        deadlines.set("a", ms)
+
+    assert len(deadlines._heap) == 1
+    assert deadlines.next_ms() == 9999
+
+
+def test_a_stream_that_opens_and_closes_all_the_time_leaves_no_trail() -> None:
+    """A client that polls without waiting: near and far moments by turns."""
+    deadlines: Deadlines[str] = Deadlines()
+
+    for now in range(0, 100_000, 100):
+        deadlines.set("a", now + 300_000)
+        deadlines.set("a", now + 30_000)
+        deadlines.pop_due(now)
+        assert len(deadlines._heap) <= 8
+
+
+def test_a_million_sleepers_cost_nothing_per_tick() -> None:
+    """Asking whether something is due looks at the first entry, however many there are."""
+    few: Deadlines[int] = Deadlines()
+    many: Deadlines[int] = Deadlines()
+    for key in range(10):
+        few.set(key, 1_000_000)
+    for key in range(1_000_000 // 10):
+        many.set(key, 1_000_000)
+
+    before = list(many._heap)
+    assert calls_of(lambda: many.pop_due(999_999)) == calls_of(lambda: few.pop_due(999_999)) < 10
+
+    assert many._heap == before
+    assert many.next_ms() == 1_000_000
