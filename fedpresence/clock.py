@@ -6,7 +6,12 @@ keeps or compares moments asks here, so a stepped wall clock cannot expire a key
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+T = TypeVar("T")
 
 
 class Timer(Protocol):
@@ -57,6 +62,11 @@ class MonotonicClock:
     ) -> Any:
         """As the reactor's."""
         return self._reactor.callLater(delay, callable, *args, **kw)
+
+
+def within(deferred: "Deferred[T]", timeout_s: float, clock: Clock) -> "Deferred[T]":
+    """The same Deferred, cancelled with a TimeoutError of Twisted's where it takes longer."""
+    return deferred.addTimeout(timeout_s, cast(IReactorTime, clock))
 
 
 def now_ms(clock: Clock) -> int:

@@ -201,7 +201,9 @@ class Daemon:
         if config.auth_mode != "homeserver" or config.homeserver_url is None:
             return Tokens(self._store, self.hub, self.engine, clock)
         agent: Any = Agent
-        http: Any = HTTPClient(agent(self._reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self._homeserver_pool))
+        http: Any = HTTPClient(
+            agent(self._reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self._homeserver_pool)
+        )
         finder = HomeserverTokens(config.server_name, config.homeserver_url, http, clock)
         return Tokens(finder, self.hub, self.engine, clock, unknown_for_ms=UNKNOWN_FOR_MS)
 

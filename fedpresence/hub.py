@@ -185,8 +185,8 @@ class Hub:
             self._timer = None
         self._timer_ms = due_ms
         if due_ms is not None:
-            # A millisecond is whole only once it has passed: never wake a fraction too early.
-            delay_s = max(0.0, (due_ms - self._clock.seconds() * 1000) / 1000)
+            # Whole milliseconds: a fraction too early would be asked again, at once, for ever.
+            delay_s = max(0, due_ms - now_ms(self._clock)) / 1000
             self._timer = self._clock.callLater(delay_s, self._time_passed)
 
     def _time_passed(self) -> None:

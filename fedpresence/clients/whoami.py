@@ -7,14 +7,13 @@ Source: H:4; contract, `auth`.
 """
 
 import json
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from treq import content
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from fedpresence.clock import Clock
+from fedpresence.clock import Clock, within
 from fedpresence.errors import BadRequest
 from fedpresence.ids import DeviceID, ServerName, parse_user_id, server_of
 from fedpresence.storage.store import TokenOwner
@@ -73,11 +72,11 @@ class HomeserverTokens:
             headers={"Authorization": f"Bearer {token}"},
             allow_redirects=False,
         )
-        asking.addTimeout(TIMEOUT_S, cast(IReactorTime, self._clock))
+        within(asking, TIMEOUT_S, self._clock)
         try:
             response = await asking
             reading: Deferred[bytes] = content(response)
-            reading.addTimeout(TIMEOUT_S, cast(IReactorTime, self._clock))
+            within(reading, TIMEOUT_S, self._clock)
             text = await reading
         except Exception as error:
             _log.warn("the homeserver does not answer whoami: {reason}", reason=type(error).__name__)

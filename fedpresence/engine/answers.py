@@ -17,7 +17,8 @@ MAX_LATE_MS = DAY_MS  # behind the newest of its origin: its EDUs are skipped
 class Answers:
     """Transaction IDs by origin, for a day and at most a thousand each."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_origins: int = MAX_ORIGINS) -> None:
+        self._max_origins = max_origins
         self._taken: dict[ServerName, dict[str, int]] = {}
         self._newest_ts: dict[ServerName, int] = {}
 
@@ -34,7 +35,7 @@ class Answers:
         is_recent = origin_server_ts >= newest - MAX_LATE_MS
         clamped = min(origin_server_ts, turn.now_ms + HOUR_MS)
         self._newest_ts[origin] = max(newest, clamped)
-        if len(self._newest_ts) > MAX_ORIGINS:
+        if len(self._newest_ts) > self._max_origins:
             del self._newest_ts[next(iter(self._newest_ts))]
         taken = self._taken.setdefault(origin, {})
         taken[txn_id] = turn.now_ms

@@ -8,15 +8,13 @@ Source: server-server API, "Retrieving server keys" (F:4.1, F:4.3).
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 from urllib.parse import quote
 
 from signedjson.sign import SignatureVerifyException, verify_signed_json
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.defer import ensureDeferred
-from twisted.internet.interfaces import IReactorTime
 
-from fedpresence.clock import Clock
+from fedpresence.clock import Clock, within
 from fedpresence.errors import DeliveryFailed, NotAuthentic
 from fedpresence.ids import ServerName
 from fedpresence.wire.json import decode_json, encode_canonical
@@ -75,7 +73,7 @@ class KeyFetcher:
 
     async def _get(self, server_name: ServerName, path: str) -> object:
         asked = ensureDeferred(_awaited(self._fetch(server_name, path)))
-        asked.addTimeout(FETCH_TIMEOUT_S, cast(IReactorTime, self._clock))
+        within(asked, FETCH_TIMEOUT_S, self._clock)
         try:
             data = await asked
         except DeferredTimeout:

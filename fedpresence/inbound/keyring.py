@@ -10,14 +10,13 @@ Source: F:4.2; Z-4. The numbers are in `keycache.py`, the questions in `keyfetch
 """
 
 from random import Random
-from typing import Protocol, cast
+from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from fedpresence.clock import Clock, now_ms
+from fedpresence.clock import Clock, now_ms, within
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, DeliveryFailed, NotAuthentic, StoreError
 from fedpresence.ids import KeyID, ServerName
@@ -136,7 +135,7 @@ class KeyRing:
             self._counters.count("key_fetches", outcome="refused")
             raise
         work = ensureDeferred(self._from_anywhere(server_name, key_id))
-        work.addTimeout(ALL_SOURCES_TIMEOUT_S, cast(IReactorTime, self._clock))
+        within(work, ALL_SOURCES_TIMEOUT_S, self._clock)
         shared = Shared(ensureDeferred(self._keep(server_name, work)))
         if not shared.done:
             self._in_flight[server_name] = shared

@@ -11,14 +11,14 @@ Source: F:6, F:7.1, F:X-6, Z-5.
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from random import Random
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IReactorTime, IResolutionReceiver
+from twisted.internet.interfaces import IResolutionReceiver
 from zope.interface import implementer
 
-from fedpresence.clock import Clock, now_ms
+from fedpresence.clock import Clock, now_ms, within
 from fedpresence.config import FederationConfig
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, is_ip_literal
@@ -152,7 +152,7 @@ class Client:
 
     async def _within_deadline(self, server_name: ServerName, running: "Awaitable[T]", *, heard: bool) -> T:
         deferred: Deferred[T] = ensureDeferred(running)  # type: ignore[arg-type]  # coroutines, all of them
-        deferred.addTimeout(TIMEOUT_S, cast(IReactorTime, self._clock))
+        within(deferred, TIMEOUT_S, self._clock)
         try:
             return await deferred
         except DeferredTimeout as error:

@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from fedpresence.clock import Clock, now_ms
+from fedpresence.clock import Clock, now_ms, within
 from fedpresence.errors import DeliveryFailed
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.budget import TokenBucket
@@ -114,7 +114,7 @@ class Connections:
     async def _connect_to(self, address: str, port: int, tls_name: str, factory: Any) -> Any:
         creator = self._tls.creator_for(tls_name)
         connecting = ensureDeferred(authenticated(self._dial(address, port), creator, factory, self._clock))
-        connecting.addTimeout(CONNECT_TIMEOUT_S, cast(IReactorTime, self._clock))
+        within(connecting, CONNECT_TIMEOUT_S, self._clock)
         return await connecting
 
     async def _turn(self, route: Route) -> None:

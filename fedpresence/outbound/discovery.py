@@ -13,14 +13,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import cast
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from fedpresence.clock import Clock, now_ms
+from fedpresence.clock import Clock, now_ms, within
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
 from fedpresence.outbound.exchange import Answer
@@ -95,7 +93,7 @@ class Discovery:
 
     def _start(self, name: ServerName) -> None:
         lookup = ensureDeferred(self._look_up(name))
-        lookup.addTimeout(DEADLINE_S, cast(IReactorTime, self._clock))
+        within(lookup, DEADLINE_S, self._clock)
         done = lookup.addCallbacks(self._remember, lambda failure: self._fail(name, failure))
         if not done.called:
             self._lookups[name] = done

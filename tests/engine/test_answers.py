@@ -1,6 +1,5 @@
 import pytest
 
-import fedpresence.engine.answers as answers_module
 from fedpresence.engine.answers import Answers
 from fedpresence.engine.effects import ForgetAnswer, SaveAnswer, SendPush
 from fedpresence.engine.settings import DAY_MS, HOUR_MS
@@ -155,12 +154,9 @@ def test_at_most_a_thousand_answers_are_kept_for_an_origin() -> None:
     assert answers.has(THERE, "1000")
 
 
-def test_the_newest_times_are_bounded_and_the_most_silent_origin_gives_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_newest_times_are_bounded_and_the_most_silent_origin_gives_way() -> None:
     """Whoever owns a domain owns any number of server names."""
-    monkeypatch.setattr(answers_module, "MAX_ORIGINS", 2)
-    answers = Answers()
+    answers = Answers(max_origins=2)
     one, two, three = (ServerName(f"{name}.test") for name in ("one", "two", "three"))
     for origin in (one, two, one, three):
         answers.take(Turn(T), origin, "t", T)

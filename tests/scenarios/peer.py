@@ -296,7 +296,7 @@ def _handler_of(peer: Peer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        def do_GET(self) -> None:
             """Our keys, as told."""
             reply = peer.answer_keys() if self.path == "/_matrix/key/v2/server" else Reply([b"{}"], 404)
             self.close_connection = True
@@ -313,7 +313,7 @@ def _handler_of(peer: Peer) -> type[BaseHTTPRequestHandler]:
                 if reply.pause_s and peer.closing.wait(reply.pause_s):
                     return
 
-        def do_PUT(self) -> None:  # noqa: N802 - http.server's name
+        def do_PUT(self) -> None:
             """Take a transaction, like every homeserver does, whatever is in it."""
             peer.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             data = b'{"pdus":{}}'

@@ -1,0 +1,559 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fedpresence.engine.effects import SaveHidden, SaveUser, SendPush, TellObservers, Urgency
+from fedpresence.engine.engine import Engine
+from fedpresence.engine.events import (
+    Activity,
+    DeviceRemoved,
+    PresenceSet,
+    RoomMembersSet,
+    Stopping,
+    UserAdded,
+    UserDeactivated,
+)
+from fedpresence.engine.outgoing import Push, Wanted
+from fedpresence.engine.presence import (
+    BUSY,
+    NOTHING,
+    OFFLINE,
+    ONLINE,
+    UNAVAILABLE,
+    PresenceRecord,
+    PresenceState,
+    Published,
+    View,
+)
+from fedpresence.engine.settings import DAY_MS
+from fedpresence.engine.subscription import EduKind, ObservedRow, ObservedStage
+from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
+from fedpresence.storage.store import Stored
+from fedpresence.testing.builders import (
+    ALICE,
+    BOB,
+    CAROL,
+    HERE,
+    LAPTOP,
+    NOW_MS,
+    PHONE,
+    THERE,
+    a_poll,
+    a_put,
+    a_stream,
+    an_activity,
+    an_end,
+    an_engine,
+    deliver,
+    grant,
+    restarted,
+    settings_of,
+)
+from tests.engine.destination import Destination, a_watched_engine
+from tests.engine.test_deadlines import calls_of
+
+T = NOW_MS
+S = 1000
+MINUTE = 60 * S
+ROOM = RoomID("!room:here.test")
+
+
+# --- who is told ------------------------------------------------------------------------------
+
+
+def test_a_change_goes_to_every_server_with_a_right_once_and_to_local_observers() -> None:
+    """S:T-20, P:11: one push a server, however many of its users watch; the user's own clients too."""
+    engine = an_engine(users=(ALICE, CAROL))
+    grant(engine)
+    grant(engine, observer=UserID("@dave:there.test"))
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, CAROL, UserID("@x:else.test")})), T)
+
+    effects = engine.receive(a_put(), T)
+
+    assert effects == (
+        SendPush(ServerName("else.test"), ALICE, Urgency.CHANGE),
+        SendPush(THERE, ALICE, Urgency.CHANGE),
+        TellObservers(ALICE, (ALICE, CAROL)),
+    )
+
+
+def test_what_time_does_is_less_urgent_than_what_people_do() -> None:
+    """Decision 12: where the destination is busy, a timer's news may wait a moment."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put())
+
+    effects = there.at(31 * S)
+
+    assert [e.urgency for e in effects if isinstance(e, SendPush)] == [Urgency.TIMER]
+
+
+def test_activity_while_active_has_no_effects_at_all() -> None:
+    """P:A-2: and that is nearly all activity there is."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(), a_stream())
+
+    for moment in range(1, 50):
+        assert there.at(moment * S, an_activity(), an_activity(device_id=None)) == ()
+
+
+def test_activity_while_active_costs_the_same_however_many_watch() -> None:
+    """A message in a busy room must not cost a look at every server that watches its sender."""
+    quiet, famous = an_engine(), an_engine()
+    for number in range(300):
+        grant(famous, observer=UserID(f"@fan:server{number}.test"))
+    for engine in (quiet, famous):
+        engine.receive(a_put(), T)
+        engine.receive(an_activity(), T + 1)
+
+    few, many = (
+        calls_of(lambda: engine.receive(an_activity(), T + 2))
+        for engine in (quiet, famous)  # noqa: B023 - called at once
+    )
+
+    assert few == many
+
+
+def test_activity_of_a_user_we_do_not_know_is_nobodys() -> None:
+    """The admin API and a homeserver may name anybody; a record for each would fill our memory."""
+    engine = an_engine()
+
+    effects = engine.receive(Activity(CAROL), T)
+
+    assert effects == ()
+    assert engine.view(CAROL, CAROL, T) == View(OFFLINE)
+    assert engine.counts().online == 0
+
+
+def test_activity_from_the_future_is_activity_now() -> None:
+    """A homeserver whose clock is ahead makes nobody active for ever."""
+    there = a_watched_engine(an_engine())
+
+    there.at(0, a_stream(), an_activity(T + DAY_MS))
+
+    assert there.engine.next_deadline_ms() == T + MINUTE
+    assert there.engine.view(ALICE, ALICE, T) == View(ONLINE, 0, None, currently_active=True)
+
+
+def test_a_sleeping_user_costs_nothing_per_tick() -> None:
+    """P:O-5: a wake-up for one touches no other of the thousands."""
+    few, many = an_engine(), an_engine()
+    for number in range(3000):
+        user_id = UserID(f"@u{number}:here.test")
+        many.receive(UserAdded(user_id), T)
+        many.receive(a_put(UNAVAILABLE, user_id=user_id), T)
+        many.receive(a_stream(user_id=user_id), T)
+
+    from fedpresence.engine.events import TimePassed
+
+    assert many.next_deadline_ms() is None
+    assert calls_of(lambda: many.receive(TimePassed(), T + DAY_MS)) == (
+        calls_of(lambda: few.receive(TimePassed(), T + DAY_MS))
+    )
+
+
+def test_the_flag_is_not_published_past_its_time_though_the_timer_is_late() -> None:
+    """P:A-8: a GET or a push between the moment and the wake-up says what is true."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(), a_stream())
+
+    late = T + MINUTE + 5
+    view = there.engine.view(ALICE, ALICE, late)
+    composed = there.engine.compose(THERE, Wanted(users=(ALICE,)), late)
+
+    assert view == View(ONLINE, MINUTE + 5)
+    assert composed.pushes == (Push(ALICE, ONLINE, MINUTE + 5),)
+
+
+def test_a_poll_in_the_silent_time_is_answered_with_the_truth() -> None:
+    """P:A-2a, A-5, E:Q-3: it was asked for, so it is no news in the sense of A-2."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(), a_stream())
+    there.at(30 * S, an_activity())
+    there.news()
+
+    there.take(deliver(there.engine, a_poll(), T + 40 * S), T + 40 * S)
+
+    assert there.news() == [(40 * S, Push(ALICE, ONLINE, 10 * S, None, currently_active=True))]
+
+
+def test_a_server_that_comes_to_watch_in_the_silent_time_hears_everything() -> None:
+    """P:A-10: the promise of silence was never made to it."""
+    engine = an_engine()
+    engine.receive(a_put(status_msg="Tea"), T)
+    engine.receive(an_activity(), T + 20 * S)
+    there = Destination(engine)
+
+    there.take(grant(engine, now_ms=T + 30 * S), T + 30 * S)
+
+    assert there.news() == [(30 * S, Push(ALICE, ONLINE, 10 * S, "Tea", currently_active=True))]
+
+
+# --- hiding (Z-8) -----------------------------------------------------------------------------
+
+
+def test_hiding_is_saved_before_its_answer() -> None:
+    """P:D-8: an "appear offline" that a crash undoes was a lie."""
+    engine = an_engine()
+
+    assert engine.receive(a_put(OFFLINE), T) == (SaveHidden(ALICE, PHONE, hidden=True),)
+    assert engine.receive(a_put(OFFLINE, "Gone"), T)[0] == TellObservers(ALICE, (ALICE,))
+    assert engine.receive(a_put(ONLINE), T)[0] == SaveHidden(ALICE, PHONE, hidden=False)
+
+
+def test_who_types_in_hiding_shows_nothing_anywhere() -> None:
+    """Z-8: no update, and poll, repeated accept, GET and admin detail say the frozen value."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(), a_stream())
+    there.at(10 * S, a_put(OFFLINE))
+    there.news()
+
+    for moment in range(20, 2000, 20):
+        effects = there.at(moment * S, an_activity(), an_activity(device_id=None), an_end(), a_stream(ONLINE))
+        assert effects == ()
+    now_ms = there.now_ms
+    there.take(deliver(there.engine, a_poll(), now_ms), now_ms)
+
+    since_ms = now_ms - T
+    assert there.engine.view(ALICE, ALICE, now_ms) == View(OFFLINE, since_ms)
+    assert there.news() == [(since_ms, Push(ALICE, OFFLINE, since_ms))]
+    detail = there.engine.user_detail(ALICE, now_ms)
+    assert detail is not None
+    assert detail.last_active_ms == T
+
+
+def test_the_end_of_hiding_tells_nothing_of_what_was_done_in_it() -> None:
+    """P:D-9: the age that goes out was made before."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(), a_stream())
+    there.at(10 * S, a_put(OFFLINE))
+    there.at(100 * S, an_activity())
+    there.news()
+
+    there.at(110 * S, a_put(UNAVAILABLE), an_activity(T + 105 * S))
+
+    assert there.news() == [(110 * S, Push(ALICE, UNAVAILABLE, 110 * S))]
+
+
+def test_a_hidden_device_whose_token_goes_is_hidden_no_more() -> None:
+    """P:D-8: the device is gone, and a new one with the same name begins anew."""
+    engine = an_engine()
+    engine.receive(a_put(OFFLINE), T)
+
+    effects = engine.receive(DeviceRemoved(ALICE, PHONE), T)
+    engine.receive(a_stream(), T + 1)
+
+    assert effects == (SaveHidden(ALICE, PHONE, hidden=False),)
+    assert engine.view(ALICE, ALICE, T + 1) == View(ONLINE, 0, None, currently_active=True)
+
+
+def test_a_device_whose_token_goes_counts_no_more_at_once() -> None:
+    """Whoever signs out is not online for another half minute; the stream's end comes later."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(), a_stream())
+    there.news()
+
+    there.at(1 * S, DeviceRemoved(ALICE, PHONE), an_end())
+
+    assert there.news() == [(1 * S, Push(ALICE, OFFLINE, 1 * S))]
+    assert there.engine.next_deadline_ms() is None or there.at(DAY_MS) == ()
+
+
+# --- the life of an account -------------------------------------------------------------------
+
+
+def test_a_user_is_made_once() -> None:
+    """Events that come again change nothing, and strangers are not made here."""
+    engine = an_engine(users=())
+
+    assert engine.receive(UserAdded(ALICE), T) == (SaveUser(ALICE, deactivated=False),)
+    assert engine.receive(UserAdded(ALICE), T) == ()
+    assert engine.receive(UserAdded(BOB), T) == ()
+
+
+def test_a_deactivated_user_shows_nothing_any_more() -> None:
+    """S:T-27: gone for servers that share a room too, message and devices with them."""
+    engine = an_engine(users=(ALICE, CAROL))
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, CAROL, BOB})), T)
+    engine.receive(a_put(ONLINE, "Tea"), T)
+    engine.receive(a_put(OFFLINE, "Tea", device_id=LAPTOP), T)
+
+    effects = engine.receive(UserDeactivated(ALICE), T + S)
+
+    assert SaveUser(ALICE, deactivated=True) in effects
+    assert SaveHidden(ALICE, LAPTOP, hidden=False) in effects
+    assert SendPush(THERE, ALICE, Urgency.CHANGE) in effects
+    assert engine.view(CAROL, ALICE, T + S) == View(OFFLINE, S)
+    assert engine.counts().online == 0
+
+
+def test_nothing_brings_a_deactivated_user_back() -> None:
+    """Their last requests may still be on the way when the account ends."""
+    engine = an_engine()
+    engine.receive(UserDeactivated(ALICE), T)
+
+    for event in (a_put(), a_stream(), an_activity(), an_end(), UserAdded(ALICE)):
+        assert engine.receive(event, T + 1) == ()
+    assert engine.view(ALICE, ALICE, T + 1) == View(OFFLINE)
+
+
+def test_counts_follow_every_change() -> None:
+    """The operator's numbers are kept, not counted; they must not drift."""
+    engine = an_engine(users=(ALICE, CAROL))
+    engine.receive(a_put(), T)
+    engine.receive(a_put(BUSY, user_id=CAROL), T)
+    both = engine.counts()
+    engine.receive(a_put(UNAVAILABLE), T)
+    engine.receive(UserDeactivated(CAROL), T)
+    after = engine.counts()
+
+    assert (both.online, both.busy, both.unavailable, both.offline) == (1, 1, 0, 0)
+    assert (after.online, after.busy, after.unavailable, after.offline) == (0, 0, 1, 0)
+
+
+def test_a_clean_stop_may_say_that_everybody_is_offline() -> None:
+    """E:P-10: once for each, and hidden devices stay hidden."""
+    there = a_watched_engine(an_engine())
+    there.at(0, a_put(status_msg="Tea"), a_stream(), a_put(OFFLINE, "Tea", device_id=LAPTOP))
+    there.news()
+
+    effects = there.at(1 * S, Stopping())
+    again = there.at(1 * S, Stopping())
+
+    assert there.news() == [(1 * S, Push(ALICE, OFFLINE, 1 * S, "Tea"))]
+    assert again == ()
+    assert not any(isinstance(effect, SaveHidden) for effect in effects)
+
+
+# --- written behind, and read again (P:M-4) ---------------------------------------------------
+
+GRANTED = ObservedRow(BOB, ALICE, ObservedStage.GRANTED, T - DAY_MS, T - DAY_MS)
+
+
+def stored_of(*records: PresenceRecord, hidden: tuple[DeviceID | None, ...] = ()) -> Stored:
+    """Alice, whom Bob may see, as she was written behind."""
+    return Stored(
+        users=[(ALICE, False)],
+        observed_rows=[GRANTED],
+        presence=records,
+        hidden=[(ALICE, device_id) for device_id in hidden],
+    )
+
+
+def test_a_restart_is_no_news_where_the_client_comes_back() -> None:
+    """P:M-4: a server that restarts must not make its users flicker on every other."""
+    before = an_engine()
+    before.receive(a_put(status_msg="Tea"), T)
+    before.receive(a_stream(), T)
+    (record,) = before.take_dirty(10)
+
+    there = Destination(restarted(stored_of(record), T + 10 * S))
+    there.at(15 * S, a_stream(ONLINE))
+    there.at(59 * S)
+    quiet = there.news()
+    there.at(61 * S)
+
+    assert quiet == []
+    assert there.news() == [(MINUTE, Push(ALICE, ONLINE, MINUTE, "Tea"))]
+
+
+def test_a_restart_tells_who_did_not_come_back() -> None:
+    """P:M-4, O-1: half a minute after the start, once."""
+    record = PresenceRecord(ALICE, ONLINE, T - 5 * S, None, True, 0)
+
+    there = Destination(restarted(stored_of(record)))
+    there.at(DAY_MS)
+
+    assert there.news() == [(30_001, Push(ALICE, OFFLINE, 35_001))]
+
+
+def test_after_a_restart_the_servers_that_watch_are_told_again() -> None:
+    """S:T-28: they may have taken our silence for absence; nobody offline is named."""
+    record = PresenceRecord(ALICE, UNAVAILABLE, T - 5 * S, None, False, 0)
+
+    assert list(restarted(stored_of(record)).boot_users()) == [(THERE, ALICE)]
+    assert list(restarted(stored_of(replace(record, state=OFFLINE))).boot_users()) == []
+
+
+def test_who_was_hidden_before_a_restart_is_hidden_after_it() -> None:
+    """P:D-8, Z-8: with a record or, where presence was not yet written, without one."""
+    record = PresenceRecord(ALICE, OFFLINE, T - 5 * S, None, False, 0)
+    for stored in (stored_of(record, hidden=(PHONE,)), stored_of(hidden=(PHONE,))):
+        there = Destination(restarted(stored))
+
+        there.at(1 * S, a_stream(ONLINE), an_activity(), an_activity(device_id=None))
+        there.at(DAY_MS)
+
+        assert there.news() == []
+
+
+def test_presence_is_written_behind_and_only_where_it_changed() -> None:
+    """Decision 22: what is taken is not asked for again, and a limit keeps each turn short."""
+    engine = an_engine(users=(ALICE, CAROL))
+    engine.receive(a_put(), T)
+    engine.receive(a_put(user_id=CAROL), T)
+
+    taken = [engine.take_dirty(1), engine.take_dirty(5), engine.take_dirty(5)]
+
+    assert [[record.user_id for record in records] for records in taken] == [[ALICE], [CAROL], []]
+
+
+def test_a_last_active_time_that_nobody_is_told_is_written_too() -> None:
+    """P:A-5, M-4: tracking never stops, so a restart loses none of it."""
+    engine = an_engine()
+    engine.receive(a_put(), T)
+    engine.take_dirty(5)
+
+    engine.receive(an_activity(), T + 10 * S)
+
+    assert [record.last_active_ms for record in engine.take_dirty(5)] == [T + 10 * S]
+
+
+def test_a_user_who_was_never_active_has_the_age_of_the_record() -> None:
+    """E:P-3: `last_active_ago` is always there, because strict peers drop an EDU without it."""
+    there = a_watched_engine(an_engine())
+
+    there.take(deliver(there.engine, a_poll(), T + 20 * S), T + 20 * S)
+
+    assert there.news() == [(20 * S, Push(ALICE, OFFLINE, 20 * S))]
+
+
+# --- whatever happens (hypothesis) ------------------------------------------------------------
+
+STATES = st.sampled_from([ONLINE, UNAVAILABLE, OFFLINE, BUSY])
+DEVICES = st.sampled_from([PHONE, LAPTOP, None])
+WAITS = st.sampled_from([0, 0, 1, 999, 10 * S, 29_999, 30_000, 30_001, MINUTE, 5 * MINUTE, 5 * MINUTE + 1])
+
+
+class OneUser(RuleBasedStateMachine):
+    """Alice, her devices, and a server that watches: any order of anything."""
+
+    @initialize()
+    def begin(self) -> None:
+        """Bob at there.test may see Alice; nothing is known of her yet."""
+        self.engine = an_engine()
+        self.there = a_watched_engine(self.engine)
+        self.last_told: Push | None = None
+        self.told_ms = 0
+        self.last_active_ms = 0
+        self.hidden: set[DeviceID | None] = set()
+        self.shown: set[DeviceID | None] = set()
+        self.ms = 0
+
+    def happens(self, *events: object) -> None:
+        self.there.at(self.ms, *events)  # type: ignore[arg-type] - events of several kinds
+        for ms, push in self.there.news():
+            self.an_update_is_news(ms, push)
+            self.last_told, self.told_ms = push, ms
+
+    def an_update_is_news(self, ms: int, push: Push) -> None:
+        """Never the same twice, and no move of the age alone after `currently_active`."""
+        last = self.last_told
+        if last is None:
+            return
+        moved = abs((ms - push.last_active_ago) - (self.told_ms - last.last_active_ago))
+        if _seen(push) == _seen(last):
+            assert moved > MINUTE
+            assert not last.currently_active
+
+    @rule(device=DEVICES, state=STATES, message=st.sampled_from([None, "Tea", ""]))
+    def puts(self, device: DeviceID | None, state: PresenceState, message: str | None) -> None:
+        """`PUT .../status`."""
+        (self.hidden.add if state is OFFLINE else self.hidden.discard)(device)
+        self.shown.add(device)
+        self.happens(PresenceSet(ALICE, device, state, message))
+
+    @rule(device=DEVICES, word=st.sampled_from([None, ONLINE, UNAVAILABLE]))
+    def opens(self, device: DeviceID | None, word: PresenceState | None) -> None:
+        """A stream begins."""
+        self.shown.add(device)
+        self.happens(a_stream(word, device_id=device))
+
+    @rule(device=DEVICES)
+    def closes(self, device: DeviceID | None) -> None:
+        """A stream ends."""
+        self.happens(an_end(device_id=device))
+
+    @rule(device=DEVICES, late=st.sampled_from([None, 0, 1, 500, 20 * S, 70 * S, DAY_MS]))
+    def acts(self, device: DeviceID | None, late: int | None) -> None:
+        """A pro-active event, told now or late."""
+        if device is not None or not self.hidden:
+            self.shown.add(device)
+        at_ms = None if late is None else T + self.ms - late
+        self.happens(an_activity(at_ms, device_id=device))
+
+    @rule(device=DEVICES)
+    def signs_out(self, device: DeviceID | None) -> None:
+        """The device's token goes."""
+        self.hidden.discard(device)
+        self.happens(DeviceRemoved(ALICE, device))
+
+    @rule(wait=WAITS)
+    def waits(self, wait: int) -> None:
+        """Time passes."""
+        self.ms += wait
+        self.happens()
+
+    @invariant()
+    def the_server_knows_what_is_shown(self) -> None:
+        """State, message and activity are always what was told last."""
+        if not hasattr(self, "engine"):
+            return
+        view = self.engine.view(ALICE, ALICE, T + self.ms)
+        assert view is not None
+        if self.last_told is None:
+            assert (view.state, view.status_msg, view.currently_active) == (OFFLINE, None, False)
+        else:
+            assert _seen(self.last_told) == (view.state, view.status_msg, view.currently_active)
+
+    @invariant()
+    def activity_goes_with_online_and_the_last_minute(self) -> None:
+        """P:A-1, A-8."""
+        if not hasattr(self, "engine"):
+            return
+        view = self.engine.view(ALICE, ALICE, T + self.ms)
+        assert view is not None
+        if view.currently_active:
+            assert view.state is ONLINE
+            assert view.last_active_ago is not None
+            assert view.last_active_ago < MINUTE
+
+    @invariant()
+    def the_last_active_time_never_goes_back(self) -> None:
+        """P:D-9."""
+        if not hasattr(self, "engine"):
+            return
+        detail = self.engine.user_detail(ALICE, T + self.ms)
+        assert detail is not None
+        assert detail.last_active_ms >= self.last_active_ms
+        self.last_active_ms = detail.last_active_ms
+
+    @precondition(lambda self: hasattr(self, "engine"))
+    @invariant()
+    def who_has_only_hidden_devices_is_offline(self) -> None:
+        """Z-8, D-5."""
+        detail = self.engine.user_detail(ALICE, T + self.ms)
+        assert detail is not None
+        hidden = {device.device_id for device in detail.devices if device.hidden}
+        assert hidden == self.hidden
+        if len(hidden) == len(detail.devices):
+            assert detail.view.state is OFFLINE
+        for device in detail.devices:
+            assert device.hidden or device.state is not OFFLINE  # P:D-1
+
+    @invariant()
+    def the_next_deadline_is_ahead(self) -> None:
+        """A deadline in the past would be woken for again and again."""
+        if hasattr(self, "engine"):
+            due_ms = self.engine.next_deadline_ms()
+            assert due_ms is None or due_ms > T + self.ms
+
+
+def _seen(push: Push) -> tuple[PresenceState, str | None, bool]:
+    return push.state, push.status_msg, push.currently_active
+
+
+OneUser.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_whatever_a_user_does_the_server_that_watches_is_told_what_is_true_and_no_more = OneUser.TestCase
