@@ -5,6 +5,7 @@ Source: contract.md, `fedpresence run` and "Exit codes".
 
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from fedpresence.ops.logs import Logging, start_logging
 
 _log = Logger()
 
+WATCH_CLOCK_S = 60.0
+CLOCK_JUMP_MS = 3_600_000
+
 FAILED = 1
 WRONG_CONFIG = 78
 
@@ -44,6 +48,7 @@ def run(
     from twisted.internet import reactor as installed  # by the first import: nowhere else
 
     reactor: Any = installed
+    _allow_many_files()
     logging = start_logging(config.log, sys.stderr)
     process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
     reactor.callWhenRunning(process.start)
@@ -51,6 +56,13 @@ def run(
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
     reactor.run()
     return process.exit_code
+
+
+def _allow_many_files() -> None:
+    """As many connections as the system lets us have: the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Process:
@@ -69,9 +81,10 @@ class _Process:
         self._reactor = reactor
         self._logging = logging
         self._ready_file = ready_file
-        clock = MonotonicClock(reactor)
+        self._clock = MonotonicClock(reactor)
+        self._drift_ms = 0
         self._daemon = Daemon(
-            config, reactor, clock, SystemRandom(), self._fatal, wire_log=wire_log, force=force
+            config, reactor, self._clock, SystemRandom(), self._fatal, wire_log=wire_log, force=force
         )
 
     def start(self) -> None:
@@ -99,7 +112,19 @@ class _Process:
         if later:
             _log.warn("a restart is needed for what changed in: {keys}", keys=", ".join(later))
 
+    def _watch_wall_clock(self) -> None:
+        """A stepped wall clock changes nothing here, which is worth a line in the diary (Z-21)."""
+        drift_ms = self._clock.drift_ms()
+        if abs(drift_ms - self._drift_ms) > CLOCK_JUMP_MS:
+            _log.warn(
+                "the wall clock jumped by {jump_ms} ms; time here goes on as before until a restart",
+                jump_ms=drift_ms - self._drift_ms,
+            )
+            self._drift_ms = drift_ms
+        self._reactor.callLater(WATCH_CLOCK_S, self._watch_wall_clock)
+
     def _ready(self, _: object) -> None:
+        self._watch_wall_clock()
         if self._ready_file is None:
             return
         ready = {

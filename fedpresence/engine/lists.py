@@ -265,7 +265,10 @@ class Lists:
                 self.observer_move(turn, observer, observed, ObserverMove.CHECK)
 
     def _may_check(self, turn: Turn, observer: UserID, observed: UserID) -> bool:
-        return self._checks.allow((observer, observed), turn.now_ms)  # Z-16
+        """Z-16; and a check that still waits for its answer is not asked a second time."""
+        row = self._world.observer_row(observer, observed)
+        waits = row is not None and row.check_ms
+        return not waits and self._checks.allow((observer, observed), turn.now_ms)
 
     def started(self, turn: Turn) -> None:
         """Everything owed goes to the queues again; every pair gets its moment."""

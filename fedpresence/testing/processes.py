@@ -217,10 +217,10 @@ class ServerProcess:
                 env=_environment(),
             )
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once every listener answers; AssertionError with the log where it ends before that."""
         assert self._process is not None, f"{self.name} was not started"
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while not self.ready_file.exists():
             ended = self._process.poll() is not None
             if ended or time.monotonic() > deadline:

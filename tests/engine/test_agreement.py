@@ -194,7 +194,7 @@ class TwoServersAndALink(RuleBasedStateMachine):
             if self.world.stages(observer, observed)[1] is _r:
                 self.world.tell(observed, ListChanged(observed, accept=(observer,)))
                 assert self.world.stages(observer, observed)[:2] != (_P, _r), "an answer is heard"
-        self.world.advance(MINUTE_MS)
+        self.world.advance(2 * HOUR_MS)  # "nobody here wants them" is said once in an hour (Z-12)
         for user_id in (ALICE, BOB):
             self.change_state(user_id, False)
         self.world.advance(MINUTE_MS)

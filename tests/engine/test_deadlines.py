@@ -1,29 +1,8 @@
-import sys
-from collections.abc import Callable
-from types import FrameType
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpresence.engine.deadlines import Deadlines
-
-
-def calls_of(action: Callable[[], object]) -> int:
-    """How many functions are called while `action` runs: a cost that no other process disturbs."""
-    count = 0
-
-    def counting(_: FrameType, event: str, __: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(counting)
-    try:
-        action()
-    finally:
-        sys.setprofile(before)
-    return count
-
+from tests.engine.costs import calls_of
 
 keys = st.sampled_from("abcde")
 moments = st.integers(0, 30)

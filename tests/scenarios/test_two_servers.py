@@ -1,3 +1,4 @@
+import itertools
 import statistics
 import threading
 import time
@@ -340,13 +341,12 @@ def test_a_long_poll_is_answered_within_milliseconds_of_the_news(
     alice.sync()
     neighbour.sync()
 
-    delays = {"over there": [], "next door": []}  # type: dict[str, list[float]]
-    for state in ("online", "unavailable") * 3:
-        for where, observer in (("over there", alice), ("next door", neighbour)):
-            observer.sync()
-            delays[where].append(_delay_ms(observer, bob, state))
-            time.sleep(SILENCE_S)  # the destination is quiet again: the next news leaves at once
-            state = "online" if state == "unavailable" else "unavailable"
+    delays: dict[str, list[float]] = {"over there": [], "next door": []}
+    states = itertools.cycle(["online", "unavailable"])
+    for where, observer in [("over there", alice), ("next door", neighbour)] * 3:
+        observer.sync()
+        delays[where].append(_delay_ms(observer, bob, next(states)))
+        time.sleep(SILENCE_S)  # the destination is quiet again: the next news leaves at once
 
     for where, times in delays.items():
         print(f"news to a long poll {where}: median {statistics.median(times):.0f} ms of {times}")

@@ -1,0 +1,287 @@
+"""What sending costs: one server, many destinations that check every signature and every right.
+
+| case | what changes | what it shows |
+| --- | --- | --- |
+| put, nobody observes | PUT by users without observers | what a PUT costs by itself |
+| put, one destination | PUT by users observed from one destination each | the cost of a transaction |
+| put, many destinations | PUT by users observed from many | fan-out under load: transactions fill up |
+| activity, many destinations | pro-active events in bulk by the admin API | the cost of a push |
+| default budget | PUT, with federation.max_transactions_per_second as it is | that it holds, and all arrives |
+
+The budget and the limits per user are raised in all cases but the last; the batch window is an option.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from signedjson.key import get_verify_key, read_signing_keys
+from unpaddedbase64 import encode_base64
+
+from benchmarks.children import Child
+from benchmarks.clients import Client, Crowd, put_status, request_bytes
+from benchmarks.meter import Meter, Spent, peak_memory_mib
+from benchmarks.population import populate, token_of
+from benchmarks.report import Case, Measure, Report, check
+from fedpresence.ids import ServerName, UserID
+from fedpresence.testing.processes import LocalFederation, ServerProcess, free_port
+
+HERE = ServerName("here.test")
+THERE_HOST = "there.test"
+ARRIVE_WITHIN_S = 60.0
+GRANULARITY_MS = 200  # of the activity case: one event, two pushes, the second by time
+BUDGET = 50  # transactions a second, the contract's default
+UNLIMITED = {"per_second": 1_000_000, "burst": 1_000_000}
+UNLIMITED_BUDGET = 100_000  # the most that the configuration takes
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of everything."""
+
+    destinations: int
+    users: int  # observed from `fan_out` destinations each
+    fan_out: int
+    updates: int  # PUTs of each case
+    rounds: int  # of activity of all users
+    clients: int  # requests on their way at a time
+
+
+SMOKE = Size(destinations=4, users=6, fan_out=3, updates=40, rounds=2, clients=4)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be varied."""
+    parser.add_argument("--destinations", type=int, default=100)
+    parser.add_argument("--users", type=int, default=500, help="observed from many destinations")
+    parser.add_argument("--fan-out", type=int, default=20, help="destinations of each of these")
+    parser.add_argument("--updates", type=int, default=5000, help="PUTs of each case")
+    parser.add_argument("--rounds", type=int, default=20, help="of activity of all users")
+    parser.add_argument("--clients", type=int, default=20, help="requests on their way at a time")
+    parser.add_argument("--batch-window-ms", type=int, default=10, help="federation.batch_window")
+
+
+def run(arguments: argparse.Namespace) -> Report:
+    """Measure."""
+    size = SMOKE
+    if not arguments.smoke:
+        size = Size(
+            arguments.destinations,
+            arguments.users,
+            min(arguments.fan_out, arguments.destinations),
+            arguments.updates,
+            arguments.rounds,
+            arguments.clients,
+        )
+    window_ms = arguments.batch_window_ms
+    unlimited: dict[str, Any] = {
+        "federation": {"max_transactions_per_second": UNLIMITED_BUDGET, "batch_window": f"{window_ms}ms"},
+        "limits": {"client_changes": UNLIMITED, "client_changes_refused": UNLIMITED},
+    }
+    flickering = {"presence": {"last_active_granularity": f"{GRANULARITY_MS}ms"}}
+    cases: list[Case] = []
+    with _world(size, unlimited) as world:
+        cases += _puts(world, size)
+    with _world(size, unlimited | flickering) as world:
+        cases.append(_activity(world, size))
+    with _world(size, {"federation": {"max_transactions_per_second": BUDGET}}) as world:
+        cases.append(_default_budget(world, size))
+    return Report(
+        "send",
+        {
+            "destinations": size.destinations,
+            "users": size.users,
+            "fan_out": size.fan_out,
+            "updates": size.updates,
+            "clients": size.clients,
+            "batch_window_ms": window_ms,
+        },
+        tuple(cases),
+    )
+
+
+# --- the world -------------------------------------------------------------------------------
+
+
+class World:
+    """A server that runs, its users, and the destinations that watch it."""
+
+    def __init__(self, server: ServerProcess, destinations: Child, size: Size) -> None:
+        self.server = server
+        self.destinations = destinations
+        self.alone, self.narrow, self.wide = _users(size)
+
+    def counts(self) -> dict[str, int]:
+        """What the destinations counted; CheckFailedError where they were told what they must not hear."""
+        counts = self.destinations.ask("counts")
+        check(not counts["refused"], f"{counts['refused']} transactions had a wrong signature")
+        check(not counts["violations"], f"{counts['violations']} pushes violated a right")
+        return counts
+
+    def wait_for(self, wanted: dict[UserID, dict[str, object]]) -> None:
+        """Until every destination of these users was told so."""
+        answer = self.destinations.ask("wait_for", wanted=wanted, within_s=ARRIVE_WITHIN_S)
+        check(not answer["missing"], f"{answer['missing']} last states did not arrive")
+
+    def put_all(self, users: Sequence[UserID], updates: int, crowd: Crowd, name: str) -> None:
+        """So many updates by users in turn; done when the last one of each has arrived."""
+        turns = list(islice(cycle(users), updates))
+        messages = [f"{name} {number}" for number in range(updates)]
+        crowd.ask_all([put_status(u, token_of(u), m) for u, m in zip(turns, messages, strict=True)])
+        self.wait_for({u: {"status_msg": m} for u, m in zip(turns, messages, strict=True)})
+
+
+@contextmanager
+def _world(size: Size, config: dict[str, Any]) -> Iterator[World]:
+    port = free_port()
+    rights = _rights(size)
+    resolve = dict.fromkeys(rights, f"127.0.0.1:{port}")
+    config = {**config, "log": {"level": "info"}}
+    config["federation"] = {**config.get("federation", {}), "resolve": resolve}
+    with tempfile.TemporaryDirectory() as folder:
+        federation = LocalFederation(Path(folder), [HERE], config, wired=False)
+        server = federation[HERE]
+        alone, narrow, wide = _users(size)
+        users = [*alone, *narrow, *wide]
+        pairs = [
+            (UserID(f"@observer:{destination}"), user) for destination in rights for user in rights[destination]
+        ]
+        populate(server.folder / "fedpresence.db", HERE, users=users, with_tokens=users, pairs=pairs)
+        private_key, certificate = federation.ca.issue(ServerName(THERE_HOST))
+        specification = {
+            "port": port,
+            "certificate": str(certificate),
+            "private_key": str(private_key),
+            "verify_keys": _verify_keys(server.folder / "signing.key"),
+            "rights": rights,
+        }
+        with Child("benchmarks.destinations", specification) as destinations, federation:
+            world = World(server, destinations, size)
+            with Crowd(server.client_url, size.clients) as crowd:  # connections are opened, tokens known
+                world.put_all(users, len(users), crowd, "hello")
+            yield world
+            world.counts()
+
+
+def _users(size: Size) -> tuple[list[UserID], list[UserID], list[UserID]]:
+    """Users that nobody observes; observed from one destination each; observed from many."""
+    alone = [UserID(f"@alone{n}:{HERE}") for n in range(size.destinations)]
+    narrow = [UserID(f"@narrow{n}:{HERE}") for n in range(size.destinations)]
+    wide = [UserID(f"@wide{n}:{HERE}") for n in range(size.users)]
+    return alone, narrow, wide
+
+
+def _rights(size: Size) -> dict[str, list[UserID]]:
+    _, narrow, wide = _users(size)
+    names = [f"{THERE_HOST}:{n}" for n in range(1, size.destinations + 1)]
+    rights: dict[str, list[UserID]] = {name: [user] for name, user in zip(names, narrow, strict=True)}
+    for number, user in enumerate(wide):
+        for step in range(size.fan_out):
+            rights[names[(number + step) % len(names)]].append(user)
+    return rights
+
+
+def _verify_keys(key_file: Path) -> dict[str, str]:
+    with key_file.open(encoding="ascii") as stream:
+        keys = read_signing_keys(stream)
+    return {f"{key.alg}:{key.version}": encode_base64(get_verify_key(key).encode()) for key in keys}
+
+
+# --- the cases -------------------------------------------------------------------------------
+
+
+def _puts(world: World, size: Size) -> Iterator[Case]:
+    with Crowd(world.server.client_url, size.clients) as crowd:
+        spent, _ = _metered(world, lambda: world.put_all(world.alone, size.updates, crowd, "alone"))
+        put_cpu_s = spent.cpu_s / size.updates
+        yield Case(
+            "put, nobody observes",
+            (
+                Measure("PUTs", size.updates / spent.wall_s, "/s"),
+                Measure("CPU per PUT", 1e6 * put_cpu_s, "µs"),
+                Measure("CPU share", spent.share, "%"),
+            ),
+        )
+        for name, users in (("one destination", world.narrow), ("many destinations", world.wide)):
+
+            def put(name: str = name, users: list[UserID] = users) -> None:
+                world.put_all(users, size.updates, crowd, name)
+
+            spent, counts = _metered(world, put)
+            yield Case(
+                f"put, {name}",
+                (
+                    Measure("PUTs", size.updates / spent.wall_s, "/s"),
+                    *_traffic(world, spent, counts, put_cpu_s * size.updates),
+                ),
+            )
+
+
+def _activity(world: World, size: Size) -> Case:
+    path = "/_fedpresence/admin/v1/activity"
+    events = [{"user_id": user, "device_id": "DEVICE"} for user in world.wide]
+    request = request_bytes("POST", path, world.server.admin_token, {"events": events})
+    pause_s = 2.5 * GRANULARITY_MS / 1000
+
+    def act() -> None:
+        with Client(world.server.client_url) as client:
+            for _ in range(size.rounds):
+                answer = json.loads(client.ask(request))
+                check(answer["taken"] == len(events), f"only {answer['taken']} events were taken")
+                time.sleep(pause_s)  # the time by which activity ends is what is exercised
+        world.wait_for({user: {"presence": "online", "currently_active": False} for user in world.wide})
+
+    spent, counts = _metered(world, act)
+    check(counts["pushes"] >= len(events) * size.fan_out, "activity was not told")
+    changes = Measure("events", size.rounds * len(events) / spent.wall_s, "/s")
+    return Case("activity, many destinations", (changes, *_traffic(world, spent, counts, 0.0)))
+
+
+def _default_budget(world: World, size: Size) -> Case:
+    updates = 3 * len(world.wide)
+    with Crowd(world.server.client_url, size.clients) as crowd:
+        spent, counts = _metered(
+            world, lambda: world.put_all(world.wide, updates, crowd, "within the budget")
+        )
+    allowed = BUDGET * (spent.wall_s + 1) + 1
+    check(
+        counts["transactions"] <= allowed,
+        f"{counts['transactions']} transactions where the budget allows {allowed:.0f}",
+    )
+    return Case(
+        f"default budget: {BUDGET} transactions/s, window 200 ms",
+        (
+            Measure("PUTs", updates / spent.wall_s, "/s"),
+            Measure("until all had arrived", spent.wall_s, "s"),
+            *_traffic(world, spent, counts, 0.0),
+        ),
+    )
+
+
+def _metered(world: World, work: Any) -> tuple[Spent, dict[str, int]]:
+    before = world.counts()
+    meter = Meter(world.server.pid)
+    work()
+    spent = meter.spent()
+    after = world.counts()
+    return spent, {name: after[name] - before[name] for name in after}
+
+
+def _traffic(world: World, spent: Spent, counts: dict[str, int], other_cpu_s: float) -> Iterator[Measure]:
+    """What left; `other_cpu_s` was spent on taking in what caused it."""
+    transactions, pushes = max(1, counts["transactions"]), max(1, counts["pushes"])
+    sending_s = max(0.0, spent.cpu_s - other_cpu_s)
+    yield Measure("transactions", transactions / spent.wall_s, "/s")
+    yield Measure("pushes", pushes / spent.wall_s, "/s")
+    yield Measure("pushes per transaction", pushes / transactions, "")
+    yield Measure("CPU per transaction", 1e6 * sending_s / transactions, "µs")
+    yield Measure("CPU per push", 1e6 * sending_s / pushes, "µs")
+    yield Measure("CPU share", spent.share, "%")
+    yield Measure("peak memory", peak_memory_mib(world.server.pid), "MiB")

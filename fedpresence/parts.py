@@ -1,0 +1,196 @@
+"""The parts of one daemon, introduced to each other: shells know the hub and the engine, not one another.
+
+Always true: building opens nothing and starts nothing; what is here runs in the daemon's reactor.
+
+Source: style.md's layout; decision 21.
+"""
+
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from treq.client import HTTPClient
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from fedpresence.clients.changes import PresenceChanges
+from fedpresence.clients.feed import Feed
+from fedpresence.clients.tokens import Tokens
+from fedpresence.clients.whoami import UNKNOWN_FOR_MS, HomeserverTokens
+from fedpresence.clock import Clock, now_ms
+from fedpresence.config import Config, engine_settings
+from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObservers
+from fedpresence.engine.engine import Engine
+from fedpresence.engine.events import InboxDue, PushReceived, TransactionReceived, UserAdded
+from fedpresence.engine.settings import ServerLists
+from fedpresence.hub import Hub
+from fedpresence.ids import ServerName, UserID
+from fedpresence.inbound.gate import Gate
+from fedpresence.inbound.keyfetch import KeyFetcher
+from fedpresence.inbound.keyring import KeyRing
+from fedpresence.inbound.limiter import OriginLimits
+from fedpresence.inbound.origin import OriginCheck
+from fedpresence.inbound.transactions import Transactions
+from fedpresence.intake import BodyBudget
+from fedpresence.ops.status import PrometheusCounters
+from fedpresence.outbound.client import build_client
+from fedpresence.outbound.sender import Decisions
+from fedpresence.outbound.service import Outbound, OutboundSettings
+from fedpresence.outbound.status import TransactionSeen
+from fedpresence.selfcheck import SelfCheck
+from fedpresence.storage.store import Store
+from fedpresence.wire.signing import Identity
+
+CONNECT_TIMEOUT_S = 5.0  # to the homeserver, which is near
+WRITE_BEHIND_BATCH = 5_000  # users a transaction, so that a commit never waits long behind one
+
+Work = Coroutine[Deferred[Any], Any, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a daemon is put into: a reactor for sockets, a clock for time, and who hears of what.
+
+    `background` runs work that nobody waits for, `fatal` hears of what makes going on impossible, and
+    `wire_log` of every transaction that was tried.
+    """
+
+    reactor: Any
+    clock: Clock
+    random: Random
+    background: Callable[[str, Work], object]
+    fatal: Callable[[Failure], None]
+    wire_log: Callable[[TransactionSeen], None] | None = None
+
+
+class Parts:
+    """Every part, and the few things that they do for each other."""
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        store: Store,
+        engine: Engine,
+        around: Surroundings,
+        servers: ServerLists,
+    ) -> None:
+        clock = around.clock
+        self.config = config
+        self.identity = identity
+        self.store = store
+        self.engine = engine
+        self.clock = clock
+        self._background = around.background
+        self.counters = PrometheusCounters()
+        self.hub = Hub(engine, store, clock, self._perform, around.fatal)
+        self.feed = Feed(clock, epoch=secrets.token_hex(4))
+        self.homeserver_pool: Any = HTTPConnectionPool(around.reactor)
+        self.tokens = self._tokens(around)
+        self.changes = PresenceChanges(self.hub, clock, config.limits)
+        self.client = build_client(around.reactor, clock, config.federation, identity, around.random)
+        self.outbound = Outbound(
+            clock,
+            self.client,
+            self._decisions(),
+            OutboundSettings(
+                server_name=config.server_name,
+                batch_window_ms=config.federation.batch_window_ms,
+                refresh_interval_ms=config.presence.refresh_interval_ms,
+                max_transactions_per_second=config.federation.max_transactions_per_second,
+                servers=servers,
+            ),
+            around.random,
+            counters=self.counters,
+            boot_users=engine.boot_users,
+            on_transaction=around.wire_log,
+        )
+        fetcher = KeyFetcher(self.client.get_unsigned, clock, config.federation.notaries)
+        self.keyring = KeyRing(identity, fetcher, store, clock, around.random, self.counters)
+        self.origins = OriginCheck(
+            config.server_name, self.keyring.verify_key, engine_settings(config).servers
+        )
+        self.origin_limits = OriginLimits(config.limits)
+        self.budget = BodyBudget(config.limits.bodies_in_flight)
+        self.gate = Gate(self.origins, self.origin_limits, self.budget, clock, self.counters)
+        self.transactions = Transactions(self._take_transaction, self.origin_limits, clock, self.counters)
+        self.self_check = SelfCheck(config.server_name, clock)
+
+    def seen_alive(self, origin: ServerName) -> None:
+        """Something authentic came from `origin`: ourselves, maybe (Z-23)."""
+        self.self_check.heard(origin)
+        if origin != self.config.server_name:
+            self.outbound.seen_alive(origin)
+
+    async def take_up_new_users(self) -> None:
+        """Users whom another process, the command line, has made."""
+        users = await self.store.new_users()
+        if users:
+            await self.hub.submit(*(UserAdded(user_id) for user_id in users))
+
+    async def look_around(self) -> None:
+        """Take up whatever another process changed: tokens and users."""
+        if await self.store.tokens_changed():
+            self.tokens.forget()
+        await self.take_up_new_users()
+
+    async def write_behind(self) -> None:
+        """Write presence that changed, and forget what nobody may see any more (decision 22)."""
+        while records := self.engine.take_dirty(WRITE_BEHIND_BATCH):
+            await self.store.save_presence(records, now_ms(self.clock))
+        while forgotten := self.engine.take_forgotten(WRITE_BEHIND_BATCH):
+            await self.store.forget_presence(forgotten)
+
+    async def revoke_tokens(self, user_id: UserID) -> None:
+        """A user has no tokens any more, here and in the store."""
+        await self.store.revoke_tokens(user_id, None, all_devices=True)
+        self.tokens.forget_user(user_id)
+
+    def _perform(self, effect: Outgoing) -> None:
+        """Let an effect leave: only enqueues, never waits."""
+        if isinstance(effect, TellObservers):
+            self.feed.tell(effect)
+        elif isinstance(effect, Notice):
+            self.feed.notice(effect)
+        elif isinstance(effect, InboxFilled):
+            self._background("the inbox", self._resolve_inbox())
+        else:
+            self.outbound.enqueue(effect)
+
+    async def _resolve_inbox(self) -> None:
+        """Users made meanwhile exist before an invite is looked at (Z-7)."""
+        await self.take_up_new_users()
+        await self.hub.submit(InboxDue())
+
+    async def _take_transaction(self, transaction: TransactionReceived) -> None:
+        """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
+        await self.hub.submit(transaction)
+        for edu in transaction.edus:
+            if isinstance(edu, PushReceived):
+                self.feed.heard(edu.user_id)
+
+    def _decisions(self) -> Decisions:
+        engine, hub, clock = self.engine, self.hub, self.clock
+        return Decisions(
+            compose=lambda destination, wanted: hub.read(
+                lambda now: engine.compose(destination, wanted, now)
+            ),
+            rights=engine.rights,
+            needs_refresh=lambda destination, user_id: engine.needs_refresh(
+                destination, user_id, now_ms(clock)
+            ),
+            submit=hub.submit,
+        )
+
+    def _tokens(self, around: Surroundings) -> Tokens:
+        config = self.config
+        if config.auth_mode != "homeserver" or config.homeserver_url is None:
+            return Tokens(self.store, self.hub, self.engine, self.clock)
+        agent: Any = Agent
+        connecting = agent(around.reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self.homeserver_pool)
+        http: Any = HTTPClient(connecting)
+        finder = HomeserverTokens(config.server_name, config.homeserver_url, http, self.clock)
+        return Tokens(finder, self.hub, self.engine, self.clock, unknown_for_ms=UNKNOWN_FOR_MS)

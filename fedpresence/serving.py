@@ -1,0 +1,79 @@
+"""What a listener serves: the resources that the configuration names, under one root.
+
+Source: contract.md, `listeners` and `GET /health`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.web.resource import Resource
+
+from fedpresence.clients.parts import ClientParts, ClientSettings
+from fedpresence.clients.resource import add_clients
+from fedpresence.config import ListenerConfig
+from fedpresence.inbound.resource import Federation, add_federation
+from fedpresence.intake import Admit, BoundedSite
+from fedpresence.ops.admin import AdminParts, add_admin, admission
+from fedpresence.ops.status import add_health, add_metrics
+from fedpresence.parts import Parts
+from fedpresence.web import Unknown
+
+
+def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]) -> BoundedSite:
+    """The site of one listener."""
+    root: Resource = Unknown()
+    asked: list[Admit] = []
+    config = parts.config
+    add_health(root, is_serving)
+    if "client" in place.resources:
+        settings = ClientSettings(config.server_name, config.presence.busy, config.limits.client_body)
+        add_clients(
+            root,
+            ClientParts(
+                parts.hub, parts.engine, parts.tokens, parts.feed, parts.changes, parts.clock, settings
+            ),
+        )
+    if "federation" in place.resources:
+        asked.append(parts.gate.admit)
+        add_federation(
+            root,
+            Federation(
+                parts.identity,
+                parts.gate,
+                parts.transactions,
+                parts.clock,
+                parts.seen_alive,
+                config.federation.serve_well_known,
+            ),
+        )
+    if "admin" in place.resources and config.admin_token is not None:
+        asked.append(admission(config.admin_token))
+        add_admin(
+            root,
+            AdminParts(
+                config.server_name,
+                config.admin_token,
+                parts.hub,
+                parts.engine,
+                parts.outbound,
+                parts.revoke_tokens,
+                parts.clock,
+                parts.take_up_new_users,
+            ),
+        )
+    if "metrics" in place.resources:
+        add_metrics(root, parts.counters, parts.hub, parts.engine, parts.outbound)
+    return BoundedSite(root, config.limits, parts.clock, parts.budget, _first_of(asked))
+
+
+def _first_of(asked: list[Admit]) -> Admit:
+    """The first who has something to say about a request's body."""
+
+    def admit(head: Any) -> Any:
+        for ask in asked:
+            admitted = ask(head)
+            if admitted is not None:
+                return admitted
+        return None
+
+    return admit
