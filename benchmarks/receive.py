@@ -67,7 +67,7 @@ def _world(origins: int, users: int, config: dict[str, Any]) -> Iterator[tuple[S
     port = free_port()
     observed = _observed(origins, users)
     resolve = dict.fromkeys(observed, f"127.0.0.1:{port}")
-    config = {**config, "federation": {"resolve": resolve}, "log": {"level": "info"}}
+    config = {**config, "federation": {"resolve": resolve}, "log": {"level": "info"}} | config
     with tempfile.TemporaryDirectory() as folder:
         federation = LocalFederation(Path(folder), [HERE], config, wired=False)
         server = federation[HERE]

@@ -48,6 +48,12 @@ CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
+_MALFORMED = b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
+MALFORMED = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_MALFORMED), _MALFORMED)
+)  # what has no request gets no Request either: written as it is
+
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
@@ -207,6 +213,10 @@ class BoundedChannel(HTTPChannel):
         except ValueError:
             self._respondToBadRequestAndDisconnect()
             return False
+
+    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802 - Twisted's name
+        """A line without end is malformed. (Twisted's own close waits for ever over TLS: for our producer.)"""
+        self._respondToBadRequestAndDisconnect()
 
     def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name
         """Ask whether the request is admitted; meanwhile nothing more is read."""
@@ -379,13 +389,23 @@ class BoundedChannel(HTTPChannel):
         self._close()
 
     def _close(self) -> None:
+        self._lingering = True  # over TLS the peer may take its time to agree, and send on meanwhile
         if self._abortingCall is None:
             self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
             self.loseConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - Twisted's name
+        """Say 400 and parse no further: there is no request that could be answered.
+
+        Twisted's own would close. Over TLS that waits for the peer, and until then the parser goes on:
+        it takes one line of each packet and keeps the rest, without limit.
+        """
         if not self._refused:
-            super()._respondToBadRequestAndDisconnect()
+            self._refused = True
+            self.paused = True
+            transport: Any = self.transport
+            transport.write(MALFORMED)
+            self._linger(None)
 
 
 class BoundedSite(Site):

@@ -20,8 +20,10 @@ from fedpresence.engine.subscription import ObserverStage
 from fedpresence.engine.world import Turn, World, phase
 from fedpresence.ids import ServerName, UserID, server_of
 
-EARLY_PUSH_MS = 60_000  # a push may come that long before its accept (E:C-6)
+EARLY_PUSH_MS = 60_000  # a push may come that long before its accept (E:C-6), or before its room
 MAX_EARLY_PUSHES = 10_000
+EARLY_PUSHES_PER_ORIGIN = 1_000  # in a minute: no origin pushes out what others sent
+POLL_AFTER_MEETING_MS = 1_000  # the other side pushes by itself when it learns of the room (E:P-9)
 FRESH_MS = 10_000  # a copy younger than this is not asked for again (decision 7, E:Q-7, Q-8)
 BOOT_POLLS_MS = 30_000  # polls of a restart are spread over this
 
@@ -38,6 +40,7 @@ class Watching:
         self._unpolls = Recently(HOUR_MS)
         self._reminders = Recently(DAY_MS)
         self._replies = Quota(100, MINUTE_MS)
+        self._early_left = Quota(EARLY_PUSHES_PER_ORIGIN, EARLY_PUSH_MS)
 
     def push_received(self, turn: Turn, push: PushReceived) -> None:
         """One push item (E:R-1, R-2, R-5 to R-8)."""
@@ -50,12 +53,11 @@ class Watching:
         if world.is_wanted(user_id):
             self._early.pop(user_id, None)  # this one is newer
             self._take(turn, push, turn.now_ms)
-        elif world.watched_in(user_id, ObserverStage.PENDING):
-            self._early.pop(user_id, None)
-            self._early[user_id] = (push, turn.now_ms)
-            if len(self._early) > MAX_EARLY_PUSHES:
-                del self._early[next(iter(self._early))]
-        elif self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):
+            return
+        self._keep_early(push, turn.now_ms)
+        if world.watched_in(user_id, ObserverStage.PENDING):
+            return
+        if self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):
             self._replies.allow(push.origin, turn.now_ms)
             turn.add(SendUnpoll(push.origin, user_id))
 
@@ -72,9 +74,7 @@ class Watching:
     def welcome(self, turn: Turn, observed: UserID, observer: UserID) -> None:
         """A subscription was accepted: show what is here, or came early, or wait ten seconds and ask."""
         world = self._world
-        early = self._early.pop(observed, None)
-        if early is not None and turn.now_ms - early[1] <= EARLY_PUSH_MS:
-            self._take(turn, early[0], early[1])
+        if self._take_early(turn, observed):
             return
         remote = world.remotes.get(observed)
         if remote is not None and remote.heard_ms:
@@ -83,6 +83,17 @@ class Watching:
         remote = world.remotes.setdefault(observed, RemoteUser())
         remote.poll_at_ms = turn.now_ms + POLL_AFTER_ACCEPT_MS
         self._schedule(observed, remote)
+
+    def meet(self, turn: Turn, user_id: UserID) -> None:
+        """A room with a remote user of whom nothing is here: show what came early, or soon ask.
+
+        Both servers learn of a room, and each pushes when it does: the first push finds nobody who
+        wants it. Where it came more than a minute ago, one poll asks for it.
+        """
+        if not self._take_early(turn, user_id):
+            remote = self._world.remotes.setdefault(user_id, RemoteUser())
+            remote.poll_at_ms = turn.now_ms + POLL_AFTER_MEETING_MS
+            self._schedule(user_id, remote)
 
     def wants_fresher(self, observed: UserID, now_ms: int) -> bool:
         """Whether asking the origin for `observed` is worth a moment's wait (decision 7, E:Q-8 c).
@@ -138,8 +149,12 @@ class Watching:
         self._schedule(user_id, remote)
 
     def _poll_due(self, turn: Turn, user_id: UserID, remote: RemoteUser) -> None:
-        """A planned poll, for an accepted user only; after three in vain once a day, with a check."""
-        if not self._world.watched_in(user_id, ObserverStage.ACCEPTED):
+        """A planned poll; after three in vain once a day, with a check.
+
+        Who is seen by a room alone is asked once, if nothing was heard of them yet.
+        """
+        is_accepted = bool(self._world.watched_in(user_id, ObserverStage.ACCEPTED))
+        if not is_accepted and (remote.heard_ms or remote.unanswered):
             remote.poll_at_ms = remote.unanswered = 0
         elif not self._world.permits(server_of(user_id)):
             remote.poll_at_ms = turn.now_ms + HOUR_MS  # asleep (Z-9)
@@ -168,6 +183,25 @@ class Watching:
                 remote = world.remotes.setdefault(observed, RemoteUser())
                 remote.poll_at_ms = now_ms + 1 + phase(BOOT_POLLS_MS, server_of(observed))
                 self._schedule(observed, remote)
+
+    def _keep_early(self, push: PushReceived, now_ms: int) -> None:
+        """Keep the newest push of somebody nobody may see yet, for a minute and in bounded memory."""
+        if not self._early_left.allow(push.origin, now_ms):
+            return
+        self._early.pop(push.user_id, None)
+        self._early[push.user_id] = (push, now_ms)
+        while now_ms - self._early[oldest := next(iter(self._early))][1] > EARLY_PUSH_MS:
+            del self._early[oldest]
+        if len(self._early) > MAX_EARLY_PUSHES:
+            del self._early[next(iter(self._early))]
+
+    def _take_early(self, turn: Turn, user_id: UserID) -> bool:
+        """Take a push that came before anybody might see the user; whether there was one."""
+        early = self._early.pop(user_id, None)
+        if early is None or turn.now_ms - early[1] > EARLY_PUSH_MS:
+            return False
+        self._take(turn, early[0], early[1])
+        return True
 
     def _take(self, turn: Turn, push: PushReceived, heard_ms: int) -> None:
         world, user_id = self._world, push.user_id

@@ -228,6 +228,7 @@ class DestinationSender(Service):
         """As the admin API shows it."""
         failing = self._backoff.failing_since_ms
         waits = self.queue.pending_users or self.queue.owed
+        next_try_ms = self._backoff.next_try_ms
         state: Literal["idle", "sending", "waiting", "failing"] = "waiting" if waits else "idle"
         if self._in_flight is not None:
             state = "sending"
@@ -238,7 +239,7 @@ class DestinationSender(Service):
             pending_users=self.queue.pending_users,
             owed=self.queue.owed,
             failing_since_ts=failing,
-            next_try_ts=self._backoff.next_try_ms or None,
+            next_try_ts=next_try_ms if failing is not None or next_try_ms > self._now_ms() else None,
             last_success_ts=self._last_success_ms,
             last_error=self._last_error,
         )

@@ -8,7 +8,7 @@ Always true:
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
@@ -23,6 +23,7 @@ from fedpresence.engine.effects import (
     SendPush,
     SendUnpoll,
     UnsendEdus,
+    Urgency,
 )
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import (
@@ -168,7 +169,7 @@ class Server:
         for room_id, members in self.rooms.items():
             self.run(RoomMembersSet(room_id, members))  # whoever tells of rooms tells again
         for _, user_id in self.engine.boot_users():
-            self.queue.add(SendPush(self.other, user_id, 0))  # type: ignore[arg-type]  # any urgency
+            self.queue.add(SendPush(self.other, user_id, Urgency.REFRESH))
 
     def stop_and_start(self) -> None:
         """A clean restart: presence was written behind."""
@@ -375,7 +376,7 @@ class Link:
 class TwoServers:
     """Both, and the clock they share."""
 
-    def __init__(self, users: dict[ServerName, tuple[UserID, ...]]) -> None:
+    def __init__(self, users: Mapping[ServerName, tuple[UserID, ...]]) -> None:
         self.now_ms = NOW_MS
         self.servers = {
             HERE: Server(HERE, THERE, users[HERE], NOW_MS),
@@ -396,7 +397,8 @@ class TwoServers:
     def settle(self) -> None:
         """Carry transactions until nothing more is due."""
         for _ in range(MAX_TRANSACTIONS_A_ROUND):
-            if not any([link.carry_one() for link in self.links.values()]):
+            carried = [link.carry_one() for link in self.links.values()]
+            if not any(carried):
                 return
         raise AssertionError("the two servers never fall silent")
 

@@ -28,6 +28,8 @@ DAY_MS = 86_400_000
 SEND = "/_matrix/federation/v1/send/"
 NO_BODY = object()
 
+_SOURCES = (f"198.18.{n // 250 % 250}.{n % 250 + 1}" for n in itertools.count())
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -122,28 +124,24 @@ class Reply:
 class Peer:
     """A homeserver with a name, a signing key, and a port where it answers for its keys.
 
-    `keys` makes the answer to `GET /_matrix/key/v2/server`; None is silence. `source` is the address that
-    a reverse proxy would have seen it come from. Transactions sent to it are taken and kept in `received`.
+    `keys` makes the answer to `GET /_matrix/key/v2/server`; None is silence. Transactions sent to it are
+    taken and kept in `received`.
     """
 
     def __init__(
         self,
         name: str,
         certificate: tuple[Path, Path],
-        ca_file: Path,
-        source: str,
         keys: "Callable[[Peer], Reply | None] | None" = None,
         *,
         tls: bool = True,
     ) -> None:
         self.name = name
         self.signing_key: SigningKey = generate_signing_key("p1")
-        self.source = source
         self.received: list[dict[str, Any]] = []
         self.key_requests = 0
         self.closing = threading.Event()
         self._keys = keys or Peer.honest_keys
-        self._ca_file = ca_file
         self._txn_ids = (f"{name}-{int(time.time())}-{n}" for n in itertools.count())
         self._server = _Server(self, certificate if tls else None)
         self.port: int = self._server.server_address[1]
@@ -217,8 +215,12 @@ class Peer:
         authorization: Iterable[bytes] | None = None,
         headers: Iterable[str] = (),
         length: int | None = None,
+        source: str | None = None,
     ) -> bytes:
-        """A whole signed request. What is given instead of what belongs there is sent as it is given."""
+        """A whole signed request. What is given instead of what belongs there is sent as it is given.
+
+        `source` is the address that a reverse proxy saw it come from; each request has one of its own.
+        """
         uri = uri if uri is not None else SEND + (txn_id if txn_id is not None else self.next_txn_id())
         body = body if body is not None else json.dumps(content).encode()
         if authorization is None:
@@ -226,7 +228,7 @@ class Peer:
         lines = [
             f"{method} {uri} HTTP/1.1".encode(),
             f"Host: {destination}".encode(),
-            f"X-Forwarded-For: {self.source}".encode(),
+            f"X-Forwarded-For: {source or next(_SOURCES)}".encode(),
             b"Content-Type: application/json",
             *(b"Authorization: " + value for value in authorization),
             *(header.encode("latin-1") for header in headers),

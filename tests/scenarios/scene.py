@@ -120,8 +120,7 @@ class Scene:
         certificate_for: str | None = None,
     ) -> None:
         certificate = self._ca.issue(ServerName(certificate_for or name))
-        source = f"198.51.100.{len(self.peers) + 1}"
-        self.peers[name] = Peer(name, certificate, self._ca.ca_file, source, keys, tls=tls)
+        self.peers[name] = Peer(name, certificate, keys, tls=tls)
 
     def __getitem__(self, name: str) -> Peer:
         return self.peers[name]
