@@ -32,6 +32,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100"],
+        "interop": ["matrix-nio>=0.25"],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["fedpresence = fedpresence.ops.cli:main"]},

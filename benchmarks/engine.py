@@ -103,9 +103,7 @@ def _fan_out(destinations: int) -> Case:
         Stored(
             users=[(ALICE, False)],
             observed_rows=[
-                ObservedRow(
-                    UserID(f"@bob:there{number}.test"), ALICE, ObservedStage.GRANTED, NOW_MS, NOW_MS
-                )
+                ObservedRow(UserID(f"@bob:there{number}.test"), ALICE, ObservedStage.GRANTED, NOW_MS, NOW_MS)
                 for number in range(destinations)
             ],
         ),

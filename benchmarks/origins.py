@@ -43,13 +43,21 @@ class Origins:
             self._ready[name].append(self._transaction(name, pushes, status_msg))
 
     async def connect(self) -> None:
-        """A connection for each origin, and one empty transaction, so that keys are known."""
-        for name in self.peers:
-            connection = await asyncio.open_connection(
-                "127.0.0.1", self._target["port"], ssl=self._context, server_hostname=self._target["name"]
+        """A connection for each origin, and one empty transaction, so that keys are known.
+
+        Each origin has an address of its own: keys are fetched for an address twice a second at most.
+        """
+        for number, name in enumerate(self.peers):
+            self._connections[name] = await asyncio.open_connection(
+                "127.0.0.1",
+                self._target["port"],
+                ssl=self._context,
+                server_hostname=self._target["name"],
+                local_addr=(f"127.0.{1 + number // 250}.{1 + number % 250}", 0),
             )
-            self._connections[name] = connection
-            await self._exchange(name, self._transaction(name, 0, ""))
+            answer = await self._exchange(name, self._transaction(name, 0, ""))
+            if _status(answer) != "200":
+                raise ConnectionError(f"the first transaction of {name} met {answer}")
 
     async def send(self) -> dict[str, Any]:
         """Send all that is ready; how long it took, and how it was answered."""
@@ -64,8 +72,7 @@ class Origins:
             began = time.perf_counter()
             answer = await self._exchange(name, request)
             seconds.append(time.perf_counter() - began)
-            statuses[answer.first_line.split(" ")[1]] += 1
-            import sys; print(answer, len(request), file=sys.stderr)
+            statuses[_status(answer)] += 1
             if answer.headers.get("connection", "").lower() == "close":
                 return
 
@@ -83,6 +90,10 @@ class Origins:
         content = {"origin": name, "origin_server_ts": int(time.time() * 1000), "pdus": [], "edus": edus}
         uri = f"/_matrix/federation/v1/send/t{next(self._numbers)}"
         return self.peers[name].request("PUT", uri, self._target["name"], content)
+
+
+def _status(answer: Message) -> str:
+    return answer.first_line.split(" ")[1]
 
 
 def _push(user: str, status_msg: str) -> dict[str, object]:

@@ -82,7 +82,7 @@ def verify(message: Message, content: object, keys: Mapping[str, VerifyKey]) -> 
     method, uri, _ = message.first_line.split(" ")
     if claims["destination"] != message.headers["host"]:
         raise ValueError("signed for another destination")
-    origin = claims["origin"]
+    origin: str = claims["origin"]
     signed = {
         "method": method,
         "uri": uri,

@@ -32,17 +32,19 @@ CHECKED_USERS = 50
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What can be varied."""
     parser.add_argument("--origins", type=int, default=20, help="servers that send at a time")
-    parser.add_argument("--users", type=int, default=100, help="observed users of each origin")
+    parser.add_argument(
+        "--users", type=int, default=100, help="observed users of each origin, at least fifty"
+    )
     parser.add_argument("--transactions", type=int, default=10_000, help="with one push each")
     parser.add_argument("--large-transactions", type=int, default=2000, help="with fifty pushes each")
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Measure."""
-    origins, users = arguments.origins, arguments.users
+    origins, users = arguments.origins, max(PUSHES, arguments.users)
     single, large = arguments.transactions, arguments.large_transactions
     if arguments.smoke:
-        origins, users, single, large = 3, 10, 60, 30
+        origins, users, single, large = 3, PUSHES, 60, 30
     unlimited = {"origin_bytes": UNLIMITED, "origin_entries": UNLIMITED}
     with _world(origins, users, {"limits": unlimited}) as (server, child):
         names = _observed(origins, users)

@@ -290,12 +290,18 @@ class Daemon:
             await parts.write_behind()
 
     async def _flush(self, parts: Parts) -> None:
-        """Let the last words leave, for a moment at most."""
+        """Let the last words leave, those that wait for a batch window too; for a moment at most."""
         until_s = self._clock.seconds() + FLUSH_S
-        while not parts.outbound.idle() and self._clock.seconds() < until_s:
+        while _has_last_words(parts) and self._clock.seconds() < until_s:
             moment: Deferred[None] = Deferred()
             self._clock.callLater(FLUSH_STEP_S, moment.callback, None)
             await moment
+
+
+def _has_last_words(parts: Parts) -> bool:
+    """Whether pushes are on their way, or will be soon: not where the destination fails."""
+    states = parts.outbound.describe(None).values()
+    return any(s.state == "sending" or (s.state == "waiting" and s.pending_users) for s in states)
 
 
 async def _submitted(parts: Parts, event: SettingsChanged) -> None:

@@ -215,7 +215,7 @@ class BoundedChannel(HTTPChannel):
             return False
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802 - Twisted's name
-        """A line without end is malformed. (Twisted's own close waits for ever over TLS: for our producer.)"""
+        """A line without end is malformed. Over TLS, Twisted's own close would wait for our producer."""
         self._respondToBadRequestAndDisconnect()
 
     def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name

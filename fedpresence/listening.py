@@ -19,6 +19,7 @@ from fedpresence.errors import ConfigError
 
 _log = Logger()
 
+BACKLOG = 1024  # who is not taken at once waits a second: all peers come back together after a restart
 PEM_END = b"-----END CERTIFICATE-----"
 
 
@@ -74,13 +75,15 @@ async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
     """Listen at `endpoint`; ConfigError where its files are no good, CannotListenError where it is taken."""
     parsed = parse_endpoint(endpoint)
     if parsed.kind != "ssl":
+        if parsed.kind.startswith("tcp") and "backlog" not in parsed.named and len(parsed.positional) < 2:
+            endpoint += f":backlog={BACKLOG}"
         return Listener(await serverFromString(reactor, endpoint).listen(factory), None)
     certificates = _certificates_of(parsed)
     server = SSL4ServerEndpoint(
         reactor,
         int(parsed.port or 0),
         certificates,
-        backlog=int(parsed.named.get("backlog", 50)),
+        backlog=int(parsed.named.get("backlog", BACKLOG)),
         interface=parsed.interface,
     )
     return Listener(await server.listen(factory), certificates)

@@ -14,6 +14,7 @@ from random import SystemRandom
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -143,7 +144,7 @@ class _Process:
         """The last line says what happened; the exit code says whose turn it is."""
         error = failure.value
         self.exit_code = WRONG_CONFIG if isinstance(error, ConfigError) else FAILED
-        if isinstance(error, FedpresenceError | OSError):
+        if isinstance(error, FedpresenceError | OSError | CannotListenError):
             _log.error("stopping: {error}", error=error)
         else:
             _log.failure("stopping: a bug in fedpresence", failure)

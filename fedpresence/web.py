@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from fedpresence.errors import BadRequest
+from fedpresence.errors import BadRequest, StoreError
 
 _log = Logger()
 
@@ -130,6 +130,8 @@ async def _answer(request: Request, handler: Handler) -> None:
         return
     except BadRequest as error:
         write_error(request, error)
+    except StoreError:  # the daemon stops, and its last line says why
+        write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))
     except Exception:
         _log.failure("answering {method} {path} failed", method=request.method, path=request.path)
         write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))

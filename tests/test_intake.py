@@ -446,6 +446,29 @@ def test_hostile_heads_get_a_400_or_silence_and_never_a_500() -> None:
         assert listener.site.connections == 0
 
 
+def test_behind_a_malformed_head_nothing_is_parsed_and_nothing_is_kept() -> None:
+    """Over TLS a close waits for the peer, and who does not agree could fill our memory meanwhile."""
+    for data in (
+        request("POST", "/", None, "Content-Length: x"),
+        request("GET", "/", None, "X: " + "x" * 20_000),
+        request("GET", "/", None, *(f"X-{n}: 1" for n in range(501))),
+        request("POST", "/", b"zz\r\n", "Transfer-Encoding: chunked"),
+    ):
+        listener = Listener()
+        client = Client(listener.site)
+        client.send(data)
+
+        for _ in range(100):
+            client.send(b"a: b\r\n" * 1000)
+            client.send(request("POST", "/", b"x"))
+
+        assert (client.answer.status, client.answer.json["errcode"]) == (400, "M_UNKNOWN")
+        assert client.channel.clearLineBuffer() == b""
+        assert listener.echo.seen == []
+        listener.clock.advance(LINGER_S)
+        assert client.closed
+
+
 def test_who_asks_is_the_peer_or_what_our_own_proxy_says() -> None:
     """Z-4 counts by address: a header from the network must not choose it, a proxy's must."""
     for peer, forwarded, source in (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from fedpresence.engine.events import ListEduReceived
+from fedpresence.engine.presence import PresenceRecord
 from fedpresence.engine.subscription import EduKind, ObservedRow, ObserverRow, OwedEdu
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 
@@ -29,6 +30,16 @@ class SaveHidden:
     user_id: UserID
     device_id: DeviceID | None
     hidden: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SavePresence:
+    """Who declared themselves offline is so on disk too, before the 200 (P:D-8).
+
+    Else a crash would show them again: as what was written behind a moment before.
+    """
+
+    record: PresenceRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,7 @@ class ForgetInbox:
 Durable = (
     SaveUser
     | SaveHidden
+    | SavePresence
     | SaveObserverRow
     | ForgetObserverRow
     | SaveObservedRow

@@ -63,6 +63,7 @@ from fedpresence.engine.presence import (
     ONLINE,
     RESTORED,
     UNAVAILABLE,
+    LocalUser,
     PresenceRecord,
     Published,
     View,
@@ -196,6 +197,7 @@ class Engine:
 
     def _started(self, turn: Turn) -> None:
         self._sharing.started(turn)
+        self._people.started(turn)
         self._lists.started(turn)
         self._lists.watching.started(turn.now_ms)
         if len(self._answers):
@@ -503,10 +505,7 @@ class Engine:
             user_id = next(iter(world.dirty))
             del world.dirty[user_id]
             if world.is_local(user_id):
-                p = world.locals[user_id].published if user_id in world.locals else NOTHING
-                records.append(
-                    PresenceRecord(user_id, p.state, p.last_active_ms, p.status_msg, p.currently_active, 0)
-                )
+                records.append(world.locals.get(user_id, LocalUser(since_ms=0)).record(user_id))
             elif user_id in world.remotes:
                 records.append(world.remotes[user_id].record(user_id))
         return records

@@ -3,7 +3,7 @@
 Source: presence.md sections 3 to 8 and 11.
 """
 
-from fedpresence.engine.effects import SaveHidden, SaveUser, SendPush, TellObservers, Urgency
+from fedpresence.engine.effects import SaveHidden, SavePresence, SaveUser, SendPush, TellObservers, Urgency
 from fedpresence.engine.events import Activity, PresenceSet, StreamClosed, StreamOpened
 from fedpresence.engine.presence import OFFLINE, LocalUser, PresenceRecord
 from fedpresence.engine.settings import DAY_MS
@@ -18,6 +18,7 @@ class People:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._untold: list[UserID] = []  # who hid, and a crash came before anybody surely heard of it
 
     def add(self, turn: Turn, user_id: UserID) -> bool:
         """The user exists now; whether that is new."""
@@ -55,7 +56,7 @@ class People:
         hidden = event.state is OFFLINE
         if hidden != was_hidden:
             turn.add(SaveHidden(event.user_id, event.device_id, hidden))
-        self._settle(turn, event.user_id, user, Urgency.CHANGE)
+        self._settle(turn, event.user_id, user, Urgency.CHANGE, hid=hidden and not was_hidden)
 
     def stream_opened(self, turn: Turn, event: StreamOpened) -> None:
         """A device holds a stream open; nothing where the user is deactivated."""
@@ -112,6 +113,17 @@ class People:
         world.states[user.published.state] += 1
         world.deadlines.set(record.user_id, user.next_deadline_ms(world.settings))
 
+        if record.heard_ms:
+            self._untold.append(record.user_id)
+
+    def started(self, turn: Turn) -> None:
+        """Tell who watches somebody that hid in the last moments of the run before (P:D-8)."""
+        for user_id in self._untold:
+            self._world.dirty[user_id] = None  # written behind, it counts as told
+            for server in sorted(self._world.destinations_of(user_id)):
+                turn.add(SendPush(server, user_id, Urgency.CHANGE))
+        self._untold.clear()
+
     def introduce(self, turn: Turn, user_id: UserID, server: ServerName) -> None:
         """`server` newly shares a room with the user: send the state, unless it is nobody's news (P:11)."""
         published = self._world.published(user_id, turn.now_ms)
@@ -124,7 +136,9 @@ class People:
         if self._world.permits(server):
             turn.add(SendPush(server, user_id, Urgency.ASKED))
 
-    def _settle(self, turn: Turn, user_id: UserID, user: LocalUser, urgency: Urgency) -> None:
+    def _settle(
+        self, turn: Turn, user_id: UserID, user: LocalUser, urgency: Urgency, *, hid: bool = False
+    ) -> None:
         world = self._world
         before = user.published
         reason = user.settle(turn.now_ms, world.settings)
@@ -134,6 +148,8 @@ class People:
             if user.published.state is not before.state:
                 world.states[before.state] -= 1
                 world.states[user.published.state] += 1
+        if hid and user.published.state is OFFLINE and user_id in world.dirty:
+            turn.add(SavePresence(user.record(user_id, untold_since_ms=turn.now_ms)))
         if reason is None:
             return
         for server in sorted(world.destinations_of(user_id)):

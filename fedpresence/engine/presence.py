@@ -68,7 +68,8 @@ class View:
 class PresenceRecord:
     """A user's presence as it is written behind: what a restart begins with (P:M-4).
 
-    `heard_ms` is when a remote user was last heard of; 0 for a local user.
+    `heard_ms` is when a remote user was last heard of. For a local user it is 0, or when they declared
+    themselves offline, as long as their observers may not have been told.
     """
 
     user_id: UserID
@@ -152,7 +153,6 @@ class Device:
     hidden: bool = False  # declared offline by a PUT
     set_presence: PresenceState | None = None  # last explicit value of a stream (P:I-7)
     set_presence_ms: int = 0  # since when it is that
-    acted: bool = False  # pro-active since then
     shown_since_ms: int = 0  # what is reported of a hidden time later counts no more (P:D-9)
     hold_until_ms: int = 0  # after a restart: no timers before (P:M-4)
 
@@ -200,6 +200,13 @@ class LocalUser:
             user.before_restart = replace(device)
         return user
 
+    def record(self, user_id: UserID, untold_since_ms: int = 0) -> PresenceRecord:
+        """As it is written."""
+        p = self.published
+        return PresenceRecord(
+            user_id, p.state, p.last_active_ms, p.status_msg, p.currently_active, untold_since_ms
+        )
+
     def hide(self, device_id: DeviceID | None) -> None:
         """A device that had declared itself offline before the restart (P:D-8)."""
         self.devices[device_id] = Device(OFFLINE, hidden=True)
@@ -237,10 +244,10 @@ class LocalUser:
             self.devices[device_id] = device
         elif not device.hidden:
             said_before = device.set_presence
-            if set_presence is UNAVAILABLE and device.state is ONLINE:
-                # Clients repeat the word on every sync: what the user did since outweighs a repetition.
-                if said_before is not UNAVAILABLE or not device.acted:
-                    device.state = UNAVAILABLE
+            # Clients repeat their word on every sync. Who is online after `unavailable` did something
+            # since, and a repetition does not undo that.
+            if set_presence is UNAVAILABLE and said_before is not UNAVAILABLE and device.state is ONLINE:
+                device.state = UNAVAILABLE
             elif set_presence is ONLINE and said_before is UNAVAILABLE and device.state is UNAVAILABLE:
                 device.state = ONLINE
                 self._bump(device, now_ms)
@@ -248,7 +255,6 @@ class LocalUser:
         if set_presence is not None:
             if device.set_presence is not set_presence:
                 device.set_presence_ms = now_ms
-                device.acted = False
             device.set_presence = set_presence
 
     def stream_closed(self, device_id: DeviceID | None, now_ms: int) -> None:
@@ -315,8 +321,6 @@ class LocalUser:
 
     def _bump(self, device: Device, at_ms: int) -> None:
         device.last_active_ms = max(device.last_active_ms, at_ms)
-        if at_ms >= device.set_presence_ms:
-            device.acted = True
         device.hold_until_ms = 0
         self.last_active_ms = max(self.last_active_ms, at_ms)
 

@@ -8,7 +8,7 @@ Always true:
 Source: edus.md 4 step 6; subscriptions.md O-3, O-4, O-30, T-6; security.md Z-7, Z-13, Z-15.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from fedpresence.engine.events import ListChanged
@@ -33,9 +33,11 @@ ROWS_PER_ENTRY = 2  # rows of any kind a user may have, per list entry allowed (
 class InviteQuotas:
     """Invites of other servers that nobody has answered yet."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, max_attempts: int = MAX_ATTEMPTS) -> None:
         self._world = world
-        self._attempts: dict[tuple[UserID, UserID], int] = {}  # observer, observed: since when, oldest first
+        self._max_attempts = max_attempts
+        # (observer, observed): since when, oldest first; an OrderedDict finds its oldest at once
+        self._attempts: OrderedDict[tuple[UserID, UserID], int] = OrderedDict()
         self._of_observer: Counter[UserID] = Counter()
         self._of_origin: Counter[ServerName] = Counter()
 
@@ -92,7 +94,7 @@ class InviteQuotas:
         return max(demanding, key=lambda row: (row.created_ms, row.observer)).observer
 
     def _count(self, observer: UserID, observed: UserID, since_ms: int) -> None:
-        if len(self._attempts) >= MAX_ATTEMPTS:
+        if len(self._attempts) >= self._max_attempts:
             self.settled(*next(iter(self._attempts)))
         self._attempts[observer, observed] = since_ms
         self._of_observer[observer] += 1

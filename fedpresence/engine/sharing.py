@@ -68,8 +68,13 @@ class Sharing:
         for member in sorted(room.members):
             observers = tuple(sorted(room.ours)) if member in joined else newcomers
             observers = tuple(o for o in observers if o != member)
-            if observers and (world.is_local(member) or member in world.remotes):
+            if not observers:
+                continue
+            remote = world.remotes.get(member)
+            if world.is_local(member) or (remote is not None and remote.heard_ms):
                 turn.add(TellObservers(member, observers))
+            else:
+                self._lists.watching.meet(turn, member)
 
     def _end(self, turn: Turn, room: Room, left: frozenset[UserID]) -> None:
         """Rights and sights that rested on this room alone are over."""

@@ -90,8 +90,10 @@ class Watching:
         Both servers learn of a room, and each pushes when it does: the first push finds nobody who
         wants it. Where it came more than a minute ago, one poll asks for it.
         """
-        if not self._take_early(turn, user_id):
-            remote = self._world.remotes.setdefault(user_id, RemoteUser())
+        if self._take_early(turn, user_id):
+            return
+        remote = self._world.remotes.setdefault(user_id, RemoteUser())
+        if not remote.unanswered:
             remote.poll_at_ms = turn.now_ms + POLL_AFTER_MEETING_MS
             self._schedule(user_id, remote)
 
@@ -105,7 +107,6 @@ class Watching:
             remote is not None
             and now_ms - remote.heard_ms > FRESH_MS
             and not remote.unanswered
-            and (not remote.polled_ms or now_ms - remote.polled_ms >= FRESH_MS)
             and not self._is_useless(server_of(observed))
             and self._world.permits(server_of(observed))
         )

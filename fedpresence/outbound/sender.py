@@ -48,6 +48,8 @@ _log = Logger()
 MAX_USERS = 500  # in a transaction: ten EDUs of fifty
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
+# 401: mostly it could not fetch our keys, because we were away ourselves a moment ago (as F:7.2 of Synapse).
+FOR_NOW_STATUSES = frozenset({401, 429})
 
 
 class OpenLink(Protocol):
@@ -358,7 +360,7 @@ class DestinationSender(Service):
                 self._unclear = replace(sealed, again=True)
             self._parts.clear()
             self._try_later(error)
-        elif error.status == 429 or error.status >= 500:
+        elif error.status in FOR_NOW_STATUSES or error.status >= 500:
             self._parts.clear()
             self._try_later(error)
         else:

@@ -21,9 +21,11 @@ from fedpresence.engine.effects import (
     SaveInbox,
     SaveObservedRow,
     SaveObserverRow,
+    SavePresence,
     SaveRoom,
     SaveUser,
 )
+from fedpresence.engine.presence import PresenceRecord
 from fedpresence.engine.subscription import ObservedRow, ObserverRow
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 
@@ -40,6 +42,7 @@ class Changes:
     users: dict[UserID, bool] = field(default_factory=dict)  # deactivated?
     lost_tokens: set[UserID] = field(default_factory=set)
     hidden: dict[tuple[UserID, DeviceID | None], bool] = field(default_factory=dict)
+    presence: dict[UserID, PresenceRecord] = field(default_factory=dict)
     observer_rows: dict[Pair, ObserverRow | None] = field(default_factory=dict)
     observed_rows: dict[Pair, ObservedRow | None] = field(default_factory=dict)
     rooms: dict[RoomID, SaveRoom] = field(default_factory=dict)
@@ -80,8 +83,11 @@ class Changes:
                 self.users[user_id] = deactivated
                 if deactivated:
                     self.lost_tokens.add(user_id)
+                    self.presence.pop(user_id, None)
             case SaveHidden(user_id, device_id, hidden):
                 self.hidden[user_id, device_id] = hidden
+            case SavePresence(record):
+                self.presence[record.user_id] = record
             case SaveRoom(room_id):
                 self.rooms[room_id] = effect
             case _:

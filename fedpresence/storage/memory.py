@@ -115,6 +115,7 @@ class MemoryStore:
         for user_id in changes.lost_tokens:
             data.presence.pop(user_id, None)
             self._forget_tokens(user_id, None, all_devices=True)
+        data.presence.update(changes.presence)
         for key, hidden in changes.hidden.items():
             (data.hidden.add if hidden else data.hidden.discard)(key)
         for origin, newest_ts in changes.newest_origin_ts.items():

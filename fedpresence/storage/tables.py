@@ -99,6 +99,7 @@ def write_changes(cursor: Cursor, changes: Changes) -> None:
             "INSERT INTO hidden_devices VALUES (?,?)",
             (key for key, hidden in changes.hidden.items() if hidden),
         )
+    write_presence(cursor, changes.presence.values())  # after the users, who may lose theirs
     for room in changes.rooms.values():
         _write_room(cursor, room)
 

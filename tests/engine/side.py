@@ -37,7 +37,7 @@ class Side:
         self.settings = EngineSettings(HERE, **settings)
         self.store = MemoryStore()
         self.now_ms = NOW_MS
-        self.owed: list[OwedEdu] = []
+        self.owed: dict[OwedEdu, None] = {}  # in order
         self.engine = Engine(self.settings, self.now_ms)
         self.do(Started(), *(UserAdded(user_id) for user_id in users))
 
@@ -50,8 +50,7 @@ class Side:
             effects = self.engine.receive(event, self.now_ms)
             durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
             result_of(self.store.commit(durable, self.now_ms))  # type: ignore[arg-type]  # just filtered
-            for edu in (effect.edu for effect in effects if isinstance(effect, SendEdu)):
-                self.owed.extend([edu] if edu not in self.owed else [])
+            self.owed.update((effect.edu, None) for effect in effects if isinstance(effect, SendEdu))
             all_effects.extend(effects)
             if any(isinstance(effect, InboxFilled) for effect in effects):
                 all_effects.extend(self.do(InboxDue()))
@@ -86,16 +85,18 @@ class Side:
         """The same, and the other server took it; what it took, in order."""
         composed = self.sends(*users, destination=destination)
         self.do(EdusDelivered(destination, composed.owed))
-        self.owed = [edu for edu in self.owed if edu not in (*composed.owed, *composed.stale_owed)]
+        for edu in (*composed.owed, *composed.stale_owed):
+            del self.owed[edu]
         pushes = (PresenceEdu(push=composed.pushes),) if composed.pushes else ()
         return (*composed.before, *pushes)
 
-    def restart(self, **settings: Any) -> tuple[Effect, ...]:
+    def restart(self, *, crashed: bool = False, **settings: Any) -> tuple[Effect, ...]:
         """A new run on what is stored."""
         if settings:
             self.settings = EngineSettings(HERE, **settings)
-        self.owed = []
-        result_of(self.store.save_presence(self.engine.take_dirty(1000), self.now_ms))
+        self.owed = {}
+        if not crashed:
+            result_of(self.store.save_presence(self.engine.take_dirty(1000), self.now_ms))
         self.store = self.store.reopened()
         self.engine = Engine(self.settings, self.now_ms)
         self.engine.load(result_of(self.store.load()), self.now_ms)

@@ -1,16 +1,19 @@
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fedpresence.engine.effects import SaveHidden, SaveUser, SendPush, TellObservers, Urgency
+from fedpresence.engine.effects import SaveHidden, SavePresence, SaveUser, SendPush, TellObservers, Urgency
+from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import (
     Activity,
     DeviceRemoved,
     Event,
     PresenceSet,
     RoomMembersSet,
+    Started,
     Stopping,
     TimePassed,
     UserAdded,
@@ -46,7 +49,9 @@ from fedpresence.testing.builders import (
     an_engine,
     deliver,
     grant,
+    pass_time,
     restarted,
+    settings_of,
 )
 from tests.engine.costs import calls_of
 from tests.engine.destination import Destination, a_watched_engine
@@ -183,6 +188,34 @@ def test_a_server_that_comes_to_watch_in_the_silent_time_hears_everything() -> N
     assert there.news() == [(30 * S, Push(ALICE, ONLINE, 10 * S, "Tea", currently_active=True))]
 
 
+@pytest.mark.parametrize(
+    ("since_ms", "message", "told"),
+    [(7 * DAY_MS, None, True), (7 * DAY_MS + 1, None, False), (7 * DAY_MS + 1, "Away", True)],
+)
+def test_who_is_long_gone_is_not_announced_to_new_room_mates(
+    since_ms: int, message: str | None, told: bool
+) -> None:
+    """P:11: rooms are full of people who left years ago."""
+    engine = an_engine()
+    engine.receive(a_put(ONLINE, message), T)
+    pass_time(engine, T + since_ms)
+
+    effects = engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T + since_ms)
+
+    assert (SendPush(THERE, ALICE, Urgency.ASKED) in effects) is told
+
+
+def test_who_is_there_is_announced_to_new_room_mates() -> None:
+    """P:11, E:P-9: also after a week without a word."""
+    engine = an_engine()
+    engine.receive(a_put(UNAVAILABLE), T)
+    engine.receive(a_stream(), T)
+
+    effects = engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T + 30 * DAY_MS)
+
+    assert SendPush(THERE, ALICE, Urgency.ASKED) in effects
+
+
 # --- hiding (Z-8) -----------------------------------------------------------------------------
 
 
@@ -239,6 +272,15 @@ def test_a_hidden_device_whose_token_goes_is_hidden_no_more() -> None:
 
     assert effects == (SaveHidden(ALICE, PHONE, hidden=False),)
     assert engine.view(ALICE, ALICE, T + 1) == View(ONLINE, 0, None, currently_active=True)
+
+
+def test_a_token_of_a_device_that_is_not_there_goes_without_a_trace() -> None:
+    """It timed out long ago, or its user never came."""
+    engine = an_engine(users=(ALICE, CAROL))
+    engine.receive(a_put(), T)
+
+    assert engine.receive(DeviceRemoved(ALICE, LAPTOP), T) == ()
+    assert engine.receive(DeviceRemoved(CAROL, LAPTOP), T) == ()
 
 
 def test_a_device_whose_token_goes_counts_no_more_at_once() -> None:
@@ -381,6 +423,33 @@ def test_who_was_hidden_before_a_restart_is_hidden_after_it() -> None:
         assert there.news() == []
 
 
+def test_who_hid_just_before_a_crash_is_not_shown_by_what_was_written_behind() -> None:
+    """P:D-8: the record on disk said "online"; the one of the hiding replaces it, and observers are told."""
+    before = an_engine()
+    grant(before)
+    before.receive(a_put(status_msg="Tea"), T)
+    before.take_dirty(10)
+
+    effects = before.receive(a_put(OFFLINE, "Tea"), T + 10 * S)
+    (record,) = [effect.record for effect in effects if isinstance(effect, SavePresence)]
+    after = Engine(settings_of(), T + 20 * S)
+    after.load(stored_of(record, hidden=(PHONE,)), T + 20 * S)
+
+    assert SendPush(THERE, ALICE, Urgency.CHANGE) in after.receive(Started(), T + 20 * S)
+    assert after.view(ALICE, ALICE, T + 20 * S) == View(OFFLINE, 20 * S, "Tea")
+    assert [written.heard_ms for written in after.take_dirty(10)] == [0], "told once, not at every start"
+
+
+def test_a_phone_that_hides_beside_a_laptop_leaves_the_record_alone() -> None:
+    """What is published did not change, so nothing on disk is wrong."""
+    engine = an_engine()
+    engine.receive(a_put(device_id=LAPTOP), T)
+
+    effects = engine.receive(a_put(OFFLINE), T)
+
+    assert not [effect for effect in effects if isinstance(effect, SavePresence)]
+
+
 def test_presence_is_written_behind_and_only_where_it_changed() -> None:
     """Decision 22: what is taken is not asked for again, and a limit keeps each turn short."""
     engine = an_engine(users=(ALICE, CAROL))
@@ -390,6 +459,19 @@ def test_presence_is_written_behind_and_only_where_it_changed() -> None:
     taken = [engine.take_dirty(1), engine.take_dirty(5), engine.take_dirty(5)]
 
     assert [[record.user_id for record in records] for records in taken] == [[ALICE], [CAROL], []]
+
+
+def test_what_changes_nothing_published_is_not_written() -> None:
+    """Decision 22: syncs end and begin all the time."""
+    engine = an_engine()
+    engine.receive(a_put(), T)
+    engine.receive(a_stream(), T)
+    engine.take_dirty(5)
+
+    engine.receive(an_end(), T + 1)
+    engine.receive(a_stream(), T + 2)
+
+    assert engine.take_dirty(5) == []
 
 
 def test_a_last_active_time_that_nobody_is_told_is_written_too() -> None:

@@ -57,6 +57,25 @@ def test_who_comes_back_in_time_goes_on_as_before(state: PresenceState) -> None:
     assert set(user.devices) == ({PHONE, RESTORED} if state is BUSY else {PHONE})
 
 
+def test_a_client_that_comes_back_unavailable_is_so_when_the_half_minute_ends() -> None:
+    """P:13: its word counts for its device; a call is left alone."""
+    for state, then in ((ONLINE, UNAVAILABLE), (UNAVAILABLE, UNAVAILABLE), (BUSY, BUSY)):
+        user = restored(state, 1000)
+
+        user.stream_opened(PHONE, UNAVAILABLE, T + 1000)
+
+        assert at(user, T + 30_001).state is then
+
+
+def test_who_comes_back_as_the_half_minute_ends_is_late() -> None:
+    """P:M-4: the same moment at which the timers begin to run."""
+    user = restored(UNAVAILABLE)
+
+    user.stream_opened(PHONE, None, T + 30_000)
+
+    assert at(user, T + 30_000).last_active_ms == T + 30_000
+
+
 def test_who_comes_back_after_that_is_a_device_like_any_other() -> None:
     """P:3: then the stream lifts an implicit offline."""
     user = restored(UNAVAILABLE)

@@ -25,11 +25,13 @@ from fedpresence.engine.presence import (
     UNAVAILABLE,
     PresenceRecord,
     PresenceState,
+    Published,
     View,
 )
+from fedpresence.engine.remote import RemoteUser
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, MINUTE_MS, ServerLists
 from fedpresence.engine.subscription import EduKind, ObserverRow, ObserverStage
-from fedpresence.ids import RoomID, UserID
+from fedpresence.ids import RoomID, ServerName, UserID
 from fedpresence.storage.store import Stored
 from fedpresence.testing.builders import (
     ALICE,
@@ -45,12 +47,14 @@ from fedpresence.testing.builders import (
     deliver,
     pass_time,
     restarted,
+    settings_of,
     subscribe,
 )
 from tests.engine.bob import T, polls_until, shown, told, watching
 
 S = 1000
 ROOM = RoomID("!room:here.test")
+FLOOD = ServerName("flood.test")
 ACCEPTED = ObserverRow(ALICE, BOB, ObserverStage.ACCEPTED, T - HOUR_MS, T - HOUR_MS, confirmed_ms=T - HOUR_MS)
 
 
@@ -194,6 +198,16 @@ def test_a_user_not_heard_of_for_more_than_half_an_hour_is_shown_offline() -> No
     assert (detail.stale, detail.heard_ms) == (True, T)
 
 
+def test_half_an_hour_exactly_is_not_yet_silence() -> None:
+    """E:R-8 is strict, whoever wakes the engine and when."""
+    remote = RemoteUser()
+    remote.heard(Published(ONLINE, T), T)
+
+    overdue = [remote.is_overdue(T + 1_800_000 + ms, settings_of()) for ms in (0, 1)]
+
+    assert overdue == [False, True]
+
+
 def test_every_push_is_a_sign_of_life() -> None:
     """E:P-6: that is what the refresh is for."""
     engine = watching()
@@ -293,6 +307,66 @@ def test_who_comes_to_see_a_user_already_known_is_shown_what_is_here() -> None:
 
     assert told(effects) == [(CAROL,)]
     assert polls_until(engine, 20 * MINUTE_MS) == []
+
+
+# --- rooms, which two servers never learn of at once (E:P-9) -----------------------------------
+
+
+@pytest.mark.parametrize(("later_ms", "kept"), [(60 * S, True), (60 * S + 1, False)])
+def test_a_push_that_came_before_its_room_is_kept_for_a_minute(later_ms: int, kept: bool) -> None:
+    """Bob's server pushes when it learns of the room, and then not again before he changes."""
+    engine = an_engine(users=(ALICE, CAROL))
+    early = deliver(engine, a_push(ONLINE, 1000, "Tea"), T)
+
+    unseen = shown(engine, T)
+    effects = engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T + later_ms)
+
+    assert (told(early), unseen) == ([], None)
+    assert told(effects) == ([(ALICE,)] if kept else [])
+    expected = View(ONLINE, later_ms + 1000, "Tea") if kept else View(OFFLINE)
+    assert shown(engine, T + later_ms) == expected
+    assert polls_until(engine, 20 * MINUTE_MS) == ([] if kept else [later_ms + 1 * S])
+
+
+def test_a_room_mate_who_pushes_at_once_is_not_asked() -> None:
+    """The other server learns of the room at about the same time, and pushes by itself."""
+    engine = an_engine(users=(ALICE, CAROL))
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T)
+
+    deliver(engine, a_push(ONLINE, 0), T + 500)
+
+    assert polls_until(engine, 20 * MINUTE_MS) == []
+
+
+def test_a_room_mate_is_asked_once_and_never_again() -> None:
+    """Homeservers of today ignore polls; rooms have hundreds of members."""
+    engine = an_engine(users=(ALICE, CAROL))
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T)
+
+    assert polls_until(engine, DAY_MS) == [1 * S]
+
+
+def test_a_room_of_remote_users_alone_asks_for_nobody() -> None:
+    """Decision 19: nobody here may see them."""
+    engine = an_engine(users=(ALICE, CAROL))
+
+    engine.receive(RoomMembersSet(ROOM, frozenset({BOB, DAVE})), T)
+
+    assert polls_until(engine, DAY_MS) == []
+    assert engine.counts().remote == 0
+
+
+def test_one_server_cannot_push_out_what_others_sent_early() -> None:
+    """What is kept of users whom nobody may see is bounded, and divided fairly."""
+    engine = an_engine(users=(ALICE, CAROL))
+    deliver(engine, a_push(ONLINE, 0, "Tea"), T)
+    flood = [UserID(f"@u{n}:{FLOOD}") for n in range(12_000)]
+    deliver(engine, [a_push(user_id=user_id, origin=FLOOD) for user_id in flood], T, FLOOD)
+
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB, flood[-1]})), T + S)
+
+    assert shown(engine, T + S) == View(ONLINE, 1 * S, "Tea")
+    assert engine.view(ALICE, flood[-1], T + S) == View(OFFLINE)
 
 
 # --- what nobody here wants (Z-12) ------------------------------------------------------------

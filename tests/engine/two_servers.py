@@ -95,6 +95,7 @@ class Queue:
     in_flight: Sealed | None = None
     unclear: Sealed | None = None
     next_try_ms: int = 0
+    woken_ms: int = 0
     failing: bool = False
 
     def add(self, effect: Effect) -> None:
@@ -293,7 +294,8 @@ class Server:
 
     def hears_from_other(self) -> None:
         """Something authentic came from the other server."""
-        if self.queue.failing:
+        if self.queue.failing and self.now_ms >= self.queue.woken_ms + MINUTE_MS:  # Z-20
+            self.queue.woken_ms = self.now_ms
             self.queue.failing = False
             self.queue.next_try_ms = 0
             self.submit(DestinationAlive(self.other))

@@ -209,7 +209,19 @@ def test_an_edu_its_row_does_not_owe_any_more_leaves_the_queue() -> None:
     assert (rig.server.sent, rig.outbound.describe(THERE)[THERE].owed) == ([], 0)
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+def test_who_cannot_check_our_signature_just_now_is_tried_again() -> None:
+    """A peer that failed to fetch our keys while we restarted says 401: an accept must not wait for hours."""
+    rig = Rig().start()
+    rig.server.outcomes = [refusal(401)]
+    rig.owe()
+
+    rig.wait(3)
+
+    assert rig.server.kinds() == [["m.presence_invite"], ["m.presence_invite"]]
+    assert rig.outbound.describe(THERE)[THERE].owed == 0
+
+
+@pytest.mark.parametrize("status", [403, 404])
 def test_a_refusal_that_will_not_change_sets_aside(status: int) -> None:
     """Pushes wait for the next change, list EDUs for their schedule (F:X-6, S:T-29, S:O-38)."""
     rig = Rig().start()

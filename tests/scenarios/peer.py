@@ -181,7 +181,12 @@ class Peer:
 
     def transaction(self, *edus: object, **changes: object) -> dict[str, Any]:
         """The body of a transaction."""
-        body: dict[str, Any] = {"origin": self.name, "origin_server_ts": now_ms(), "pdus": [], "edus": [*edus]}
+        body: dict[str, Any] = {
+            "origin": self.name,
+            "origin_server_ts": now_ms(),
+            "pdus": [],
+            "edus": [*edus],
+        }
         return body | changes
 
     def authorization(

@@ -5,22 +5,19 @@ subscription, tombstones and notes of drops too, users, rooms, and what the admi
 themselves are told. What the daemon must remember of any request (transaction IDs, keys) is not in it.
 """
 
-import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from signedjson.types import SigningKey
-
 from fedpresence.ids import ServerName
 from fedpresence.testing.certificates import ThrowawayCA
 from fedpresence.testing.processes import ServerProcess, free_port
-from tests.scenarios.peer import Answer, Peer, Reply, Wire, verify_keys
+from tests.scenarios.peer import Answer, Peer, Reply, Wire
 
 HERE = "here.test"
 INVITE, ACCEPT, DENY = "m.presence_invite", "m.presence_accept", "m.presence_deny"
@@ -33,6 +30,8 @@ FRANK, GRACE, HEIDI = "@frank:there.test", "@grace:there.test", "@heidi:there.te
 OSCAR = "@oscar:elsewhere.test"
 MALLORY, IVAN = "@mallory:evil.test", "@ivan:evil.test"
 
+LOOK_ALIKES = ("THERE.TEST", "there.test.", "there.test:8448")  # other servers, however much alike
+WRONG_TYPES: tuple[object, ...] = (None, True, 0, 1.5, -1, "", "x", [], ["x"], {}, {"x": 1})
 MAX_BODY = 2_097_152  # limits.transaction_body here: small, so that too much is quickly sent
 CONFIG = {
     # Nothing may change by time alone while the attacks run.
@@ -69,16 +68,31 @@ class Row:
 class Scene:
     """The daemon `here.test` and its peers; everything that is slow is begun at once, and read later."""
 
-    def __init__(self, folder: Path, slow_rows: Iterable[Row]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        slow_rows: Iterable[Row],
+        key_servers: Mapping[str, Callable[[Peer], Reply | None]],
+    ) -> None:
         self._ca = ThrowawayCA(folder)
         self.peers: dict[str, Peer] = {}
-        for name in ("there.test", "evil.test", "elsewhere.test", "denied.test", "flood.test", "bytes.test"):
+        for name in (
+            "there.test",
+            "evil.test",
+            "elsewhere.test",
+            "denied.test",
+            "flood.test",
+            "bytes.test",
+            "loud.test",
+        ):
             self._add(name)
-        for name, keys in KEY_SERVERS.items():
+        for name, keys in key_servers.items():
             self._add(name, keys)
         self._add("plain.test", tls=False)
         self._add("wrongcert.test", certificate_for="there.test")
         resolve = {name: f"127.0.0.1:{peer.port}" for name, peer in self.peers.items()}
+        for look_alike in LOOK_ALIKES:
+            resolve[look_alike] = resolve["there.test"]
         self._add("refused.test")
         resolve["refused.test"] = f"127.0.0.1:{free_port()}"
         federation = {"resolve": resolve, "deny": ["denied.test"]}
@@ -88,17 +102,17 @@ class Scene:
         )
         self._slow_rows = tuple(slow_rows)
         self._pool = ThreadPoolExecutor(max_workers=len(self._slow_rows) + 1)
-        self._slow: dict[Callable[..., Any], Future[list[Answer]]] = {}
+        self._slow: dict[str, Future[list[Answer]]] = {}
         self.kept: dict[str, bytes] = {}
 
     def __enter__(self) -> "Scene":
         try:
             self.server.start()
-            for row in self._slow_rows:
-                self._slow[row.play] = self._pool.submit(lambda row=row: list(row.play(self)))
             self.alice, self.bob = self.server.user("alice"), self.server.user("bob")
             self.server.user("quiet")
             self._live()
+            for row in self._slow_rows:
+                self._slow[row.sent] = self._pool.submit(self._play, row)
         except BaseException as error:
             error.add_note(self.server.log())
             self.__exit__()
@@ -148,13 +162,16 @@ class Scene:
         assert str(self.ask(self.kept[name])) == "200"
         self.settle()
 
-    def slow(self, row: Row) -> list[Answer]:
-        """The answers of a row that was begun at the start."""
-        return self._slow[row.play].result(60)
+    def answers(self, row: Row) -> list[Answer]:
+        """Play a row; one that is slow was begun at the start."""
+        return self._slow[row.sent].result(60) if row.sent in self._slow else self._play(row)
+
+    def _play(self, row: Row) -> list[Answer]:
+        return list(row.play(self))
 
     def is_waiting(self, row: Row) -> bool:
         """Whether a slow row has no answer yet."""
-        return not self._slow[row.play].done()
+        return not self._slow[row.sent].done()
 
     # --- the daemon's state ---------------------------------------------------------------------------
 
@@ -197,7 +214,9 @@ class Scene:
         assert alice.put_status("online", "reading").status == 200
         assert bob.put_status("online", "cooking").status == 200
         members = {"members": [BOB, OSCAR]}
-        assert self.server.admin("PUT", f"/rooms/{quote('!kitchen:here.test')}/members", members).status == 200
+        assert (
+            self.server.admin("PUT", f"/rooms/{quote('!kitchen:here.test')}/members", members).status == 200
+        )
         assert alice.change_list(invite=[CAROL, DAN, ERIN, JUDY, IVAN]).status == 200
         assert bob.change_list(deny=[MALLORY]).status == 200
         self._until_nothing_is_owed()
@@ -228,6 +247,9 @@ def list_edu(kind: str, observer: object, observed: object) -> dict[str, object]
     return {"edu_type": kind, "content": {"observer_user": observer, "observed_user": observed}}
 
 
+HARM = list_edu(DROP, FRANK, BOB)  # would end a grant of bob's, if it were believed
+
+
 def push(*items: object) -> dict[str, object]:
     """An `m.presence`."""
     return {"edu_type": "m.presence", "content": {"push": [*items]}}
@@ -236,90 +258,3 @@ def push(*items: object) -> dict[str, object]:
 def online(user_id: str, **more: object) -> dict[str, object]:
     """A push item."""
     return {"user_id": user_id, "presence": "online", "last_active_ago": 1000} | more
-
-
-# --- key servers that cannot be believed -------------------------------------------------------------
-
-
-def _json(value: object, **reply: Any) -> Reply:
-    return Reply([json.dumps(value).encode()], **reply)
-
-
-def _other_key(peer: Peer) -> SigningKey:
-    key: SigningKey = type(peer.signing_key).generate()
-    key.alg, key.version = "ed25519", "x1"
-    return key
-
-
-def _of_another_name(peer: Peer) -> Reply:
-    return _json(peer.key_object(server_name="there.test"))
-
-
-def _unsigned(peer: Peer) -> Reply:
-    return _json({name: value for name, value in peer.key_object().items() if name != "signatures"})
-
-
-def _signed_by_a_stranger(peer: Peer) -> Reply:
-    return _json(peer.key_object(_other_key(peer)))
-
-
-def _expired(peer: Peer) -> Reply:
-    return _json(peer.key_object(valid_until_ts=int(time.time() * 1000) - 1000))
-
-
-def _retired(peer: Peer) -> Reply:
-    other = _other_key(peer)
-    own = {
-        key_id: entry | {"expired_ts": int(time.time() * 1000) + 10**9}
-        for key_id, entry in verify_keys(peer.signing_key).items()
-    }
-    return _json(peer.key_object(other, verify_keys=verify_keys(other), old_verify_keys=own))
-
-
-def _too_many(peer: Peer) -> Reply:
-    key = verify_keys(peer.signing_key)["ed25519:p1"]
-    return _json(peer.key_object(verify_keys={"ed25519:p1": key} | {f"ed25519:k{n}": key for n in range(64)}))
-
-
-def _unknown_algorithm(peer: Peer) -> Reply:
-    key = verify_keys(peer.signing_key)["ed25519:p1"]
-    return _json(peer.key_object(verify_keys={"ed448:p1": key, "curve25519:p1": key}))
-
-
-def _endless(peer: Peer) -> Reply:
-    def pieces() -> Iterable[bytes]:
-        yield b'{"a":"'
-        while not peer.closing.is_set():
-            yield b"x" * 65_536
-
-    return Reply(pieces())
-
-
-def _dripping(peer: Peer) -> Reply:
-    return Reply((bytes([byte]) for byte in json.dumps(peer.key_object()).encode()), pause_s=1.0)
-
-
-KEY_SERVERS: dict[str, Callable[[Peer], Reply | None]] = {
-    "garbage.test": lambda peer: Reply([b"<html>\x00\xff</html>"]),
-    "deep.test": lambda peer: Reply([b"[" * 60_000]),
-    "nan.test": lambda peer: Reply([b'{"valid_until_ts":NaN}']),
-    "list.test": lambda peer: _json([peer.key_object()]),
-    "othername.test": _of_another_name,
-    "unsigned.test": _unsigned,
-    "stranger.test": _signed_by_a_stranger,
-    "expired.test": _expired,
-    "float.test": lambda peer: _json(peer.key_object(valid_until_ts=time.time() * 1000 + 1e9)),
-    "text.test": lambda peer: _json(peer.key_object(valid_until_ts="9999999999999")),
-    "retired.test": _retired,
-    "manykeys.test": _too_many,
-    "algorithm.test": _unknown_algorithm,
-    "large.test": lambda peer: _json(peer.key_object(padding="x" * 65_536)),
-    "endless.test": _endless,
-    "error.test": lambda peer: _json(peer.key_object(), status=500),
-    "redirect.test": lambda peer: Reply(
-        [b""], 302, {"Location": "https://there.test/_matrix/key/v2/server", "Content-Length": "0"}
-    ),
-    "gzip.test": lambda peer: Reply([b"\x1f\x8b\x08" + bytes(100)], headers={"Content-Encoding": "gzip"}),
-    "silent.test": lambda peer: None,
-    "drip.test": _dripping,
-}

@@ -21,7 +21,7 @@ INVITE, ACCEPT, DENY = "m.presence_invite", "m.presence_accept", "m.presence_den
 DROP = "org.fedpresence.presence_drop"
 
 
-def eventually(happened: Callable[[], T], what: str, timeout_s: float = PATIENCE_S) -> T:
+def eventually(happened: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S) -> T:
     """What `happened` answers as soon as that is true; AssertionError saying `what` where it never is."""
     deadline = time.monotonic() + timeout_s
     while not (answer := happened()):
@@ -64,7 +64,7 @@ class Wire:
             return None
 
         try:
-            return eventually(lambda: said(), f"{self._server.name} says {kind} {content}")
+            return eventually(said, f"{self._server.name} says {kind} {content}")
         except AssertionError as error:
             error.add_note(f"it said: {[(str(s), s.users, s.content) for s in self._unread]}")
             raise

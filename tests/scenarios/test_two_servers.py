@@ -235,9 +235,7 @@ def test_a_status_message_is_news_by_itself(shared: LocalFederation, let_in: Let
 
 def test_the_best_device_speaks_for_the_user(shared: LocalFederation, let_in: LetIn) -> None:
     """A phone that idles says nothing while the laptop is online (P:6)."""
-    alice, laptop, phone = let_in(
-        shared, "alice@here.test", "bob@there.test/LAPTOP", "bob@there.test/PHONE"
-    )
+    alice, laptop, phone = let_in(shared, "alice@here.test", "bob@there.test/LAPTOP", "bob@there.test/PHONE")
     befriend(alice, laptop)
     alice.sync()
     laptop.put_status("online")
@@ -256,7 +254,7 @@ def test_the_best_device_speaks_for_the_user(shared: LocalFederation, let_in: Le
 
 
 def test_who_is_declared_offline_shows_nothing(shared: LocalFederation, let_in: LetIn) -> None:
-    """"Appear offline" must not show typing, nor a stream, nor a sync's default (P:D-8, D-9, Z-8)."""
+    """Who appears offline must not show typing, nor a stream, nor a sync's default (P:D-8, D-9, Z-8)."""
     alice, bob = let_in(shared, "alice@here.test", "bob@there.test")
     befriend(alice, bob)
     alice.sync()

@@ -20,6 +20,7 @@ from fedpresence.engine.effects import (
     SaveInbox,
     SaveObservedRow,
     SaveObserverRow,
+    SavePresence,
     SaveRoom,
     SaveUser,
 )
@@ -546,6 +547,18 @@ _USERS = st.sampled_from([ALICE, BOB, CAROL])
 _EFFECTS: st.SearchStrategy[Durable] = st.one_of(
     st.builds(SaveUser, _USERS, st.booleans()),
     st.builds(SaveHidden, _USERS, st.sampled_from([None, PHONE]), st.booleans()),
+    st.builds(
+        SavePresence,
+        st.builds(
+            PresenceRecord,
+            _USERS,
+            st.sampled_from(PresenceState),
+            st.integers(0, 9),
+            st.sampled_from([None, "Tea"]),
+            st.booleans(),
+            st.integers(0, 9),
+        ),
+    ),
     st.builds(
         SaveObserverRow,
         st.builds(ObserverRow, _USERS, _USERS, st.sampled_from(ObserverStage), st.just(1), st.integers(0, 9)),
