@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.meter import memory_mib, peak_memory_mib
+from benchmarks.meter import cpu_s, memory_mib, peak_memory_mib
 from benchmarks.population import Pair, populate
 from benchmarks.report import Case, Measure, Report, check
 from fedpresence.engine.presence import OFFLINE, ONLINE, PresenceRecord
@@ -76,6 +76,7 @@ def _start(name: str, users: int, subscriptions: int) -> tuple[float, Case]:
             server.begin()
             server.wait_until_ready(START_WITHIN_S)
             start_s = time.perf_counter() - began
+            start_cpu_s = cpu_s(server.pid)
             time.sleep(SETTLED_AFTER_S)  # what loading needed is given back by then
             held_mib = memory_mib(server.pid)
             _check_counts(server, users, subscriptions)
@@ -85,6 +86,7 @@ def _start(name: str, users: int, subscriptions: int) -> tuple[float, Case]:
                     Measure("database", database_mib, "MiB"),
                     Measure("database made", made_s, "s"),
                     Measure("start until the ready file", start_s, "s"),
+                    Measure("CPU until then", start_cpu_s, "s"),
                     Measure("memory", held_mib, "MiB"),
                     Measure("peak memory", peak_memory_mib(server.pid), "MiB"),
                 ),

@@ -17,6 +17,7 @@ here. Source: Z-1, Z-2.
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and 
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
+MAX_ADDRESS_CHARACTERS = 45  # an IPv6 address that ends in an IPv4 one
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
 _MALFORMED = b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
@@ -533,8 +535,14 @@ def source_of(request: Request) -> str:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    text = text.partition("%")[0]
+    return _parsed_address(text) if len(text) <= MAX_ADDRESS_CHARACTERS else None
+
+
+@lru_cache(maxsize=1000)  # each peer sends many requests, and the parser is slow
+def _parsed_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:

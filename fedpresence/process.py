@@ -78,6 +78,7 @@ class _Process:
         wire_log: Callable[[Any], None] | None,
     ) -> None:
         self.exit_code = 0
+        self._said_ready = False
         self._config_path = config_path
         self._reactor = reactor
         self._logging = logging
@@ -96,7 +97,7 @@ class _Process:
 
     def stop(self) -> Deferred[None]:
         """What the reactor waits for before it ends."""
-        if self._ready_file is not None:
+        if self._ready_file is not None and self._said_ready:  # else it is that of another process
             self._ready_file.unlink(missing_ok=True)
         return self._daemon.stop()
 
@@ -139,6 +140,7 @@ class _Process:
         partial = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
         partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
         partial.replace(self._ready_file)
+        self._said_ready = True
 
     def _fatal(self, failure: Failure) -> None:
         """The last line says what happened; the exit code says whose turn it is."""

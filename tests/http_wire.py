@@ -53,6 +53,10 @@ class Client:
         """The connection is lost."""
         self.channel.connectionLost(Failure(ConnectionDone()))
 
+    def take_unparsed(self) -> bytes:
+        """What came and was kept without being parsed."""
+        return bytes(self.channel.clearLineBuffer())
+
     def answers(self) -> list[Answer]:
         """Every complete response so far; a `100 Continue` counts as one."""
         found = []

@@ -28,7 +28,8 @@ def test_time_here_is_unix_time() -> None:
 
 def test_timers_are_the_reactors() -> None:
     """A test moves one clock and everything moves."""
-    reactor, called = Clock(), []
+    reactor = Clock()
+    called: list[str] = []
     MonotonicClock(reactor).callLater(2, called.append, "x")
 
     reactor.advance(2)

@@ -463,7 +463,7 @@ def test_behind_a_malformed_head_nothing_is_parsed_and_nothing_is_kept() -> None
             client.send(request("POST", "/", b"x"))
 
         assert (client.answer.status, client.answer.json["errcode"]) == (400, "M_UNKNOWN")
-        assert client.channel.clearLineBuffer() == b""
+        assert client.take_unparsed() == b""
         assert listener.echo.seen == []
         listener.clock.advance(LINGER_S)
         assert client.closed

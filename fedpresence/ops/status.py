@@ -49,6 +49,7 @@ class PrometheusCounters:
             name: Counter(PREFIX + name, words, labels, registry=self.registry)
             for name, (words, labels) in COUNTERS.items()
         }
+        self._children: dict[tuple[object, ...], Counter] = {}
         # What has no labels is there from the start; the rest appears with its first event.
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -58,8 +59,12 @@ class PrometheusCounters:
 
     def count(self, name: str, **labels: str) -> None:
         """One more of `name` with these labels."""
-        counter = self._counters[name]
-        (counter.labels(**labels) if labels else counter).inc()
+        key = (name, *labels.items())
+        child = self._children.get(key)
+        if child is None:  # finding it costs five times what counting does
+            counter = self._counters[name]
+            child = self._children[key] = counter.labels(**labels) if labels else counter
+        child.inc()
 
 
 def add_health(root: Resource, is_serving: Callable[[], bool]) -> None:

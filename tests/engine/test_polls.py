@@ -1,3 +1,5 @@
+import pytest
+
 from fedpresence.engine.effects import (
     Effect,
     SendEdu,
@@ -147,6 +149,35 @@ def test_a_server_that_answered_no_poll_is_not_waited_for() -> None:
 
     engine.receive(DestinationAlive(THERE), T + HOUR_MS)
     assert engine.wants_fresher_view(ALICE, room_mates[4], T + HOUR_MS)
+
+
+@pytest.mark.parametrize(("after_ms", "is_answer"), [(10 * S, True), (10 * S + 1, False)])
+def test_a_push_long_after_a_poll_is_no_answer(after_ms: int, is_answer: bool) -> None:
+    """E:Q-11: on a server that ignores polls people change all the same."""
+    room_mates = [UserID(f"@u{n}:there.test") for n in range(4)]
+    engine = an_engine()
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, *room_mates})), T)
+    deliver(engine, [a_push(user_id=user_id) for user_id in room_mates], T)
+    for user_id in room_mates[:3]:
+        engine.receive(StatusWanted(ALICE, user_id), T + 20 * S)
+
+    deliver(engine, a_push(user_id=room_mates[0]), T + 20 * S + after_ms)
+
+    assert engine.wants_fresher_view(ALICE, room_mates[3], T + MINUTE_MS) is is_answer
+
+
+def test_a_push_that_nobody_asked_for_is_no_answer() -> None:
+    """E:Q-11: it says nothing about polls, though it came close behind another user's."""
+    room_mates = [UserID(f"@u{n}:there.test") for n in range(4)]
+    engine = an_engine()
+    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, *room_mates})), T)
+    deliver(engine, [a_push(user_id=user_id) for user_id in room_mates], T)
+    for user_id in room_mates[:3]:
+        engine.receive(StatusWanted(ALICE, user_id), T + 20 * S)
+
+    deliver(engine, a_push(user_id=room_mates[3]), T + 20 * S + 1)
+
+    assert not engine.wants_fresher_view(ALICE, room_mates[3], T + MINUTE_MS)
 
 
 def test_a_poll_that_was_answered_shows_that_polls_are_worth_it() -> None:

@@ -503,6 +503,16 @@ def test_after_a_restart_the_last_known_state_is_shown_and_asked_about() -> None
     assert len({ms for ms, _ in moments}) == 1
 
 
+def test_a_restart_asks_for_nobody_who_has_not_accepted_and_for_none_of_ours() -> None:
+    """S:O-27, decision 19: a request gives no right, and our own users are here."""
+    pending = replace(ACCEPTED, stage=ObserverStage.PENDING, invite_ms=T)
+    ours = replace(ACCEPTED, observed=CAROL)
+    engine = restarted(stored_of(record(), pending, ours))
+
+    assert polls_until(engine, HOUR_MS) == []
+    assert engine.counts().remote == 0
+
+
 def test_after_a_long_stop_silence_counts_from_when_the_user_was_heard_of() -> None:
     """S:O-27, E:R-8: shown offline, and asked for once, with the others of that server."""
     engine = restarted(stored_of(record(heard_ms=T - HOUR_MS), ACCEPTED))

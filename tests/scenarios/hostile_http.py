@@ -99,7 +99,7 @@ def _pipelined(bad: Callable[[Peer], bytes]) -> Callable[[Scene], Iterator[Answe
 
 
 def _behind_nonsense(scene: Scene) -> Iterator[Answer]:
-    """Who is told 400 and does not hang up may send on, for nothing: neither memory nor time is spent on it."""
+    """Who is told 400 and does not hang up may send on: it costs neither memory nor time."""
     before = _megabytes_of(scene.server.pid)
     for nonsense in (
         b"PUT / HTTP/1.1\r\nContent-Length: x\r\n\r\n",

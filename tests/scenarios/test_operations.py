@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fedpresence.testing.http import request
-from fedpresence.testing.processes import ServerProcess, User
+from fedpresence.testing.processes import LocalFederation, ServerProcess, User
 from tests.scenarios.conftest import HERE, THERE, LetIn, Start
 from tests.scenarios.story import (
     DENY,
@@ -69,9 +69,10 @@ def test_a_second_process_on_the_same_database_is_refused(start: Start, let_in: 
     other = here.folder / "second.yaml"
     other.write_text(yaml.safe_dump(config))
 
-    second = run_to_its_end("run", "-c", str(other))
+    second = run_to_its_end("run", "-c", str(other), "--ready-file", str(here.ready_file))
 
     assert second.returncode == 78
+    assert json.loads(here.ready_file.read_text())["pid"] == here.pid, "not the second's to take away"
     assert "database.url" in second.stderr
     assert f"process {here.pid}" in second.stderr
     assert "Traceback" not in second.stderr
@@ -158,11 +159,10 @@ def test_a_clean_stop_tells_offline_where_that_is_wanted(start: Start, let_in: L
 # --- tokens and users -------------------------------------------------------------------------
 
 
-def test_tokens_are_honoured_and_revoked_while_it_runs(start: Start, let_in: LetIn) -> None:
+def test_tokens_are_honoured_and_revoked_while_it_runs(shared: LocalFederation, let_in: LetIn) -> None:
     """An operator's word holds at once, or within two seconds where it takes something away."""
-    federation = start()
-    here = federation[HERE]
-    laptop, phone = let_in(federation, "alice@here.test/LAPTOP", "alice@here.test/PHONE")
+    here = shared[HERE]
+    laptop, phone = let_in(shared, "alice@here.test/LAPTOP", "alice@here.test/PHONE")
     assert whoami(laptop) == whoami(phone) == 200, "added beside the running daemon"
     polls: list[Any] = []
     phone.sync()
@@ -215,11 +215,10 @@ def test_a_user_is_deactivated(start: Start, let_in: LetIn, running: bool) -> No
     assert "deactivated" in refused.stderr
 
 
-def test_an_operator_reads_and_changes_subscriptions(start: Start, let_in: LetIn) -> None:
+def test_an_operator_reads_and_changes_subscriptions(shared: LocalFederation, let_in: LetIn) -> None:
     """The command line is a client for whoever has none, and `status` the first look in the morning."""
-    federation = start()
-    here, there = federation[HERE], federation[THERE]
-    alice, bob = let_in(federation, "alice@here.test", "bob@there.test")
+    here, there = shared[HERE], shared[THERE]
+    alice, bob = let_in(shared, "alice@here.test", "bob@there.test")
 
     shown = here.command("subscriptions", alice.user_id, "--invite", bob.user_id)
     assert bob.user_id in shown
@@ -243,6 +242,7 @@ def test_an_operator_reads_and_changes_subscriptions(start: Start, let_in: LetIn
     there.stop()
     stopped = there.attempt("status")
     assert (stopped.returncode, "Traceback" in stopped.stderr) == (1, False)
+    there.start()
 
 
 # --- reloading --------------------------------------------------------------------------------
