@@ -1,3 +1,4 @@
+# mypy: allow-untyped-calls
 import json
 from typing import Any
 
