@@ -19,7 +19,8 @@ from fedpresence.testing.processes import LocalFederation, ServerProcess
 
 HERE = ServerName("here.test")
 START_WITHIN_S = 600.0
-SETTLED_AFTER_S = 3.0
+SETTLE_S = 3.0
+SMOKE_SETTLE_S = 0.1
 REMOTE_SERVERS = 1000
 REMOTE_EVERY = 5  # one subscription of five crosses servers, every other of them from there to here
 ONLINE_EVERY = 5  # one local user of five was online when the server stopped
@@ -36,9 +37,10 @@ def run(arguments: argparse.Namespace) -> Report:
     users, subscriptions = arguments.users, arguments.subscriptions
     if arguments.smoke:
         users, subscriptions = 200, 1000
-    empty, _ = _start("empty", 0, 0)
-    with_users, of_users = _start("users", users, 0)
-    full, of_all = _start("users and subscriptions", users, subscriptions)
+    settle_s = SMOKE_SETTLE_S if arguments.smoke else SETTLE_S
+    empty, _ = _start("empty", 0, 0, settle_s)
+    with_users, of_users = _start("users", users, 0, settle_s)
+    full, of_all = _start("users and subscriptions", users, subscriptions, settle_s)
     per_user = (with_users - empty) / users
     per_subscription = (full - with_users) / subscriptions
     each = Case(
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Report:
     return Report("memory", parameters, (of_users, of_all, each))
 
 
-def _start(name: str, users: int, subscriptions: int) -> tuple[float, Case]:
+def _start(name: str, users: int, subscriptions: int, settle_s: float) -> tuple[float, Case]:
     """What the server holds once it serves, in MiB, and the whole case."""
     # Remote servers are refused at once, so that no time is spent on looking for them.
     resolve = {f"there.test:{n}": "127.0.0.1:9" for n in range(1, REMOTE_SERVERS + 1)}
@@ -77,7 +79,7 @@ def _start(name: str, users: int, subscriptions: int) -> tuple[float, Case]:
             server.wait_until_ready(START_WITHIN_S)
             start_s = time.perf_counter() - began
             start_cpu_s = cpu_s(server.pid)
-            time.sleep(SETTLED_AFTER_S)  # what loading needed is given back by then
+            time.sleep(settle_s)  # what loading needed is given back by then
             held_mib = memory_mib(server.pid)
             _check_counts(server, users, subscriptions)
             return held_mib, Case(

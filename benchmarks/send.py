@@ -35,7 +35,8 @@ from fedpresence.testing.processes import LocalFederation, ServerProcess, free_p
 HERE = ServerName("here.test")
 THERE_HOST = "there.test"
 ARRIVE_WITHIN_S = 60.0
-GRANULARITY_MS = 3000  # of the activity case: more than a round of all users takes
+GRANULARITY = "3s"  # of the activity case: more than a round of all users takes
+SMOKE_GRANULARITY = "500ms"
 BUDGET = 50  # transactions a second, the contract's default
 UNLIMITED = {"per_second": 1_000_000, "burst": 1_000_000}
 UNLIMITED_BUDGET = 100_000  # the most that the configuration takes
@@ -84,7 +85,8 @@ def run(arguments: argparse.Namespace) -> Report:
         "federation": {"max_transactions_per_second": UNLIMITED_BUDGET, "batch_window": f"{window_ms}ms"},
         "limits": {"client_changes": UNLIMITED, "client_changes_refused": UNLIMITED},
     }
-    flickering = {"presence": {"last_active_granularity": f"{GRANULARITY_MS}ms"}}
+    granularity = SMOKE_GRANULARITY if arguments.smoke else GRANULARITY
+    flickering = {"presence": {"last_active_granularity": granularity}}
     cases: list[Case] = []
     with _world(size, unlimited) as world:
         cases += _puts(world, size)

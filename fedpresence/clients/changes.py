@@ -2,7 +2,7 @@
 
 Always true:
 - the last change of every device counts, however many came before it;
-- a declared offline is committed before its 200: it never waits for the throttle (P:D-8);
+- a declared offline, and its end, are committed before their 200: they never wait for the throttle (P:D-8);
 - changes of one user reach the hub in the order in which they came.
 
 Source: contract.md, `limits.client_changes`; P:9.1 (429).
@@ -71,7 +71,7 @@ class PresenceChanges(Service):
         pending = self._pending.get(user_id)
         if self._stopped or (pending is None and not self._merging.take(user_id, now)):
             await self._submit(event)
-        elif event.state is PresenceState.OFFLINE and not self._is_hidden(event):
+        elif (event.state is PresenceState.OFFLINE) is not self._is_hidden(event):
             self._merging.spend(user_id, now)
             earlier = self._take_pending(user_id)
             earlier.pop(event.device_id, None)

@@ -88,7 +88,7 @@ def observed_moments(row: ObservedRow, world: World) -> list[tuple[int, Observed
 def _resend_ms(row: ObserverRow, world: World) -> int:
     """S:O-15; after a restart what is overdue or old is spread over an hour (S:O-18)."""
     due_ms = next_repeat_ms(row.created_ms, row.invite_ms)
-    if row.invite_ms >= world.started_ms:
+    if max(row.invite_ms, row.created_ms) >= world.started_ms:
         return due_ms
     spread_ms = world.started_ms + phase(HOUR_MS, row.observer, row.observed)
     is_old = row.invite_ms < world.started_ms - DAY_MS

@@ -195,11 +195,8 @@ class DestinationSender(Service):
 
     def schedule(self) -> None:
         """Look at the clock again: something changed."""
-        due_ms = self.next_due_ms()
-        if due_ms is None or self._in_flight is not None or not self.running:
-            self._set_timer(None)
-        else:
-            self._set_timer(due_ms)
+        sleeps = self._in_flight is not None or not self.running  # asked first: it costs nothing
+        self._set_timer(None if sleeps else self.next_due_ms())
 
     # --- questions -------------------------------------------------------------------------------
 

@@ -92,6 +92,17 @@ def test_hiding_never_waits() -> None:
     assert world.engine.events[-1] == told  # nothing older comes after it
 
 
+def test_coming_out_of_hiding_never_waits_either() -> None:
+    """P:D-8: a crash behind the 200 must not leave the user hidden."""
+    world = World()
+    for n in range(15):
+        put(world, "offline", str(n))
+
+    put(world, "online", "back")
+
+    assert world.engine.events[-1] == PresenceSet(ALICE, PHONE, PresenceState.ONLINE, "back")
+
+
 def test_who_is_hidden_already_is_merged_like_everybody() -> None:
     """Hiding is no way around the limit."""
     world = World()

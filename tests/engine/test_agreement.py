@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from fedpresence.engine.events import ListChanged, ListEduReceived, StreamOpened, TransactionReceived
 from fedpresence.engine.presence import PresenceState
@@ -338,6 +338,14 @@ class TwoServersAndALink(RuleBasedStateMachine):
         super().__init__()
         self.world = TwoServers(USERS)
 
+    @initialize(granted=st.sets(pairs), online=st.sets(observed_users))
+    def some_may_see_others(self, granted: set[tuple[UserID, UserID]], online: set[UserID]) -> None:
+        """Most of what can go wrong begins with a grant."""
+        for pair in sorted(granted):
+            self.a_grant_is_made(pair)
+        for user_id in sorted(online):
+            self.change_state(user_id, True)
+
     # --- what users do ---
 
     @rule(pair=pairs)
@@ -423,6 +431,16 @@ class TwoServersAndALink(RuleBasedStateMachine):
         link.mode = mode
         self.world.servers[name].queue.next_try_ms = 0
         self.world.settle()
+
+    @rule(user_id=observed_users, mode=st.sampled_from(("lost", "deaf", "slow", "slow")))
+    def news_goes_astray(self, user_id: UserID, mode: str) -> None:
+        """A push has left and nobody knows whether it arrived, or when: what ends its right comes next."""
+        link = self.world.links[server_of(user_id)]
+        before, link.mode = link.mode, mode
+        self.world.servers[server_of(user_id)].queue.next_try_ms = 0
+        self.change_state(user_id, False)
+        self.change_state(user_id, True)
+        link.mode = before
 
     @rule(name=server_names)
     def what_is_in_flight_lands(self, name: ServerName) -> None:
@@ -530,7 +548,7 @@ class TwoServersAndALink(RuleBasedStateMachine):
 
 TestTwoServersAndALink = TwoServersAndALink.TestCase
 TestTwoServersAndALink.settings = settings(
-    max_examples=int(os.environ.get("FEDPRESENCE_EXAMPLES", "80")),
+    max_examples=int(os.environ.get("FEDPRESENCE_EXAMPLES", "400")),
     stateful_step_count=30,
     deadline=None,
     derandomize="FEDPRESENCE_EXAMPLES" not in os.environ,

@@ -539,19 +539,20 @@ def test_o_24_inviting_whom_one_sees_does_nothing() -> None:
 
 def test_o_25_a_grant_is_confirmed_every_week() -> None:
     """The other side may have lost it, or its revocation was lost; pushes prove nothing."""
-    side = an_accepted_pair()
-    side.wait(6 * DAY_MS)
-    side.hear(a_push())
-
+    side = a_pending_pair()
+    side.hear(an_accept(), a_push(OFFLINE))
+    assert sent(side.wait(6 * DAY_MS)) == []
     side.hear(a_push(OFFLINE))
-    effects = side.wait(36 * HOUR_MS)
+    assert sent(side.wait(DAY_MS)) == []
 
-    assert set(sent(effects)) == {INVITE}
+    effects = side.wait(12 * HOUR_MS)
+
+    assert sent(effects)[0] is INVITE
     assert (stage(side), told(effects)) == (ObserverStage.ACCEPTED, [])
-    side.sends_and_is_heard()
+    assert kinds(side.sends_and_is_heard()) == [INVITE]
     side.hear(an_accept())
     assert row_of(side).check_ms == 0
-    assert INVITE not in sent(side.wait(6 * DAY_MS))
+    assert sent(side.wait(7 * DAY_MS)) == []
 
 
 def test_o_25_checks_of_many_pairs_are_spread() -> None:
@@ -584,6 +585,23 @@ def test_o_25a_an_unconfirmed_grant_is_pending_again() -> None:
     assert TellObservers(BOB, (ALICE,), gone=True) in effects
     assert side.engine.view(ALICE, BOB, side.now_ms) is None
     assert sent(side.wait(HOUR_MS)) == [INVITE]
+
+
+def test_o_25a_asks_on_by_the_schedule_after_a_restart_too() -> None:
+    """The invite of long ago is not the one that is repeated: the request begins anew."""
+    side = an_accepted_pair()
+    side.wait(2 * DAY_MS)
+    side.sends_and_is_heard()
+    side.hear(an_accept(), a_push(OFFLINE))
+    side.restart()
+    side.wait(8 * DAY_MS)
+    side.sends_and_is_heard()
+
+    while stage(side) is ObserverStage.ACCEPTED:
+        side.wait(MINUTE_MS)
+
+    assert sent(side.wait(HOUR_MS - MINUTE_MS)) == []
+    assert sent(side.wait(MINUTE_MS)) == [INVITE]
 
 
 def test_o_25a_a_server_that_takes_nothing_is_given_time() -> None:

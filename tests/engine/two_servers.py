@@ -45,7 +45,7 @@ from fedpresence.engine.events import (
 )
 from fedpresence.engine.outgoing import Composed, Edu, ListEdu, PresenceEdu, Push, Wanted
 from fedpresence.engine.presence import OFFLINE
-from fedpresence.engine.settings import MINUTE_MS, EngineSettings
+from fedpresence.engine.settings import HOUR_MS, MINUTE_MS, EngineSettings
 from fedpresence.engine.subscription import (
     EduKind,
     ObservedRow,
@@ -61,7 +61,7 @@ from fedpresence.storage.store import Stored
 from fedpresence.testing.builders import HERE, NOW_MS, THERE
 from tests.asynchronous import result_of
 
-RETRY_MS = 10 * MINUTE_MS
+MIN_RETRY_MS, MAX_RETRY_MS = MINUTE_MS, 12 * HOUR_MS  # rarer than decision 15: half a year passes here
 MAX_TRANSACTIONS_A_ROUND = 60  # two healthy servers fall silent long before
 
 _DURABLE: tuple[type, ...] = get_args(Durable)
@@ -97,6 +97,7 @@ class Queue:
     next_try_ms: int = 0
     woken_ms: int = 0
     failing: bool = False
+    failing_since_ms: int = 0
 
     def add(self, effect: Effect) -> None:
         """Take one outgoing effect."""
@@ -287,8 +288,11 @@ class Server:
 
     def unanswered(self, sealed: Sealed) -> None:
         """No answer came: nobody knows whether it was heard."""
-        self.queue.failing = True
-        self.queue.next_try_ms = self.now_ms + RETRY_MS
+        if not self.queue.failing:
+            self.queue.failing = True
+            self.queue.failing_since_ms = self.now_ms
+        away_ms = self.now_ms - self.queue.failing_since_ms
+        self.queue.next_try_ms = self.now_ms + min(MAX_RETRY_MS, max(MIN_RETRY_MS, away_ms * 3 // 20))
         if not sealed.again:
             self.queue.unclear = sealed
 
@@ -296,7 +300,6 @@ class Server:
         """Something authentic came from the other server."""
         if self.queue.failing and self.now_ms >= self.queue.woken_ms + MINUTE_MS:  # Z-20
             self.queue.woken_ms = self.now_ms
-            self.queue.failing = False
             self.queue.next_try_ms = 0
             self.submit(DestinationAlive(self.other))
 

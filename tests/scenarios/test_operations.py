@@ -287,7 +287,7 @@ def test_a_server_that_is_denied_hears_no_more(start: Start, let_in: LetIn) -> N
     bob.put_status("unavailable", "secret")
     wire.expect_silence()
     assert observers_of(bob) == {alice.user_id}, "the grant sleeps"
-    alice.put_status("online")
+    alice.put_status("unavailable")
     eventually(lambda: here.transactions()[-1]["status"] == 403, "here.test is refused")
     assert seen_by(bob, alice) == "offline"
 
