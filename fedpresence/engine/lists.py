@@ -274,11 +274,14 @@ class Lists:
         """Everything owed goes to the queues again; every pair gets its moment."""
         world = self._world
         for observer, mine in world.lists.items():
-            for observed in mine:
-                self._schedule(turn, (observer, observed, True))
+            for observed, row in mine.items():
+                at_rest = row.stage is ObserverStage.ACCEPTED and not row.owed and world.is_local(observed)
+                if not at_rest:
+                    self._schedule(turn, (observer, observed, True))
         for observed, theirs in world.observers.items():
-            for observer in theirs:
-                self._schedule(turn, (observer, observed, False))
+            for observer, their_row in theirs.items():
+                if their_row.stage is not ObservedStage.GRANTED or their_row.owed:
+                    self._schedule(turn, (observer, observed, False))
         self._quotas.restore(
             row
             for theirs in world.observers.values()

@@ -34,7 +34,7 @@ class ServerLists:
 
     def permit(self, server_name: ServerName) -> bool:
         """Whether presence may be exchanged with `server_name`."""
-        if any(_glob(pattern).match(server_name) for pattern in self.deny):
+        if self.deny and any(_glob(pattern).match(server_name) for pattern in self.deny):
             return False
         return self.allow is None or any(_glob(pattern).match(server_name) for pattern in self.allow)
 

@@ -46,6 +46,8 @@ class OwedEdu:
 class ObserverStage(Enum):
     """The observer's half (S:2)."""
 
+    __hash__ = object.__hash__  # members are single; Enum's own hash is slow, and this is everywhere
+
     NONE = "none"
     PENDING = "pending"
     ACCEPTED = "accepted"
@@ -54,6 +56,8 @@ class ObserverStage(Enum):
 
 class ObservedStage(Enum):
     """The observed user's half (S:2)."""
+
+    __hash__ = object.__hash__  # members are single; Enum's own hash is slow, and this is everywhere
 
     NONE = "none"
     REQUESTED = "requested"
