@@ -4,6 +4,7 @@ Used where a rule says "at most one per pair and day". What is forgotten when me
 restart is done once more at the worst.
 """
 
+from collections import OrderedDict
 from collections.abc import Hashable
 
 MAX_KEYS = 100_000
@@ -15,7 +16,7 @@ class Recently:
     def __init__(self, period_ms: int, max_keys: int = MAX_KEYS) -> None:
         self._period_ms = period_ms
         self._max_keys = max_keys
-        self._last: dict[Hashable, int] = {}
+        self._last: OrderedDict[Hashable, int] = OrderedDict()  # finds its oldest at once
 
     def allow(self, key: Hashable, now_ms: int) -> bool:
         """Whether `key` was not allowed within the period; if so, it is now."""
@@ -25,7 +26,7 @@ class Recently:
         self._last.pop(key, None)
         self._last[key] = now_ms
         if len(self._last) > self._max_keys:
-            del self._last[next(iter(self._last))]
+            self._last.popitem(last=False)
         return True
 
 
@@ -36,7 +37,7 @@ class Quota:
         self._limit = limit
         self._period_ms = period_ms
         self._max_keys = max_keys
-        self._used: dict[Hashable, tuple[int, int]] = {}  # since when, how many
+        self._used: OrderedDict[Hashable, tuple[int, int]] = OrderedDict()  # since when, how many
 
     def left(self, key: Hashable, now_ms: int) -> int:
         """How many more are allowed now."""
@@ -53,5 +54,5 @@ class Quota:
         self._used.pop(key, None)
         self._used[key] = (since, used + 1)
         if len(self._used) > self._max_keys:
-            del self._used[next(iter(self._used))]
+            self._used.popitem(last=False)
         return True
