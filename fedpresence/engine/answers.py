@@ -3,6 +3,8 @@
 Source: federation.md R-1; security.md Z-6.
 """
 
+from collections import OrderedDict
+
 from fedpresence.engine.effects import ForgetAnswer, SaveAnswer
 from fedpresence.engine.settings import DAY_MS, HOUR_MS
 from fedpresence.engine.world import Turn
@@ -20,7 +22,7 @@ class Answers:
     def __init__(self, max_origins: int = MAX_ORIGINS) -> None:
         self._max_origins = max_origins
         self._taken: dict[ServerName, dict[str, int]] = {}
-        self._newest_ts: dict[ServerName, int] = {}
+        self._newest_ts: OrderedDict[ServerName, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -36,7 +38,7 @@ class Answers:
         clamped = min(origin_server_ts, turn.now_ms + HOUR_MS)
         self._newest_ts[origin] = max(newest, clamped)
         if len(self._newest_ts) > self._max_origins:
-            del self._newest_ts[next(iter(self._newest_ts))]
+            self._newest_ts.popitem(last=False)
         taken = self._taken.setdefault(origin, {})
         taken[txn_id] = turn.now_ms
         turn.add(SaveAnswer(origin, txn_id, turn.now_ms, self._newest_ts[origin]))

@@ -13,6 +13,7 @@ Source: decision 21; the parts name theirs.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol, assert_never
 
 from fedpresence.engine.answers import Answers
@@ -498,11 +499,10 @@ class Engine:
     # --- written behind ---------------------------------------------------------------------------
 
     def take_dirty(self, limit: int) -> list[PresenceRecord]:
-        """Presence that changed since it was last taken, at most `limit` users."""
+        """Presence that changed since it was last taken, of at most `limit` users; none: nothing did."""
         world = self._world
         records: list[PresenceRecord] = []
-        while world.dirty and len(records) < limit:
-            user_id = next(iter(world.dirty))
+        for user_id in list(islice(world.dirty, limit)):
             del world.dirty[user_id]
             if world.is_local(user_id):
                 records.append(world.locals.get(user_id, LocalUser(since_ms=0)).record(user_id))
@@ -513,7 +513,7 @@ class Engine:
     def take_forgotten(self, limit: int) -> list[UserID]:
         """Remote users whose stored presence may go."""
         world = self._world
-        users = [user_id for user_id, _ in zip(list(world.forgotten), range(limit), strict=False)]
+        users = list(islice(world.forgotten, limit))
         for user_id in users:
             del world.forgotten[user_id]
         return users

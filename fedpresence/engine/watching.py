@@ -8,6 +8,7 @@ Always true:
 Source: edus.md 2.3, 3; subscriptions.md O-8, O-14, O-20, O-26, O-26a, O-27; security.md Z-12.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
@@ -34,7 +35,7 @@ class Watching:
     def __init__(self, world: World, check: Callable[[Turn, UserID], None]) -> None:
         self._world = world
         self._check = check
-        self._early: dict[UserID, tuple[PushReceived, int]] = {}
+        self._early: OrderedDict[UserID, tuple[PushReceived, int]] = OrderedDict()  # oldest first
         self._in_vain: dict[ServerName, int] = {}  # polls since a push answered one (E:Q-11)
         self._polls = Recently(FRESH_MS)
         self._unpolls = Recently(HOUR_MS)
@@ -194,7 +195,7 @@ class Watching:
         while now_ms - self._early[oldest := next(iter(self._early))][1] > EARLY_PUSH_MS:
             del self._early[oldest]
         if len(self._early) > MAX_EARLY_PUSHES:
-            del self._early[next(iter(self._early))]
+            self._early.popitem(last=False)
 
     def _take_early(self, turn: Turn, user_id: UserID) -> bool:
         """Take a push that came before anybody might see the user; whether there was one."""
