@@ -23,7 +23,7 @@ from fedpresence import __version__
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import Config, engine_settings
 from fedpresence.engine.engine import Engine
-from fedpresence.engine.events import SettingsChanged, Started, Stopping
+from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePassed
 from fedpresence.engine.settings import EngineSettings, ServerLists
 from fedpresence.errors import StoreError
 from fedpresence.intake import BoundedSite
@@ -87,18 +87,32 @@ class Daemon:
         self._timers: dict[str, Timer] = {}
         self._serving = False
         self._failed = False
+        self._started: Deferred[None] | None = None  # fires when `start` has ended, well or not
         self._stopped: Deferred[None] | None = None
         # Nothing leaves before our name is known to lead here (Z-23).
         self._held = not force and is_public(config.server_name, config.federation.resolve)
 
     async def start(self) -> None:
-        """Open everything; returns once every listener answers. ConfigError, StoreError or OSError."""
+        """Open everything; returns once every listener answers. ConfigError, StoreError or OSError.
+
+        Returns early where `stop` was called meanwhile.
+        """
+        self._started = Deferred()
+        try:
+            await self._start()
+        finally:
+            self._started.callback(None)
+
+    async def _start(self) -> None:
         config = self.config
         identity = Identity(
             config.server_name, load_signing_keys(config.signing_key_path), config.old_signing_keys
         )
         store = self._store = SQLiteStore.open(config.database_path, self._reactor)
         engine = await self._load(store)
+        if self._stopped is not None:
+            return
+        config = self.config  # it may have been reloaded meanwhile
         servers = NOBODY if self._held else engine_settings(config).servers
         parts = self._parts = Parts(config, identity, store, engine, self._around, servers)
         await parts.keyring.load()
@@ -259,6 +273,8 @@ class Daemon:
     # --- the end --------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
+        if self._started is not None:
+            await self._started  # half a daemon cannot be stopped cleanly
         self._serving = False
         for timer in self._timers.values():
             timer.cancel()
@@ -285,6 +301,8 @@ class Daemon:
         await parts.outbound.stopService()
         await parts.keyring.stop()
         await parts.homeserver_pool.closeCachedConnections()
+        if not self._failed:
+            await parts.hub.submit(TimePassed())  # what came before it is committed before the store closes
         parts.hub.stop()
         if not self._failed:
             await parts.write_behind()

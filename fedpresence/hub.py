@@ -136,10 +136,14 @@ class Hub:
                 self._die(Failure(error), [d for _, d in batch])
                 return
         durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
-        if not durable:
-            self._finish(effects, done, refused)
+        try:
+            if not durable:
+                self._finish(effects, done, refused)
+                return
+            committed = self._store.commit(durable, now)  # type: ignore[arg-type]
+        except Exception as error:  # or the turn would never end, and nobody would hear of it
+            self._die(Failure(error), [d for _, d in batch])
             return
-        committed = self._store.commit(durable, now)  # type: ignore[arg-type]
         committed.addCallback(lambda _: self._finish(effects, done, refused))
         committed.addCallback(lambda _: self._run())
         committed.addErrback(lambda failure: self._die(failure, [d for _, d in batch]))

@@ -37,7 +37,7 @@ from fedpresence.clock import Clock, Timer
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
-from fedpresence.web import write_error
+from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
 _log = Logger()
 
@@ -273,6 +273,9 @@ class BoundedChannel(HTTPChannel):
         self.persistent = False
         self.paused = True  # the parser reads no further
         request.setHeader("Connection", "close")
+        if request.uri.startswith(CLIENT_PATHS):  # a browser hides an error without them (P:9.3)
+            for name, value in CORS_HEADERS:
+                request.setHeader(name, value)
         write_error(request, error)
 
     def resumeProducing(self) -> None:  # noqa: N802 - Twisted's name
@@ -525,8 +528,9 @@ def source_of(request: Request) -> str:
     peer = getattr(request.getClientAddress(), "host", None)
     address = _address(peer) if isinstance(peer, str) else None
     if address is None or address.is_loopback:
-        entries = request.requestHeaders.getRawHeaders("X-Forwarded-For") or [""]
-        address = _address(entries[-1].rpartition(",")[2].strip()) or address
+        # As bytes: Twisted's own decoding raises, and everybody may write what the proxy passes on.
+        entries = request.requestHeaders.getRawHeaders(b"X-Forwarded-For") or [b""]
+        address = _address(entries[-1].decode("latin-1").rpartition(",")[2].strip()) or address
     if address is None:
         return "local"
     if isinstance(address, ipaddress.IPv6Address):

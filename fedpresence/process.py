@@ -30,6 +30,8 @@ _log = Logger()
 WATCH_CLOCK_S = 60.0
 CLOCK_JUMP_MS = 3_600_000
 
+RESOLVER_THREADS = 50  # the system's resolver blocks one for each name; a slow zone must not take all ten
+
 FAILED = 1
 WRONG_CONFIG = 78
 
@@ -50,6 +52,7 @@ def run(
 
     reactor: Any = installed
     _allow_many_files()
+    reactor.suggestThreadPoolSize(RESOLVER_THREADS)
     logging = start_logging(config.log, sys.stderr)
     process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
     reactor.callWhenRunning(process.start)
@@ -79,6 +82,7 @@ class _Process:
     ) -> None:
         self.exit_code = 0
         self._said_ready = False
+        self._stopping = False
         self._config_path = config_path
         self._reactor = reactor
         self._logging = logging
@@ -97,6 +101,7 @@ class _Process:
 
     def stop(self) -> Deferred[None]:
         """What the reactor waits for before it ends."""
+        self._stopping = True
         if self._ready_file is not None and self._said_ready:  # else it is that of another process
             self._ready_file.unlink(missing_ok=True)
         return self._daemon.stop()
@@ -126,6 +131,8 @@ class _Process:
         self._reactor.callLater(WATCH_CLOCK_S, self._watch_wall_clock)
 
     def _ready(self, _: object) -> None:
+        if self._stopping:
+            return
         self._watch_wall_clock()
         if self._ready_file is None:
             return
@@ -150,5 +157,5 @@ class _Process:
             _log.error("stopping: {error}", error=error)
         else:
             _log.failure("stopping: a bug in fedpresence", failure)
-        if self._reactor.running:
+        if self._reactor.running and not self._stopping:
             self._reactor.stop()

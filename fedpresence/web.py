@@ -25,6 +25,7 @@ CORS_HEADERS = (
     ("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS"),
     ("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization"),
 )  # P:9.3
+CLIENT_PATHS = (b"/_matrix/client/", b"/_fedpresence/client/")  # whose every answer carries them
 
 Handler = Callable[[Request], Awaitable[object]]
 

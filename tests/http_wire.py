@@ -92,7 +92,7 @@ def request(method: str, uri: str, body: bytes | None = None, *headers: str) -> 
     lines = [f"{method} {uri} HTTP/1.1", "Host: here.test", *headers]
     if body is not None and not any(h.lower().startswith("transfer-encoding") for h in headers):
         lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
+    return "\r\n".join([*lines, "", ""]).encode(errors="surrogateescape") + (body or b"")
 
 
 class Echo(Resource):

@@ -1,4 +1,6 @@
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
@@ -221,3 +223,20 @@ def test_what_needs_no_disk_is_done_at_once() -> None:
     assert result_of(done) == result_of(succeed(None))
     assert at.disk.commits == []
     assert at.polled() == [user("at0")]
+
+
+def test_a_bug_in_what_performs_or_commits_ends_the_daemon_and_not_the_turn_alone() -> None:
+    """A turn that never ends would leave every later request without an answer, and nobody told why."""
+
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    performs, commits = Fixture(), Fixture()
+    performs.hub._perform = broken
+    commits.hub._store = SimpleNamespace(commit=broken)
+
+    answers = [performs.hub.submit(TimePassed()), commits.hub.submit(UserAdded(user("a")))]
+
+    for at, answer in zip((performs, commits), answers, strict=True):
+        failure_of(answer, StoreError)
+        assert [failure.type for failure in at.fatal] == [ZeroDivisionError]

@@ -71,6 +71,17 @@ def test_a_body_announced_beyond_the_limit_is_refused_by_its_head() -> None:
     assert listener.echo.seen == []
 
 
+def test_an_early_refusal_of_a_client_may_be_read_by_a_web_page() -> None:
+    """P:9.3: without the CORS headers a browser hides the 413 and shows a network failure."""
+    for path in ("/_matrix/client/v3/presence/@ann:here.test/status", "/_fedpresence/client/v1/x"):
+        client = Client(Listener().site)
+
+        client.send(request("PUT", path, b"x" * 101))
+
+        assert client.answer.status == 413
+        assert client.answer.headers["access-control-allow-origin"] == "*"
+
+
 def test_a_chunked_body_is_refused_as_soon_as_it_is_too_long() -> None:
     """Who does not say how long a body is must not get around the limit."""
     listener = Listener()
@@ -476,6 +487,7 @@ def test_who_asks_is_the_peer_or_what_our_own_proxy_says() -> None:
         ("127.0.0.1", "203.0.113.9, 198.51.100.1", "198.51.100.1"),
         ("127.0.0.1", "2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
         ("127.0.0.1", "rubbish", "127.0.0.1"),
+        ("127.0.0.1", "\udcff, 198.51.100.1", "198.51.100.1"),  # a byte that is no UTF-8
         ("::ffff:192.0.2.7", "", "192.0.2.7"),
     ):
         listener = Listener()

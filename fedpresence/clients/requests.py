@@ -15,9 +15,9 @@ from fedpresence.wire.json import decode_json
 
 def access_token(request: Request) -> str:
     """The token in the header or, as old clients send it, in the query; 401 `M_MISSING_TOKEN` without."""
-    header = request.getHeader("authorization")
+    header = request.getHeader(b"authorization")
     if header is not None:
-        scheme, _, token = header.strip().partition(" ")
+        scheme, _, token = header.decode("utf-8", "replace").strip().partition(" ")
         if scheme.lower() == "bearer" and token.strip():
             return token.strip()
     token_argument = parameter(request, b"access_token")

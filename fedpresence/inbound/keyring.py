@@ -29,6 +29,7 @@ from fedpresence.wire.signing import Identity, ServerKeys, VerifyKey, verify_key
 _log = Logger()
 
 MAX_WAITING = 100  # requests that wait for one server's keys; more get 429
+MAX_PER_ADDRESS = 5  # fetches in flight for one address: its silent servers must not hold all twenty (Z-4)
 ALL_SOURCES_TIMEOUT_S = 30.0  # notaries and the server together
 
 
@@ -62,6 +63,7 @@ class KeyRing:
         self._cache = KeyCache()
         self._policy = FetchPolicy(random)
         self._in_flight: dict[ServerName, Shared[KeySet]] = {}
+        self._asked_by: dict[ServerName, str | None] = {}  # of those in flight
         self._stopped = False
 
     async def load(self) -> None:
@@ -129,6 +131,11 @@ class KeyRing:
             return running
         if self._stopped:
             raise NotAuthentic("Stopping: no keys are fetched any more")
+        if source is not None and list(self._asked_by.values()).count(source) >= MAX_PER_ADDRESS:
+            self._counters.count("key_fetches", outcome="refused")
+            raise BadRequest(
+                "M_LIMIT_EXCEEDED", "Too many keys are being fetched", status=429, retry_after_ms=1_000
+            )
         try:
             self._policy.begin(server_name, want, source, len(self._in_flight), now_ms(self._clock))
         except BadRequest:
@@ -139,6 +146,7 @@ class KeyRing:
         shared = Shared(ensureDeferred(self._keep(server_name, work)))
         if not shared.done:
             self._in_flight[server_name] = shared
+            self._asked_by[server_name] = source
         return shared
 
     async def _keep(self, server_name: ServerName, work: "Deferred[Fetched]") -> KeySet:
@@ -159,6 +167,7 @@ class KeyRing:
             raise NotAuthentic(f"The keys of {server_name} cannot be fetched") from None
         finally:
             self._in_flight.pop(server_name, None)
+            self._asked_by.pop(server_name, None)
         now = now_ms(self._clock)
         self._policy.succeeded(server_name)
         self._counters.count("key_fetches", outcome="ok")

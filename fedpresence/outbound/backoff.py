@@ -25,7 +25,7 @@ MAX_RETRY_AFTER_MS = DAY_MS  # a typing error over there must not silence us for
 class Backoff:
     """One destination's failures. `failing_since_ms` is None while there is no outage."""
 
-    __slots__ = ("_first_ms", "_not_before_ms", "_woken_ms", "failing_since_ms", "next_try_ms")
+    __slots__ = ("_asked_ms", "_first_ms", "_not_before_ms", "_woken_ms", "failing_since_ms", "next_try_ms")
 
     def __init__(self) -> None:
         self.failing_since_ms: int | None = None
@@ -33,6 +33,7 @@ class Backoff:
         self._first_ms: int | None = None  # first failure in a row, outage or not
         self._not_before_ms = 0  # by its own Retry-After
         self._woken_ms: int | None = None
+        self._asked_ms: int | None = None  # the try that it, or an operator, asked for
 
     def failed(
         self, now_ms: int, jitter: float, *, retry_after_ms: int | None = None, outage: bool = True
@@ -64,13 +65,18 @@ class Backoff:
             return False
         if self._woken_ms is not None and now_ms - self._woken_ms < WAKE_INTERVAL_MS:
             return False
-        self._woken_ms = now_ms
+        self._woken_ms = self._asked_ms = now_ms
         self.next_try_ms = now_ms
         return True
 
+    @property
+    def is_woken(self) -> bool:
+        """Whether the next try is not one of the many in vain: the destination, or an operator, asked."""
+        return self.next_try_ms == self._asked_ms
+
     def retry_now(self, now_ms: int) -> None:
         """An operator wants a try, whatever speaks against it."""
-        self.next_try_ms = now_ms
+        self._asked_ms = self.next_try_ms = now_ms
 
 
 def _delay_ms(away_ms: int) -> int:

@@ -25,7 +25,7 @@ from fedpresence.ids import ServerName, is_ip_literal
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.connections import Connection, Connections, Resolve, tcp_dial
 from fedpresence.outbound.discovery import Discovery
-from fedpresence.outbound.exchange import USER_AGENT, Answer, exchange, fetch, http_date_ms
+from fedpresence.outbound.exchange import USER_AGENT, Answer, exchange, fetch, http_date_ms, values_of
 from fedpresence.outbound.srv import system_lookup
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.outbound.wellknown import fetch_well_known
@@ -115,6 +115,11 @@ class Client:
             self._slashed.popitem(last=False)
         return status
 
+    @property
+    def kept_connections(self) -> int:
+        """To how many servers connections are kept."""
+        return self._connections.kept
+
     async def close(self) -> None:
         """Close kept connections, end look-ups."""
         await self._discovery.stop()
@@ -161,7 +166,7 @@ class Client:
 
     def _refusal(self, server_name: ServerName, answer: Answer) -> DeliveryFailed:
         errcode, retry_after_ms = _matrix_error(answer.body)
-        header = answer.headers.getRawHeaders("Retry-After")
+        header = values_of(answer.headers, b"Retry-After")
         if header:
             from_header = _retry_after_ms(header[0], now_ms(self._clock))
             retry_after_ms = from_header if from_header is not None else retry_after_ms

@@ -66,7 +66,8 @@ class Connections:
         self._blocked = blocked
         self._budget = TokenBucket(per_second, burst=per_second)
         self._waiting = 0
-        self._pool = _Pool(clock, persistent=True)
+        kept: Any = _KeptConnections  # untyped in Twisted
+        self._pool: Any = kept(clock, persistent=True)
         self._pool.maxPersistentPerHost = 1  # one transaction in flight
         self._pool.cachedConnectionTimeout = KEEP_S
         self._pool.retryAutomatically = False
@@ -80,6 +81,11 @@ class Connections:
         except Exception as error:
             raise DeliveryFailed(route.server_name, f"cannot connect: {reason_of(error)}") from error
         return Connection(self._clock, route, protocol)
+
+    @property
+    def kept(self) -> int:
+        """To how many routes connections are kept."""
+        return len(self._pool)
 
     async def close(self) -> None:
         """Close what is kept."""
@@ -159,8 +165,8 @@ class Connection:
         self._protocol.transport.abortConnection()
 
     def _refuse_encoding(self, response: Any) -> Any:
-        encodings = response.headers.getRawHeaders("Content-Encoding", [])
-        if any(encoding.strip().lower() not in ("", "identity") for encoding in encodings):
+        encodings = response.headers.getRawHeaders(b"Content-Encoding", [])
+        if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
             self.abort()
             name = self.route.server_name
             raise DeliveryFailed(name, "its answer is encoded, which we did not ask for", heard=True)
@@ -178,6 +184,33 @@ class _RouteEndpoint:
     def connect(self, protocolFactory: Any) -> "Deferred[Any]":  # noqa: N803 - the interface's name
         """Connect and authenticate."""
         return ensureDeferred(self._connections.connect(self._route, protocolFactory))
+
+
+class _KeptConnections(HTTPConnectionPool):
+    """A pool that forgets a route with its last connection: Twisted's own remembers every route for ever.
+
+    Strangers make us look for their keys under as many names as they like.
+    """
+
+    _connections: dict[object, list[object]]
+
+    def __len__(self) -> int:
+        """How many routes are remembered."""
+        return len(self._connections)
+
+    def getConnection(self, key: Any, endpoint: Any) -> "Deferred[Any]":  # noqa: N802 - Twisted's name
+        """A kept connection, or a new one."""
+        found: Deferred[Any] = super().getConnection(key, endpoint)
+        self._forget_empty(key)
+        return found
+
+    def _removeConnection(self, key: Any, connection: Any) -> None:  # noqa: N802 - Twisted's name
+        _Pool._removeConnection(self, key, connection)
+        self._forget_empty(key)
+
+    def _forget_empty(self, key: object) -> None:
+        if not self._connections.get(key, True):
+            del self._connections[key]
 
 
 class _OneConnection(HTTPConnectionPool):

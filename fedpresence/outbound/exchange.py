@@ -127,6 +127,11 @@ class _Capped(Protocol):
             done.callback(b"".join(self._parts) if whole else b"")
 
 
+def values_of(headers: Headers, name: bytes) -> list[str]:
+    """The values of a header that the other side wrote: Twisted's own decoding raises where they are odd."""
+    return [value.decode("latin-1") for value in headers.getRawHeaders(name, [])]
+
+
 def http_date_ms(value: str | bytes) -> int | None:
     """An HTTP date as Unix time in ms; None where it is none."""
     parse: Any = stringToDatetime

@@ -46,6 +46,7 @@ from fedpresence.wire.transactions import Packed, pack
 _log = Logger()
 
 MAX_USERS = 500  # in a transaction: ten EDUs of fifty
+FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from those that do not (Z-18)
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
 # 401: mostly it could not fetch our keys, because we were away ourselves a moment ago (as F:7.2 of Synapse).
@@ -436,6 +437,13 @@ class DestinationSender(Service):
         _log.failure("sending to {destination} failed", failure, destination=self.destination)
         self._try_later(DeliveryFailed(self.destination, "our own fault, see the log"))
 
+    def _deadline_ms(self) -> int:
+        """By when it should have its turn. What waits for one that fails is old, and must not go first."""
+        deadline_ms = self.queue.deadline_ms(self._now_ms())
+        if self._backoff.failing_since_ms is None or self._backoff.is_woken:
+            return deadline_ms
+        return max(deadline_ms, self._backoff.next_try_ms + FAILING_PATIENCE_MS)
+
     def _set_timer(self, due_ms: int | None) -> None:
         if due_ms is not None and due_ms == self._timer_ms:
             return
@@ -453,7 +461,7 @@ class DestinationSender(Service):
         self._timer_ms = None
         due_ms = self.next_due_ms()
         if due_ms is not None and due_ms <= self._now_ms():
-            self._due(self, self.queue.deadline_ms(self._now_ms()))
+            self._due(self, self._deadline_ms())
         else:
             self.schedule()
 

@@ -14,7 +14,7 @@ from twisted.web.http_headers import Headers
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, parse_server_name
 from fedpresence.outbound.connections import Connections
-from fedpresence.outbound.exchange import Answer, fetch, http_date_ms
+from fedpresence.outbound.exchange import Answer, fetch, http_date_ms, values_of
 from fedpresence.outbound.route import Route
 from fedpresence.wire.json import decode_json
 
@@ -70,7 +70,7 @@ async def fetch_well_known(connections: Connections, host: str) -> Answer | None
             return None
         if answer.status not in REDIRECTS:
             return answer
-        location = answer.headers.getRawHeaders("Location", [""])[0]
+        location = (values_of(answer.headers, b"Location") or [""])[0]
         try:
             there = urlsplit(urljoin(f"https://{authority}{uri}", location))
         except ValueError:
@@ -119,7 +119,7 @@ def _delegated(answer: Answer | None) -> ServerName | None:
 def _life_ms(headers: Headers, now_ms: int, jitter: float) -> int:
     """How long a valid answer may be kept, by its cache headers."""
     directives: dict[str, str] = {}
-    for line in headers.getRawHeaders("Cache-Control", []):
+    for line in values_of(headers, b"Cache-Control"):
         for directive in line.split(","):
             name, _, value = directive.partition("=")
             directives[name.strip().lower()] = value.strip(' "')
@@ -127,7 +127,7 @@ def _life_ms(headers: Headers, now_ms: int, jitter: float) -> int:
         return SHORTEST_LIFE_MS  # kept this long all the same, or each transaction would ask
     if directives.get("max-age", "").isdecimal():
         life_ms = int(directives["max-age"][:10]) * 1000
-    elif expires := headers.getRawHeaders("Expires"):
+    elif expires := values_of(headers, b"Expires"):
         life_ms = (http_date_ms(expires[0]) or 0) - now_ms  # an unreadable date has passed (RFC 9111)
     else:
         life_ms = int(DEFAULT_LIFE_MS * (1 - JITTER_SHARE * jitter))

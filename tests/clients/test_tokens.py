@@ -3,13 +3,17 @@ from collections.abc import Sequence
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.web.server import Request
+from twisted.web.test.requesthelper import DummyChannel
 
 from fedpresence.clients import tokens
+from fedpresence.clients.requests import access_token
 from fedpresence.engine.effects import Effect, SaveUser
 from fedpresence.engine.events import UserAdded
-from fedpresence.errors import StoreError
+from fedpresence.errors import BadRequest, StoreError
 from fedpresence.ids import UserID
 from fedpresence.storage.store import TokenOwner
+from tests.asynchronous import failure_of
 from tests.clients.world import ALICE, PHONE, World
 
 WHOAMI = "account/whoami"
@@ -190,3 +194,13 @@ def test_lookups_in_flight_are_bounded() -> None:
 
     assert [one.waits for one in asked] == [True, True, False]
     assert (asked[2].answer.status, asked[2].answer.headers["retry-after"]) == (429, "1")
+
+
+def test_a_token_that_is_no_text_is_an_unknown_one() -> None:
+    """A byte that is no UTF-8 is a stranger's typing error, not a bug of ours with its traceback."""
+    world = World()
+    request = Request(DummyChannel())
+    request.requestHeaders.setRawHeaders(b"Authorization", [b"Bearer \xff"])
+
+    assert access_token(request) == "\ufffd"
+    failure_of(world.tokens.owner(request), BadRequest)

@@ -241,6 +241,22 @@ def test_twenty_fetches_are_in_flight_at_most() -> None:
     assert len(ring.network.asked) == 20
 
 
+def test_one_address_holds_a_quarter_of_all_fetches_at_most() -> None:
+    """Z-4: twice a second a name that never answers, and nobody else's keys would be fetched any more."""
+    ring = Ring()
+    ring.network.slow = True
+
+    asking = []
+    for n in range(6):
+        asking.append(as_deferred(ring.keys.verify_key(ServerName(f"s{n}.test"), KEY_1, "192.0.2.1")))
+        ring.passes(501)
+    refused = failure_of(asking.pop(), BadRequest)
+    other = as_deferred(ring.keys.verify_key(THERE, KEY_1, "198.51.100.1"))
+
+    assert refused.status == 429
+    assert not any(each.called for each in [*asking, other])
+
+
 def test_a_server_that_does_not_answer_is_given_up() -> None:
     """Every wait on another machine has a timeout."""
     ring = Ring()

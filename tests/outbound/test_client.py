@@ -9,6 +9,7 @@ from twisted.web.server import NOT_DONE_YET
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
 from fedpresence.outbound.client import Client
+from fedpresence.outbound.connections import KEEP_S
 from fedpresence.outbound.tls import TlsPolicy
 from tests.asynchronous import as_deferred, failure_of, result_of
 from tests.outbound.network import PUBLIC, PUBLIC_2, START_S, Authority, Network, Recorder
@@ -316,3 +317,32 @@ def test_a_closed_client_keeps_no_connection(network: Network) -> None:
     result_of(put(network, client))
 
     assert network.dialled == [(PUBLIC, 8448)] * 2
+
+
+def test_a_server_without_a_connection_is_not_remembered(network: Network) -> None:
+    """Strangers make us fetch keys under as many names as they like: none may stay in memory for ever."""
+    a_server(network)
+    client = network.client()
+    result_of(put(network, client))
+    assert client.kept_connections == 1
+
+    network.clock.advance(KEEP_S + 1)
+    network.flush()
+
+    assert client.kept_connections == 0
+
+
+def test_headers_that_are_no_text_are_an_answer_like_any_other(network: Network) -> None:
+    """Twisted's decoding raises: a peer could fill our log with tracebacks, one for each of our tries."""
+
+    def odd(request: Any) -> bytes:
+        request.setResponseCode(503)
+        for name in (b"Retry-After", b"Content-Encoding"):
+            request.responseHeaders.setRawHeaders(name, [b"" if name[0:1] == b"C" else b"\xff\xb2"])
+        return b"{}"
+
+    a_server(network, odd)
+
+    failure = failure_of(put(network, network.client()), DeliveryFailed)
+
+    assert (failure.status, failure.retry_after_ms) == (503, None)

@@ -134,3 +134,18 @@ def test_idle_means_nothing_in_flight_or_due_now() -> None:
 def test_an_unknown_destination_is_described_as_nothing() -> None:
     """The admin API makes a 404 of it."""
     assert Rig().outbound.describe(THERE) == {}
+
+
+def test_thousands_that_are_away_do_not_take_the_turns_of_those_that_are_there() -> None:
+    """A stranger with a wildcard domain makes names at will: what waits for them is always the oldest."""
+    rig = Rig(max_transactions_per_second=2).start()
+    rig.server.reachable = unreachable()
+    for number in range(300):
+        rig.push(destination=ServerName(f"dead{number}.test"))
+    rig.wait(600)
+    opened = len(rig.server.opened)
+
+    rig.push(CAROL, destination=ServerName("quiet.test"))
+    rig.wait(2)
+
+    assert "quiet.test" in [name for name, _ in rig.server.opened[opened : opened + 2]]

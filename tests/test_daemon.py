@@ -1,0 +1,73 @@
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from fedpresence import daemon
+from fedpresence.daemon import Daemon
+from fedpresence.process import _Process
+from tests.asynchronous import as_deferred, result_of
+
+
+class Store:
+    """A database whose rows take their time."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.loading: Deferred[object] = Deferred()
+
+    def load(self) -> Deferred[object]:
+        return self.loading
+
+    def close(self) -> Deferred[None]:
+        self.closed = True
+        return succeed(None)
+
+
+def test_a_stop_while_the_rows_are_read_is_a_clean_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service manager that changes its mind must not read of a failed database, nor of an exit code 1."""
+    store = Store()
+
+    async def load(self: Daemon, store: Any) -> object:
+        return await store.load()
+
+    monkeypatch.setattr(daemon, "Identity", lambda *_: None)
+    monkeypatch.setattr(daemon, "load_signing_keys", lambda _: ())
+    monkeypatch.setattr(daemon, "SQLiteStore", SimpleNamespace(open=lambda *_: store))
+    monkeypatch.setattr(Daemon, "_load", load)
+    config: Any = SimpleNamespace(
+        server_name="here.test", signing_key_path=Path(), old_signing_keys={}, database_path=Path()
+    )
+    fatal: list[Failure] = []
+    here = Daemon(config, None, Clock(), Random(1), fatal.append, force=True)
+
+    starting = as_deferred(here.start())
+    stopped = here.stop()
+    assert not stopped.called and not store.closed
+
+    store.loading.callback(None)
+    result_of(starting)
+    result_of(stopped)
+    assert store.closed and fatal == [] and here.listening == ()
+
+
+def test_what_fails_while_the_process_ends_does_not_end_it_again() -> None:
+    """Twisted's reactor raises where it is stopped twice: the last line would be about that."""
+
+    def stop() -> None:
+        raise AssertionError("stopped twice")
+
+    process = _Process.__new__(_Process)
+    process._ready_file, process._stopping = None, False
+    process._reactor = SimpleNamespace(running=True, stop=stop)
+    process._daemon = SimpleNamespace(stop=lambda: succeed(None))  # type: ignore[assignment]  # its only use
+
+    result_of(process.stop())
+    process._fatal(Failure(OSError("the disk")))
+
+    assert process.exit_code == 1
