@@ -94,11 +94,11 @@ class _StillTimer:
         """As if it waited."""
         return True
 
-    def getTime(self) -> float:  # noqa: N802 - Twisted's name
+    def getTime(self) -> float:
         """Some day."""
         return float("inf")
 
-    def reset(self, secondsFromNow: float) -> None:  # noqa: N803 - Twisted's name
+    def reset(self, secondsFromNow: float) -> None:
         """As before."""
 
 
@@ -109,7 +109,7 @@ class _StillClock:
         """Always the same moment."""
         return NOW_MS / 1000
 
-    def callLater(  # noqa: N802 - Twisted's name
+    def callLater(
         self, delay: float, callable: Callable[..., object], *args: object, **kw: object
     ) -> _StillTimer:
         """Never."""

@@ -23,10 +23,10 @@ class Timer(Protocol):
     def active(self) -> bool:
         """Whether it was neither called nor cancelled."""
 
-    def getTime(self) -> float:  # noqa: N802 - Twisted's name
+    def getTime(self) -> float:
         """When it is due, by the clock's `seconds`."""
 
-    def reset(self, secondsFromNow: float) -> None:  # noqa: N803 - Twisted's name
+    def reset(self, secondsFromNow: float) -> None:
         """Due so many seconds from now instead."""
 
 
@@ -36,9 +36,7 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Unix time in seconds."""
 
-    def callLater(  # noqa: N802 - Twisted's name
-        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
-    ) -> Any:
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> Any:
         """Call `callable` in `delay` seconds; answers a `Timer`."""
 
 
@@ -57,9 +55,7 @@ class MonotonicClock:
         """How far the wall clock has moved away from this one since the start."""
         return int((time.time() - self.seconds()) * 1000)
 
-    def callLater(  # noqa: N802 - Twisted's name
-        self, delay: float, callable: Callable[..., object], *args: object, **kw: object
-    ) -> Any:
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> Any:
         """As the reactor's."""
         return self._reactor.callLater(delay, callable, *args, **kw)
 

@@ -27,7 +27,7 @@ from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePa
 from fedpresence.engine.settings import EngineSettings, ServerLists
 from fedpresence.errors import StoreError
 from fedpresence.intake import BoundedSite
-from fedpresence.listening import Listener, listen
+from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.status import TransactionSeen
 from fedpresence.parts import Parts, Surroundings, Work
@@ -40,7 +40,7 @@ from fedpresence.wire.signing import Identity
 _log = Logger()
 
 WRITE_BEHIND_S = 30.0  # how much presence a crash may cost (decision 22)
-LOOK_AROUND_S = 1.0  # how late a revoked token is noticed
+LOOK_AROUND_S = 0.25  # how late a token revoked by the command line is noticed
 FLUSH_S = 5.0  # what a clean stop waits for the last words
 FLUSH_STEP_S = 0.05
 SELF_CHECK_AGAIN_S = 600.0
@@ -136,9 +136,7 @@ class Daemon:
 
         ConfigError, and nothing changes, where a certificate is no good.
         """
-        for listener in self._listeners:
-            if listener.certificates is not None:
-                listener.certificates.reload()
+        reload_certificates(self._listeners)
         old, self.config = self.config, config
         parts = self._parts
         if parts is not None:

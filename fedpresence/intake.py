@@ -142,11 +142,11 @@ class BoundedRequest(Request):
         self.method, self.uri, self.clientproto = method, uri, version
         self.path = uri.partition(b"?")[0]
 
-    def gotLength(self, length: int | None) -> None:  # noqa: N802 - Twisted's name
+    def gotLength(self, length: int | None) -> None:
         """Keep the body in memory: it is bounded, and a temporary file would block the reactor."""
         self.content = self._body
 
-    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+    def handleContentChunk(self, data: bytes) -> None:
         """Keep `data` if the limit and the budget allow it; else refuse the whole request."""
         if self.finished or self.admitted is None:
             return
@@ -174,7 +174,7 @@ class BoundedChannel(HTTPChannel):
     """One connection: Twisted's parser, stopped between head and body until the request is admitted."""
 
     site: "BoundedSite"
-    _networkProducer: Any  # noqa: N815 - Twisted's name
+    _networkProducer: Any
     _reading = False  # bytes of the next request have come
     _deadline_s = 0.0
     _deciding = False  # the head is here, the admission is not
@@ -186,7 +186,7 @@ class BoundedChannel(HTTPChannel):
     _admitting: Deferred[None] | None = None
     _linger_call: Timer | None = None
 
-    def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
+    def connectionMade(self) -> None:
         """Take the connection, or close it at once where there are too many."""
         transport: Any = self.transport
         if not self.site.opened(self):
@@ -197,7 +197,7 @@ class BoundedChannel(HTTPChannel):
             keep_alive(True)  # a long poll of a client that is gone must end some day
         super().connectionMade()
 
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+    def dataReceived(self, data: bytes) -> None:
         """Feed the parser. Only the first byte of a request restarts the clock: a trickle does not."""
         if self._lingering:
             self._discard(data)
@@ -208,7 +208,7 @@ class BoundedChannel(HTTPChannel):
             self.resetTimeout()
         LineReceiver.dataReceived(self, data)
 
-    def headerReceived(self, line: bytes) -> bool:  # noqa: N802 - Twisted's name
+    def headerReceived(self, line: bytes) -> bool:
         """As Twisted's; a `Content-Length` of thousands of digits is malformed and not our bug."""
         try:
             return bool(super().headerReceived(line))
@@ -216,11 +216,11 @@ class BoundedChannel(HTTPChannel):
             self._respondToBadRequestAndDisconnect()
             return False
 
-    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: N802 - Twisted's name
+    def lineLengthExceeded(self, line: bytes) -> None:
         """A line without end is malformed. Over TLS, Twisted's own close would wait for our producer."""
         self._respondToBadRequestAndDisconnect()
 
-    def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name
+    def allHeadersReceived(self) -> None:
         """Ask whether the request is admitted; meanwhile nothing more is read."""
         request: BoundedRequest = self.requests[-1]
         method, uri, version = cast("tuple[bytes, bytes, bytes]", (self._command, self._path, self._version))
@@ -244,7 +244,7 @@ class BoundedChannel(HTTPChannel):
         if self._deciding:
             self._hold_up()
 
-    def allContentReceived(self) -> None:  # noqa: N802 - Twisted's name
+    def allContentReceived(self) -> None:
         """The request is complete: pass it on, once it is admitted."""
         if self._refused:
             return
@@ -253,7 +253,7 @@ class BoundedChannel(HTTPChannel):
             return
         super().allContentReceived()
 
-    def requestDone(self, request: Request) -> None:  # noqa: N802 - Twisted's name
+    def requestDone(self, request: Request) -> None:
         """The answer is written: its body's bytes are free; the next request may come."""
         assert isinstance(request, BoundedRequest)
         length, held = self.length, request.held
@@ -278,7 +278,7 @@ class BoundedChannel(HTTPChannel):
                 request.setHeader(name, value)
         write_error(request, error)
 
-    def resumeProducing(self) -> None:  # noqa: N802 - Twisted's name
+    def resumeProducing(self) -> None:
         """The transport's buffer has room again: read on, unless a decision is awaited."""
         if self._held_up:
             self._waitingForTransport = False
@@ -296,12 +296,12 @@ class BoundedChannel(HTTPChannel):
         transport: Any = self.transport
         transport.abortConnection()
 
-    def timeoutConnection(self) -> None:  # noqa: N802 - Twisted's name
+    def timeoutConnection(self) -> None:
         """Too slow: close, and soon without courtesy."""
         _log.debug("{peer} was too slow", peer=self.getPeer())
         self._close()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Free whatever the connection held."""
         self.site.gone(self)
         for request in self.requests:
@@ -399,7 +399,7 @@ class BoundedChannel(HTTPChannel):
             self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
             self.loseConnection()
 
-    def _respondToBadRequestAndDisconnect(self) -> None:  # noqa: N802 - Twisted's name
+    def _respondToBadRequestAndDisconnect(self) -> None:
         """Say 400 and parse no further: there is no request that could be answered.
 
         Twisted's own would close. Over TLS that waits for the peer, and until then the parser goes on:
@@ -486,16 +486,16 @@ class BoundedSite(Site):
         self.limits = limits
         self.budget.total = limits.bodies_in_flight
 
-    def startFactory(self) -> None:  # noqa: N802 - Twisted's name
+    def startFactory(self) -> None:
         """No access log, so nothing to open and no clock to keep."""
 
-    def stopFactory(self) -> None:  # noqa: N802 - Twisted's name
+    def stopFactory(self) -> None:
         """Nothing was opened."""
 
     def log(self, request: Any) -> None:
         """Query strings carry tokens: no access log."""
 
-    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 - Twisted's name
+    def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 only."""
         return [b"http/1.1"]
 

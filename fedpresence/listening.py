@@ -4,6 +4,7 @@ Twisted's own `ssl:` endpoint takes only the first certificate of a file and rea
 may hold the full chain, and a reload reads it again.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,20 @@ PEM_END = b"-----END CERTIFICATE-----"
 
 @implementer(IOpenSSLServerConnectionCreator)
 class Certificates:
-    """A TLS context whose files are read again by `reload`; each connection asks for the newest."""
+    """A TLS context whose files are read again by a reload; each connection asks for the newest `options`."""
 
     def __init__(self, private_key: Path, chain: Path, extra_chain: Path | None = None) -> None:
         self._private_key = private_key
         self._chain = chain
         self._extra_chain = extra_chain
-        self._options = self._read()
+        self.options = self.read()
 
-    def serverConnectionForTLS(self, protocol: object) -> SSL.Connection:  # noqa: N802 - Twisted's name
+    def serverConnectionForTLS(self, protocol: object) -> SSL.Connection:
         """One more connection, with the newest certificate."""
-        return SSL.Connection(self._options.getContext(), None)
+        return SSL.Connection(self.options.getContext(), None)
 
-    def reload(self) -> None:
-        """Read the files again; ConfigError, and the old certificates stay, where they are no good."""
-        self._options = self._read()
-
-    def _read(self) -> Any:
+    def read(self) -> Any:
+        """What the files hold now, to become `options`; ConfigError where they are no good."""
         try:
             certificates = _certificates(self._chain)
             if self._extra_chain is not None:
@@ -54,7 +52,7 @@ class Certificates:
                 raiseMinimumTo=ssl.TLSVersion.TLSv1_2,
             )
             options.getContext()  # a key that does not fit its certificate is found here
-        except (OSError, SSL.Error, IndexError, ValueError) as error:
+        except (OSError, SSL.Error, crypto.Error, IndexError, ValueError) as error:
             raise ConfigError.of(
                 "listeners",
                 f"the certificate {self._chain} with the key {self._private_key} cannot be used: {error!r}.",
@@ -69,6 +67,13 @@ class Listener:
     def __init__(self, port: Any, certificates: Certificates | None) -> None:
         self.port = port
         self.certificates = certificates
+
+
+def reload_certificates(listeners: Iterable[Listener]) -> None:
+    """Read every listener's files again; ConfigError, and all old ones stay, where one is no good."""
+    certificates = [each.certificates for each in listeners if each.certificates is not None]
+    for each, options in [(each, each.read()) for each in certificates]:
+        each.options = options
 
 
 async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:

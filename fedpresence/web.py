@@ -6,10 +6,10 @@ own fault is a 500 `M_UNKNOWN` with its traceback in the log and nothing of it i
 """
 
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import CancelledError, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
@@ -18,6 +18,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from fedpresence.errors import BadRequest, StoreError
 
 _log = Logger()
+T = TypeVar("T")
 
 JSON = "application/json"
 CORS_HEADERS = (
@@ -51,6 +52,13 @@ def write_error(request: Request, error: BadRequest) -> None:
     write_json(request, body, error.status)
 
 
+def carried_through(work: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
+    """The outcome of work that goes on when whoever asked for it has gone."""
+    answer: Deferred[T] = Deferred()
+    ensureDeferred(work).chainDeferred(answer)  # cancelling the answer ends the waiting alone
+    return answer
+
+
 class JsonResource(Resource):
     """One path: a table of methods to `async` handlers that answer a JSON value or raise BadRequest.
 
@@ -63,7 +71,7 @@ class JsonResource(Resource):
         self._methods = methods
         self._cors = cors
 
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+    def getChild(self, path: bytes, request: Request) -> Resource:
         """Whatever lies below a known path is unknown."""
         return Unknown(cors=self._cors)
 

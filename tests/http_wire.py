@@ -98,7 +98,7 @@ def request(method: str, uri: str, body: bytes | None = None, *headers: str) -> 
 class Echo(Resource):
     """Says how many bytes it was sent; with `delay` only when told to `finish`."""
 
-    isLeaf = True  # noqa: N815 - Twisted's name
+    isLeaf = True
 
     def __init__(self) -> None:
         super().__init__()

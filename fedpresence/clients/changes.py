@@ -83,7 +83,7 @@ class PresenceChanges(Service):
             pending.pop(event.device_id, None)  # the newest stands last: the message is the user's
             pending[event.device_id] = event
 
-    def stopService(self) -> Deferred[object]:  # noqa: N802 - Twisted's name
+    def stopService(self) -> Deferred[object]:
         """Give the hub what was kept; nothing is kept from now on."""
         self._stopped = True
         Service.stopService(self)

@@ -29,7 +29,7 @@ class _Branch(JsonResource):
         self.any_child: _Branch | None = None
         super().__init__(self.methods, cors=True)
 
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+    def getChild(self, path: bytes, request: Request) -> Resource:
         """The child that stands for every name; 404 where there is none or the name is empty."""
         if self.any_child is not None and path:
             return self.any_child

@@ -181,6 +181,8 @@ class KeyRing:
     async def _from_anywhere(self, server_name: ServerName, key_id: KeyID) -> Fetched:
         """Notaries first, where there are any, then the server itself (F:K-5)."""
         now = now_ms(self._clock)
+        at_hand = self._cache.get(server_name, now)
+        newest_ts = at_hand.keys.valid_until_ts if at_hand is not None else 0
         if server_name not in self._fetcher.notaries:
             for notary in self._fetcher.notaries:
                 try:
@@ -188,6 +190,8 @@ class KeyRing:
                     fetched = await self._fetcher.from_notary(server_name, notary_keys, now)
                 except (DeliveryFailed, BadRequest):
                     continue
+                if fetched.keys.valid_until_ts < newest_ts:
+                    continue  # an older copy would bring back a key that was withdrawn since
                 if key_id in fetched.keys.verify_keys and KeySet(fetched.keys, now).holds(now):
                     return fetched
         fetched = await self._fetcher.from_server(server_name)

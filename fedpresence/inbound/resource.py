@@ -68,7 +68,7 @@ def add_federation(root: Resource, federation: Federation) -> None:
 class Slashed(JsonResource):
     """A path that is the same with a trailing slash (F:7.1: Synapse up to 0.99.2 sends it)."""
 
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+    def getChild(self, path: bytes, request: Request) -> Resource:
         """Itself for the slash; nothing below."""
         if path == b"" and not request.postpath:
             return self
@@ -90,7 +90,7 @@ class Below(JsonResource):
         self._below = below
         self._slash = slash
 
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+    def getChild(self, path: bytes, request: Request) -> Resource:
         """The resource of that segment."""
         return self._below(path) if path or self._slash else Unknown()
 

@@ -33,7 +33,7 @@ from fedpresence.ids import (
 )
 from fedpresence.intake import Admit, Admitted, RequestHead
 from fedpresence.ops.destinations import Destinations, encode_destination, summary
-from fedpresence.web import Handler, JsonResource, Unknown, mount, node
+from fedpresence.web import Handler, JsonResource, Unknown, carried_through, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.lists import decode_list_change
 
@@ -130,7 +130,7 @@ class _Named(JsonResource):
         super().__init__(methods)
         self._below = below
 
-    def getChild(self, path: bytes, request: Request) -> Resource:  # noqa: N802 - Twisted's name
+    def getChild(self, path: bytes, request: Request) -> Resource:
         """The resource of one member; no member has an empty name."""
         try:
             name = path.decode("utf-8")
@@ -206,10 +206,12 @@ class _Admin:
         return {}
 
     async def deactivate(self, name: str) -> object:
-        user_id = await self._existing(name)
+        await carried_through(self._deactivate(await self._existing(name)))
+        return {}
+
+    async def _deactivate(self, user_id: UserID) -> None:
         await self._parts.revoke_tokens(user_id)  # first: no request of theirs comes after
         await self._parts.hub.submit(UserDeactivated(user_id))
-        return {}
 
     async def set_members(self, name: str, request: Request) -> object:
         room_id = _parse_room_id(name)

@@ -134,13 +134,13 @@ class _Gauges(Collector):
 class _Metrics(Resource):
     """Plain text, for GET alone."""
 
-    isLeaf = True  # noqa: N815 - Twisted's name
+    isLeaf = True
 
     def __init__(self, text: Callable[[], Deferred[bytes]]) -> None:
         Resource.__init__(self)
         self._text = text
 
-    def render_GET(self, request: Request) -> int:  # noqa: N802 - Twisted's name
+    def render_GET(self, request: Request) -> int:
         """All series."""
         asking = self._text()
         request.notifyFinish().addErrback(lambda _: asking.cancel())

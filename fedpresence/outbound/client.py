@@ -96,23 +96,25 @@ class Client:
     async def send_transaction(
         self, destination: ServerName, connection: Connection, txn_id: str, content: Mapping[str, object]
     ) -> int:
-        """`PUT /send/{txn_id}` over this connection, with the slash that old servers want (F:7.1)."""
+        """`PUT /send/{txn_id}` over this connection; old servers want a slash behind it (F:7.1).
+
+        Which one does is learnt from its refusal, DeliveryFailed (not heard), and remembered.
+        """
         slashed = destination in self._slashed
-        uri = f"{SEND_PATH}{txn_id}"
+        uri = f"{SEND_PATH}{txn_id}{'/' if slashed else ''}"
         try:
-            status, _ = await self._signed(
-                destination, connection, "PUT", f"{uri}/" if slashed else uri, content
-            )
+            status, _ = await self._signed(destination, connection, "PUT", uri, content)
         except DeliveryFailed as error:
-            if slashed or error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
+            if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
                 raise
-        else:
-            return status
-        connection = await self._connection_to(destination)
-        status, _ = await self._signed(destination, connection, "PUT", f"{uri}/", content)
-        self._slashed[destination] = None
-        if len(self._slashed) > MAX_SLASHED:
-            self._slashed.popitem(last=False)
+            if slashed:
+                del self._slashed[destination]
+                raise
+            self._slashed[destination] = None
+            if len(self._slashed) > MAX_SLASHED:
+                self._slashed.popitem(last=False)
+            # Not these bytes again: a right in them may end before another connection stands (S:5).
+            raise DeliveryFailed(destination, "wants the trailing slash of old: next time") from error
         return status
 
     @property
@@ -229,15 +231,15 @@ class _Addresses:
         self.done: Deferred[list[str]] = Deferred()
         self._addresses: list[str] = []
 
-    def resolutionBegan(self, resolutionInProgress: object) -> None:  # noqa: N802, N803 - Twisted's names
+    def resolutionBegan(self, resolutionInProgress: object) -> None:
         """Nothing to do yet."""
 
-    def addressResolved(self, address: Any) -> None:  # noqa: N802 - Twisted's name
+    def addressResolved(self, address: Any) -> None:
         """One more."""
         if address.host not in self._addresses:
             self._addresses.append(address.host)
 
-    def resolutionComplete(self) -> None:  # noqa: N802 - Twisted's name
+    def resolutionComplete(self) -> None:
         """That was all; who asked may have gone."""
         if not self.done.called:
             self.done.callback(self._addresses)

@@ -151,7 +151,7 @@ class Connection:
         method: bytes,
         uri: bytes,
         headers: Headers | None = None,
-        bodyProducer: Any = None,  # noqa: N803 - the interface's name
+        bodyProducer: Any = None,
     ) -> "Deferred[Any]":
         """As an IAgent that neither asks for compression nor takes it (Z-5): treq always would."""
         if headers is not None and headers.hasHeader("Accept-Encoding"):
@@ -181,7 +181,7 @@ class _RouteEndpoint:
         self._connections = connections
         self._route = route
 
-    def connect(self, protocolFactory: Any) -> "Deferred[Any]":  # noqa: N803 - the interface's name
+    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
         """Connect and authenticate."""
         return ensureDeferred(self._connections.connect(self._route, protocolFactory))
 
@@ -198,13 +198,13 @@ class _KeptConnections(HTTPConnectionPool):
         """How many routes are remembered."""
         return len(self._connections)
 
-    def getConnection(self, key: Any, endpoint: Any) -> "Deferred[Any]":  # noqa: N802 - Twisted's name
+    def getConnection(self, key: Any, endpoint: Any) -> "Deferred[Any]":
         """A kept connection, or a new one."""
         found: Deferred[Any] = super().getConnection(key, endpoint)
         self._forget_empty(key)
         return found
 
-    def _removeConnection(self, key: Any, connection: Any) -> None:  # noqa: N802 - Twisted's name
+    def _removeConnection(self, key: Any, connection: Any) -> None:
         _Pool._removeConnection(self, key, connection)
         self._forget_empty(key)
 
@@ -220,7 +220,7 @@ class _OneConnection(HTTPConnectionPool):
         _Pool.__init__(self, clock, persistent=True)
         self._protocol = protocol
 
-    def getConnection(self, key: object, endpoint: object) -> "Deferred[Any]":  # noqa: N802 - Twisted's name
+    def getConnection(self, key: object, endpoint: object) -> "Deferred[Any]":
         """The one there is."""
         return succeed(self._protocol)
 
@@ -229,11 +229,11 @@ class _OneConnection(HTTPConnectionPool):
 class _Nowhere:
     """An Agent wants an endpoint even where it will not connect."""
 
-    def endpointForURI(self, uri: object) -> "_Nowhere":  # noqa: N802 - the interface's name
+    def endpointForURI(self, uri: object) -> "_Nowhere":
         """Itself."""
         return self
 
-    def connect(self, protocolFactory: Any) -> "Deferred[Any]":  # noqa: N803 - the interface's name
+    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
         """Never."""
         return fail(ConnectionClosed("a connection is for one request"))
 

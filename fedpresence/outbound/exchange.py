@@ -91,14 +91,14 @@ class _Body:
         self._body = body
         self.length = len(body)
 
-    def startProducing(self, consumer: Any) -> "Deferred[None]":  # noqa: N802 - Twisted's name
+    def startProducing(self, consumer: Any) -> "Deferred[None]":
         consumer.write(self._body)
         return succeed(None)
 
-    def pauseProducing(self) -> None:  # noqa: N802 - Twisted's name
+    def pauseProducing(self) -> None:
         """All is written already."""
 
-    resumeProducing = stopProducing = pauseProducing  # noqa: N815 - Twisted's names
+    resumeProducing = stopProducing = pauseProducing
 
 
 class _Capped(Protocol):
@@ -110,7 +110,7 @@ class _Capped(Protocol):
         self._done: Deferred[bytes] | None = done
         self._abort = abort
 
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+    def dataReceived(self, data: bytes) -> None:
         self._left -= len(data)
         if self._left >= 0:
             self._parts.append(data)
@@ -120,7 +120,7 @@ class _Capped(Protocol):
             if not done.called:
                 done.callback(b"")
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         done, self._done = self._done, None
         if done is not None and not done.called:
             whole = isinstance(reason.value, (ResponseDone, PotentialDataLoss))

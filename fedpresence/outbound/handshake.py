@@ -33,7 +33,7 @@ class _HandshakeFactory(Factory):
     def __init__(self, factory: Any) -> None:
         self._factory = factory
 
-    def buildProtocol(self, addr: Any) -> "_Handshake":  # noqa: N802 - Twisted's name
+    def buildProtocol(self, addr: Any) -> "_Handshake":
         return _Handshake(self._factory, addr)
 
 
@@ -47,23 +47,23 @@ class _Handshake(Protocol):
         self._inner: Any = None
         self.done: Deferred[Any] = Deferred(lambda _: self._abort())
 
-    def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
+    def connectionMade(self) -> None:
         transport: Any = self.transport
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
 
-    def handshakeCompleted(self) -> None:  # noqa: N802 - the interface's name
+    def handshakeCompleted(self) -> None:
         if self.done.called:
             return
         self._inner = self._factory.buildProtocol(self._address)
         self._inner.makeConnection(self.transport)
         self.done.callback(self._inner)
 
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+    def dataReceived(self, data: bytes) -> None:
         assert self._inner is not None, "application data follow the handshake"
         self._inner.dataReceived(data)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._inner is not None:
             self._inner.connectionLost(reason)
         elif not self.done.called:

@@ -144,12 +144,12 @@ class DestinationSender(Service):
 
     # --- service ---------------------------------------------------------------------------------
 
-    def startService(self) -> None:  # noqa: N802 - Twisted's name
+    def startService(self) -> None:
         """Send from now on."""
         Service.startService(self)
         self.schedule()
 
-    def stopService(self) -> Deferred[None]:  # noqa: N802 - Twisted's name
+    def stopService(self) -> Deferred[None]:
         """Send no more; fires when nothing is in flight."""
         Service.stopService(self)
         self._set_timer(None)

@@ -97,7 +97,7 @@ class Outbound(MultiService):
 
     # --- service ---------------------------------------------------------------------------------
 
-    def startService(self) -> None:  # noqa: N802 - Twisted's name
+    def startService(self) -> None:
         """Send from now on, what an earlier run would have refreshed too."""
         now = now_ms(self._clock)
         for destination, user_id in self._boot_users():
@@ -105,7 +105,7 @@ class Outbound(MultiService):
         MultiService.startService(self)
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 
-    def stopService(self) -> Deferred[None]:  # noqa: N802 - Twisted's name
+    def stopService(self) -> Deferred[None]:
         """Cancel what is in flight, close connections."""
         for timer in (self._turn_timer, self._sweep_timer):
             if timer is not None:

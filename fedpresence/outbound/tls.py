@@ -58,9 +58,9 @@ class _Unverified:
         self._sni = None if is_ip_literal(name) else name.encode("ascii")
         self._context = CertificateOptions(verify=False).getContext()
 
-    def clientConnectionForTLS(  # noqa: N802 - the interface's name
+    def clientConnectionForTLS(
         self,
-        tlsProtocol: TLSMemoryBIOProtocol,  # noqa: N803
+        tlsProtocol: TLSMemoryBIOProtocol,
     ) -> SSL.Connection:
         """A connection that takes any certificate."""
         connection = SSL.Connection(self._context, None)

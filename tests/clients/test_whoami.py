@@ -21,14 +21,14 @@ ALICE = UserID("@alice:here.test")
 class Homeserver(Resource):
     """Answers as told, and remembers what it was asked."""
 
-    isLeaf = True  # noqa: N815 - Twisted's name
+    isLeaf = True
 
     def __init__(self, answers: dict[str, tuple[int, object]]) -> None:
         super().__init__()
         self.answers = answers
         self.asked: list[tuple[str, str]] = []
 
-    def render_GET(self, request: Request) -> bytes:  # noqa: N802 - Twisted's name
+    def render_GET(self, request: Request) -> bytes:
         path = request.path.decode()
         token = (request.getHeader("Authorization") or "").removeprefix("Bearer ")
         self.asked.append((path.split("/")[3], token))

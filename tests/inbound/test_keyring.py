@@ -382,6 +382,22 @@ def test_a_notary_that_is_down_or_behind_does_not_stop_us() -> None:
     assert key.encode() == new.verify_keys[KEY_2].encode()
 
 
+def test_a_notary_cannot_bring_back_a_key_that_was_withdrawn() -> None:
+    """Whoever has the leaked key asks for it by its ID; the notary's older copy must not win (F:K-2)."""
+    old, new, notary = an_identity(), an_identity(version="2"), an_identity(NOTARY)
+    ring = Ring(notaries=(NOTARY,))
+    ring.network.publish(notary)
+    own = ring.network.answers[NOTARY]
+    answer = vouched(a_key_object(old, valid_until_ts=NOW_MS + 3_600_000), notary)
+    ring.network.answers[NOTARY] = lambda path: answer if "/query/" in path else own(path)
+    ring.network.publish(new)
+    result_of(ring.keys.verify_key(THERE, KEY_2))
+
+    failure_of(ensureDeferred(ring.keys.verify_key(THERE, KEY_1)), NotAuthentic)
+
+    assert result_of(ring.keys.verify_key(THERE, KEY_2)).encode() == new.verify_keys[KEY_2].encode()
+
+
 def test_a_stop_ends_every_fetch() -> None:
     """What a service started has ended when it says that it stopped."""
     ring = Ring()

@@ -28,9 +28,9 @@ class Refused:
 class Page(Resource):
     """Another program's web page, whatever the path."""
 
-    isLeaf = True  # noqa: N815 - Twisted's name
+    isLeaf = True
 
-    def render_GET(self, request: object) -> bytes:  # noqa: N802 - Twisted's name
+    def render_GET(self, request: object) -> bytes:
         """HTML."""
         return b"<html>"
 

@@ -293,7 +293,7 @@ class Unprintable:
 class UntellableFailure:
     """A failure without a traceback."""
 
-    def getTraceback(self) -> str:  # noqa: N802 - Twisted's name
+    def getTraceback(self) -> str:
         """Never."""
         raise RuntimeError
 

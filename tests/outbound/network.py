@@ -190,14 +190,14 @@ class _Endpoint:
     def __init__(self, network: Network, address: str, port: int) -> None:
         self._network, self._address, self._port = network, address, port
 
-    def connect(self, protocolFactory: Factory) -> "Deferred[Any]":  # noqa: N803 - the interface's name
+    def connect(self, protocolFactory: Factory) -> "Deferred[Any]":
         return self._network.dial(self._address, self._port, protocolFactory)
 
 
 class Recorder(Resource):
     """Answers every request by `answer`, and remembers it."""
 
-    isLeaf = True  # noqa: N815 - Twisted's name
+    isLeaf = True
 
     def __init__(self, answer: Callable[[Any], Any]) -> None:
         Resource.__init__(self)

@@ -189,7 +189,7 @@ def test_silence_after_sending_may_have_been_heard(network: Network) -> None:
 
 
 class _HangUp(Protocol):
-    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+    def dataReceived(self, data: bytes) -> None:
         transport: Any = self.transport
         transport.loseConnection()
 
@@ -286,11 +286,28 @@ def test_an_old_server_gets_its_trailing_slash_and_is_remembered(network: Networ
     server = a_server(network, old)
     client = network.client()
 
-    result_of(put(network, client, "fp1"))
+    refused = failure_of(put(network, client, "fp1"), DeliveryFailed)
     result_of(put(network, client, "fp2"))
 
-    assert [uri[-4:] for _, uri, _, _ in server.requests] == [b"/fp1", b"fp1/", b"fp2/"]
-    assert b"/fp2/ " in server.requests[2][2].getRawHeaders(b"Authorization")[0]
+    assert (refused.status, refused.heard) == (None, False), "made anew, not repeated"
+    assert [uri[-4:] for _, uri, _, _ in server.requests] == [b"/fp1", b"fp2/"]
+    assert b"/fp2/ " in server.requests[1][2].getRawHeaders(b"Authorization")[0]
+
+
+def test_a_server_that_knows_neither_form_is_not_taken_for_an_old_one(network: Network) -> None:
+    """A proxy that answers 404 to everything must not be asked twice for ever (F:7.1)."""
+
+    def strange(request: Any) -> bytes:
+        request.setResponseCode(404)
+        return b'{"errcode":"M_UNRECOGNIZED"}'
+
+    server = a_server(network, strange)
+    client = network.client()
+
+    failures = [failure_of(put(network, client, f"fp{n}"), DeliveryFailed) for n in (1, 2, 3)]
+
+    assert [failure.status for failure in failures] == [None, 404, None]
+    assert [uri[-4:] for _, uri, _, _ in server.requests] == [b"/fp1", b"fp2/", b"/fp3"]
 
 
 def test_no_more_connections_are_opened_than_the_budget_allows(network: Network) -> None:

@@ -16,7 +16,7 @@ class Resolver:
         self._answer = answer
         self.asked: list[str] = []
 
-    def lookupService(self, name: str, timeout: object) -> "Deferred[Any]":  # noqa: N802 - Twisted's name
+    def lookupService(self, name: str, timeout: object) -> "Deferred[Any]":
         """As IResolver."""
         self.asked.append(name)
         return self._answer

@@ -228,9 +228,7 @@ def test_a_store_whose_reactor_never_ran_closes_at_once(path: Path, reactor: Thr
     """A start that fails half-way must still end, and release the lock."""
 
     class NotRunning(ThreadReactor):
-        def callWhenRunning(  # noqa: N802 - the interface's name
-            self, callable: Callable[..., object], *args: object, **kwargs: object
-        ) -> None:
+        def callWhenRunning(self, callable: Callable[..., object], *args: object, **kwargs: object) -> None:
             """Never."""
 
     store = SQLiteStore.open(path, NotRunning())

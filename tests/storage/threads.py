@@ -31,21 +31,17 @@ class ThreadReactor:
             results[0].raiseException()
         return results[0]
 
-    def callFromThread(  # noqa: N802 - the interface's name
-        self, callable: Callable[..., object], *args: object, **kwargs: object
-    ) -> None:
+    def callFromThread(self, callable: Callable[..., object], *args: object, **kwargs: object) -> None:
         """Keep a call for `wait`."""
         self._calls.put(lambda: callable(*args, **kwargs))
 
-    def callWhenRunning(  # noqa: N802 - the interface's name
-        self, callable: Callable[..., Any], *args: object, **kwargs: object
-    ) -> None:
+    def callWhenRunning(self, callable: Callable[..., Any], *args: object, **kwargs: object) -> None:
         """At once: this reactor always runs."""
         callable(*args, **kwargs)
 
-    def addSystemEventTrigger(self, *args: object) -> object:  # noqa: N802 - the interface's name
+    def addSystemEventTrigger(self, *args: object) -> object:
         """It never shuts down either."""
         return args
 
-    def removeSystemEventTrigger(self, trigger: object) -> None:  # noqa: N802 - the interface's name
+    def removeSystemEventTrigger(self, trigger: object) -> None:
         """Nothing to do."""
