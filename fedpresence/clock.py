@@ -23,12 +23,6 @@ class Timer(Protocol):
     def active(self) -> bool:
         """Whether it was neither called nor cancelled."""
 
-    def getTime(self) -> float:
-        """When it is due, by the clock's `seconds`."""
-
-    def reset(self, secondsFromNow: float) -> None:
-        """Due so many seconds from now instead."""
-
 
 class Clock(Protocol):
     """Twisted's IReactorTime, as far as it is used here: a reactor, a `task.Clock`, or the class below."""

@@ -10,7 +10,7 @@ Source: decisions 21 and 22.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, get_args
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -25,7 +25,6 @@ _log = Logger()
 T = TypeVar("T")
 
 MAX_TURN_EVENTS = 1000  # so that one turn stays far below a tenth of a second
-_DURABLE: tuple[type, ...] = get_args(Durable)
 
 
 class Decider(Protocol):
@@ -135,12 +134,12 @@ class Hub:
             except Exception as error:
                 self._die(Failure(error), [d for _, d in batch])
                 return
-        durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
+        durable = [effect for effect in effects if isinstance(effect, Durable)]
         try:
             if not durable:
                 self._finish(effects, done, refused)
                 return
-            committed = self._store.commit(durable, now)  # type: ignore[arg-type]
+            committed = self._store.commit(durable, now)
         except Exception as error:  # or the turn would never end, and nobody would hear of it
             self._die(Failure(error), [d for _, d in batch])
             return
@@ -155,8 +154,8 @@ class Hub:
         refused: list[tuple[Deferred[None], FedpresenceError]],
     ) -> None:
         for effect in effects:
-            if not isinstance(effect, _DURABLE):
-                self._perform(effect)  # type: ignore[arg-type]
+            if isinstance(effect, Outgoing):
+                self._perform(effect)
         while self._readers:  # a reader may read again
             readers, self._readers = self._readers, []
             for call, _ in readers:

@@ -436,10 +436,6 @@ class Engine:
         """Whether a local user exists and is not deactivated."""
         return user_id in self._world.users
 
-    def is_deactivated(self, user_id: UserID) -> bool:
-        """Whether a local user existed and was deactivated."""
-        return user_id in self._world.deactivated
-
     def user_detail(self, user_id: UserID, now_ms: int) -> UserDetail | None:
         """Everything about one user, for the operator; None where there is nothing."""
         world = self._world

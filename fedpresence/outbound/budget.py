@@ -37,10 +37,6 @@ class TokenBucket:
         self._empty_at_ms = max(self._empty_at_ms, now_ms) + self._interval_ms
         return True
 
-    def full(self, now_ms: int) -> bool:
-        """Whether nothing is drawn: such a bucket can be forgotten."""
-        return self._empty_at_ms <= now_ms
-
 
 class Turns(Generic[N]):
     """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins."""

@@ -9,7 +9,7 @@ Source: F:6, F:7.1, F:X-6, Z-5.
 """
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Mapping
+from collections.abc import Coroutine, Mapping
 from random import Random
 from typing import Any, Protocol, TypeVar
 
@@ -157,8 +157,10 @@ class Client:
             raise self._refusal(destination, answer)
         return answer.status, answer.body
 
-    async def _within_deadline(self, server_name: ServerName, running: "Awaitable[T]", *, heard: bool) -> T:
-        deferred: Deferred[T] = ensureDeferred(running)  # type: ignore[arg-type]  # coroutines, all of them
+    async def _within_deadline(
+        self, server_name: ServerName, running: Coroutine[Deferred[Any], Any, T], *, heard: bool
+    ) -> T:
+        deferred: Deferred[T] = ensureDeferred(running)
         within(deferred, TIMEOUT_S, self._clock)
         try:
             return await deferred

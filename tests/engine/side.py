@@ -4,7 +4,7 @@ Always true: events are told at the side's own time, inboxes are resolved at onc
 what was *stored*, so that a change which was not committed is a change that did not happen.
 """
 
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from fedpresence.engine.effects import Durable, Effect, InboxFilled, Notice, SendEdu
 from fedpresence.engine.engine import Engine
@@ -27,7 +27,6 @@ from fedpresence.testing.builders import ALICE, CAROL, HERE, NOW_MS, THERE, a_tr
 from tests.asynchronous import result_of
 
 E = TypeVar("E")
-_DURABLE: tuple[type, ...] = get_args(Durable)
 
 
 class Side:
@@ -48,8 +47,8 @@ class Side:
         all_effects: list[Effect] = []
         for event in events:
             effects = self.engine.receive(event, self.now_ms)
-            durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
-            result_of(self.store.commit(durable, self.now_ms))  # type: ignore[arg-type]  # just filtered
+            durable = [effect for effect in effects if isinstance(effect, Durable)]
+            result_of(self.store.commit(durable, self.now_ms))
             self.owed.update((effect.edu, None) for effect in effects if isinstance(effect, SendEdu))
             all_effects.extend(effects)
             if any(isinstance(effect, InboxFilled) for effect in effects):

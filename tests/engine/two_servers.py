@@ -10,7 +10,6 @@ Always true:
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 from fedpresence.engine.effects import (
     Durable,
@@ -64,7 +63,6 @@ from tests.asynchronous import result_of
 MIN_RETRY_MS, MAX_RETRY_MS = MINUTE_MS, 12 * HOUR_MS  # rarer than decision 15: half a year passes here
 MAX_TRANSACTIONS_A_ROUND = 60  # two healthy servers fall silent long before
 
-_DURABLE: tuple[type, ...] = get_args(Durable)
 _txn_ids = itertools.count()
 
 
@@ -182,9 +180,9 @@ class Server:
     def run(self, event: Event) -> tuple[Effect, ...]:
         """One turn: decide, commit, perform; or decide, commit, crash."""
         effects = self.engine.receive(event, self.now_ms)
-        durable = [effect for effect in effects if isinstance(effect, _DURABLE)]
+        durable = [effect for effect in effects if isinstance(effect, Durable)]
         if durable:
-            result_of(self.store.commit(durable, self.now_ms))  # type: ignore[arg-type]  # just filtered
+            result_of(self.store.commit(durable, self.now_ms))
             if self.crashes_at_next_turn:
                 self.crashes_at_next_turn = False
                 raise Crashed

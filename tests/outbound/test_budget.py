@@ -37,15 +37,6 @@ def test_a_bucket_is_ready_exactly_when_it_says(rate: int, burst: int, steps: li
         assert bucket.take(now) == (now >= ready)
 
 
-def test_a_bucket_that_was_drawn_from_is_not_full_until_time_has_passed() -> None:
-    """Full buckets can be forgotten, others not."""
-    bucket = TokenBucket(10, 2)
-    assert bucket.full(NOW_MS)
-    bucket.take(NOW_MS)
-    assert not bucket.full(NOW_MS + 99)
-    assert bucket.full(NOW_MS + 100)
-
-
 def test_the_earliest_deadline_goes_first() -> None:
     """Latency where a person waits, batching where nobody does (decision 12)."""
     turns: Turns[str] = Turns(10)
