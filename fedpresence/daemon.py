@@ -12,6 +12,7 @@ Source: style.md's layout; decisions 21 and 22; contract, `fedpresence run`.
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -40,7 +41,7 @@ from fedpresence.wire.signing import Identity
 _log = Logger()
 
 WRITE_BEHIND_S = 30.0  # how much presence a crash may cost (decision 22)
-LOOK_AROUND_S = 0.25  # how late a token revoked by the command line is noticed
+LOOK_AROUND_S = 0.25  # real time: how late a token revoked by the command line is noticed
 FLUSH_S = 5.0  # what a clean stop waits for the last words
 FLUSH_STEP_S = 0.05
 SELF_CHECK_AGAIN_S = 600.0
@@ -61,6 +62,7 @@ class Daemon:
     """One server name's presence. `start` is called once; `stop` may be, at any time after.
 
     `fatal` hears, once, of the failure that makes going on impossible; it should end the process.
+    `open_store` opens the database at a path; `patience` is as in `Surroundings`.
     """
 
     def __init__(
@@ -73,12 +75,24 @@ class Daemon:
         *,
         wire_log: Callable[[TransactionSeen], None] | None = None,
         force: bool = False,
+        open_store: Callable[[Path, Any], Store] | None = None,
+        patience: Clock | None = None,
     ) -> None:
         self.config = config
         self.listening: tuple[Listening, ...] = ()
         self._reactor = reactor
         self._clock = clock
-        self._around = Surroundings(reactor, clock, random, self._background, self._fatal, wire_log)
+        self._open_store = open_store
+        self._around = Surroundings(
+            reactor,
+            clock,
+            clock if patience is None else patience,
+            random,
+            self._background,
+            self._fatal,
+            self._turned,
+            wire_log,
+        )
         self._fatal_heard = fatal
         self._store: Store | None = None
         self._parts: Parts | None = None
@@ -108,7 +122,8 @@ class Daemon:
         identity = Identity(
             config.server_name, load_signing_keys(config.signing_key_path), config.old_signing_keys
         )
-        store = self._store = SQLiteStore.open(config.database_path, self._reactor)
+        open_store = self._open_store or SQLiteStore.open
+        store = self._store = open_store(config.database_path, self._reactor)
         engine = await self._load(store)
         if self._stopped is not None:
             return
@@ -122,8 +137,7 @@ class Daemon:
         self._serving = True
         if self._held:
             self._background("the self-check", self._check_ourselves(parts))
-        self._every("write behind", WRITE_BEHIND_S, parts.write_behind)
-        self._every("look around", LOOK_AROUND_S, parts.look_around)
+        self._look_around_soon(parts)
         _log.info(
             "{server_name} serves presence (fedpresence {version}, {key_id})",
             server_name=config.server_name,
@@ -150,6 +164,11 @@ class Daemon:
             parts.outbound.reload(NOBODY if self._held else settings.servers)
             self._background("the reload", _submitted(parts, SettingsChanged(settings)))
         return _needing_restart(old, config)
+
+    @property
+    def parts(self) -> Parts | None:
+        """What it is made of, for those who look inside; None before they are built."""
+        return self._parts
 
     def idle(self) -> bool:
         """Whether nothing is in flight or due now."""
@@ -234,22 +253,30 @@ class Daemon:
 
     # --- in the background ----------------------------------------------------------------------
 
-    def _every(self, name: str, period_s: float, work: Callable[[], Work]) -> None:
-        """Do `work` every `period_s`, counted from its end; it ends with the daemon."""
+    def _turned(self) -> None:
+        """A turn has ended: what it changed is written within `WRITE_BEHIND_S`."""
+        parts = self._parts
+        if parts is not None and "write behind" not in self._timers and parts.engine.has_unwritten():
+            self._later("write behind", WRITE_BEHIND_S, parts.write_behind)
 
-        async def once() -> None:
-            await work()
-            self._every(name, period_s, work)
+    def _look_around_soon(self, parts: Parts) -> None:
+        """By the reactor's time: other processes know no other."""
 
-        self._later(name, period_s, once)
+        async def look() -> None:
+            await parts.look_around()
+            self._look_around_soon(parts)
 
-    def _later(self, name: str, delay_s: float, work: Callable[[], Work]) -> None:
+        self._later("look around", LOOK_AROUND_S, look, self._reactor)
+
+    def _later(
+        self, name: str, delay_s: float, work: Callable[[], Work], clock: Clock | None = None
+    ) -> None:
         def begin() -> None:
             del self._timers[name]
             self._background(name, work())
 
         if self._stopped is None and not self._failed:
-            self._timers[name] = self._clock.callLater(delay_s, begin)
+            self._timers[name] = (clock or self._clock).callLater(delay_s, begin)
 
     def _background(self, name: str, work: Work) -> None:
         """Nothing fails unheard: what goes wrong in the background stops the daemon."""

@@ -47,8 +47,9 @@ class Committer(Protocol):
 class Hub:
     """Runs events to their end, one turn at a time.
 
-    `perform` only enqueues: it must not wait and must not raise. `fatal` is called once, with the
-    failure, when a commit or the engine fails; every later submission fails with StoreError.
+    `perform` only enqueues: it must not wait and must not raise; nor must `turned`, which is called at the
+    end of each turn. `fatal` is called once, with the failure, when a commit or the engine fails; every
+    later submission fails with StoreError.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Hub:
         clock: Clock,
         perform: Callable[[Outgoing], None],
         fatal: Callable[[Failure], None],
+        turned: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
         self._clock = clock
         self._perform = perform
         self._fatal = fatal
+        self._turned = turned
         self._waiting: list[tuple[Event, Deferred[None]]] = []
         self._readers: list[tuple[Callable[[], None], Deferred[None]]] = []
         self._in_turn = False
@@ -161,6 +164,8 @@ class Hub:
             for call, _ in readers:
                 call()
         self._in_turn = False
+        if self._turned is not None:
+            self._turned()
         for deferred in done:
             deferred.callback(None)
         for deferred, error in refused:

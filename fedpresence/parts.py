@@ -54,15 +54,18 @@ Work = Coroutine[Deferred[Any], Any, None]
 class Surroundings:
     """What a daemon is put into: a reactor for sockets, a clock for time, and who hears of what.
 
-    `background` runs work that nobody waits for, `fatal` hears of what makes going on impossible, and
-    `wire_log` of every transaction that was tried.
+    `background` runs work that nobody waits for, `fatal` hears of what makes going on impossible, `turned`
+    of every turn of the hub, and `wire_log` of every transaction that was tried. `patience` is the clock by
+    which a client's question waits for another server's answer.
     """
 
     reactor: Any
     clock: Clock
+    patience: Clock
     random: Random
     background: Callable[[str, Work], object]
     fatal: Callable[[Failure], None]
+    turned: Callable[[], None]
     wire_log: Callable[[TransactionSeen], None] | None = None
 
 
@@ -86,8 +89,8 @@ class Parts:
         self.clock = clock
         self._background = around.background
         self.counters = PrometheusCounters()
-        self.hub = Hub(engine, store, clock, self._perform, around.fatal)
-        self.feed = Feed(clock, epoch=secrets.token_hex(4))
+        self.hub = Hub(engine, store, clock, self._perform, around.fatal, around.turned)
+        self.feed = Feed(clock, epoch=secrets.token_hex(4), patience=around.patience)
         self.homeserver_pool: Any = HTTPConnectionPool(around.reactor)
         self.tokens = self._tokens(around)
         self.changes = PresenceChanges(self.hub, clock, config.limits)

@@ -42,10 +42,14 @@ class _Waiter:
 
 
 class Feed:
-    """Mailboxes of users who sync, and whoever waits at them. `epoch` is unlike that of any other run."""
+    """Mailboxes of users who sync, and whoever waits at them.
 
-    def __init__(self, clock: Clock, epoch: str) -> None:
+    `epoch` is unlike that of any other run; by `patience` runs the time of who asks another server.
+    """
+
+    def __init__(self, clock: Clock, epoch: str, patience: Clock | None = None) -> None:
         self._clock = clock
+        self._patience = clock if patience is None else patience
         self._epoch = epoch
         self._boxes: OrderedDict[UserID, Mailbox] = OrderedDict()  # longest unused first
         self._boxes_made = 0
@@ -132,7 +136,7 @@ class Feed:
             asking.callback(None)
             return asking
         all_asking.append(asking)
-        timer = self._clock.callLater(timeout_s, asking.cancel)
+        timer = self._patience.callLater(timeout_s, asking.cancel)
         return asking.addBoth(self._asked, observed, asking, timer)
 
     def close(self) -> None:

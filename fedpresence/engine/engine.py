@@ -494,6 +494,10 @@ class Engine:
 
     # --- written behind ---------------------------------------------------------------------------
 
+    def has_unwritten(self) -> bool:
+        """Whether `take_dirty` or `take_forgotten` has something."""
+        return bool(self._world.dirty or self._world.forgotten)
+
     def take_dirty(self, limit: int) -> list[PresenceRecord]:
         """Presence that changed since it was last taken, of at most `limit` users; none: nothing did."""
         world = self._world

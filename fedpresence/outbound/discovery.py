@@ -59,9 +59,7 @@ class Discovery:
         self._clock = clock
         self._fetch = fetch
         self._lookup_srv = lookup_srv
-        self._fixed = {
-            name: route_at(name, name, (address,), trusted=True) for name, address in resolve.items()
-        }
+        self._resolve = resolve  # not a copy: a test rig's servers come and go
         self._random = random
         self._found: OrderedDict[ServerName, _Found] = OrderedDict()
         self._delegations: OrderedDict[ServerName, Delegation] = OrderedDict()
@@ -70,7 +68,10 @@ class Discovery:
 
     async def route(self, name: ServerName) -> Route:
         """Where `name` is reached; DeliveryFailed (not heard) where that cannot be found out."""
-        route = self._fixed.get(name) or direct_route(name, name)
+        address = self._resolve.get(name)
+        if address is not None:
+            return route_at(name, name, (address,), trusted=True)
+        route = direct_route(name, name)
         if route is not None:
             return route
         now = now_ms(self._clock)
