@@ -299,8 +299,8 @@ class _Path:
             self._note(passing.number, "answered with garbage")
             asked = passing.asked
             if not asked.has_gone:
-                # The first byte cannot begin an HTTP answer.
-                asked.connection.send(b"\x80" + self._random.randbytes(GARBAGE_BYTES - 1))
+                # The first byte cannot begin an HTTP answer; the last ones have it looked at.
+                asked.connection.send(b"\x80" + self._random.randbytes(GARBAGE_BYTES) + b"\r\n\r\n")
                 asked.connection.end()
             return
         self._note(passing.number, "answered on the way")
