@@ -48,6 +48,7 @@ __all__ = (
     "RoomsConfig",
     "engine_settings",
     "load_config",
+    "read_settings",
     "render",
     "warnings",
 )
@@ -93,6 +94,15 @@ def load_config(
     if problems:
         raise ConfigError(problems)
     return _build(values, folder)
+
+
+def read_settings(path: Path) -> dict[Any, Any]:
+    """The keys in the YAML file at `path`, not judged yet; ConfigError where it cannot be read as such."""
+    problems: list[ConfigProblem] = []
+    written = _read(path, problems)
+    if problems:
+        raise ConfigError(problems)
+    return written
 
 
 def engine_settings(config: Config) -> EngineSettings:

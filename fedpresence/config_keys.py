@@ -244,6 +244,13 @@ KEYS: tuple[Key, ...] = (
         f"(homeserver.url), it is {BATCH_WINDOW_BESIDE_A_HOMESERVER}.",
     ),
     Key(
+        "federation.keep_connections",
+        "federation.keep_connections_ms",
+        parse.length_of_time(least_ms=0),
+        "55s",
+        "How long an idle connection to another server is kept; most servers close theirs after 60s.",
+    ),
+    Key(
         "federation.max_transactions_per_second",
         "federation.max_transactions_per_second",
         parse.whole(1, 100_000),
@@ -286,6 +293,13 @@ KEYS: tuple[Key, ...] = (
         "transaction_body.",
     ),
     Key("limits.connections", "limits.connections", parse.whole(1), "10000", "Open ones, per listener."),
+    Key(
+        "limits.idle_connection",
+        "limits.idle_connection_ms",
+        parse.length_of_time(),
+        "60s",
+        "How long one stays open after an answer without a next request.",
+    ),
     Key(
         "log.format", "log.format", parse.choice("text", "json"), "text", "text or json (one object a line)."
     ),

@@ -100,6 +100,7 @@ class FederationConfig:
     resolve: Mapping[ServerName, tuple[str, int]] = field(default_factory=lambda: MappingProxyType({}))
     blocked_networks: tuple[str, ...] = DEFAULT_BLOCKED_NETWORKS
     batch_window_ms: int = 200
+    keep_connections_ms: int = 55_000  # idle; below the 60 s after which Twisted servers, Synapse too, close
     max_transactions_per_second: int = 50
     notaries: tuple[ServerName, ...] = ()
     serve_well_known: str | None = None
@@ -125,6 +126,7 @@ class LimitsConfig:
     transaction_body: int = 13_107_200  # bytes: 200 x 65536 (F:7.1)
     bodies_in_flight: int = 67_108_864  # bytes of all bodies being received (Z-2)
     connections: int = 10_000  # open connections per listener
+    idle_connection_ms: int = 60_000  # after an answer, without a next request
 
 
 @dataclass(frozen=True, slots=True)

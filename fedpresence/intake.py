@@ -41,7 +41,7 @@ from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
 _log = Logger()
 
-REQUEST_TIMEOUT_S = 60.0  # a whole request, head and body; also how long a connection may idle
+REQUEST_TIMEOUT_S = 60.0  # a whole request, head and body
 ADMISSION_TIMEOUT_S = 60.0  # a key fetch gives up by itself long before
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
@@ -205,7 +205,7 @@ class BoundedChannel(HTTPChannel):
         if data and not self._reading:
             self._reading = True
             self._deadline_s = self.site.clock.seconds() + REQUEST_TIMEOUT_S
-            self.resetTimeout()
+            self.setTimeout(REQUEST_TIMEOUT_S)
         LineReceiver.dataReceived(self, data)
 
     def headerReceived(self, line: bytes) -> bool:
@@ -260,7 +260,7 @@ class BoundedChannel(HTTPChannel):
         request.let_go(self.site.budget)
         self._reading = False
         if self._savedTimeOut:
-            self._savedTimeOut = REQUEST_TIMEOUT_S
+            self._savedTimeOut = self.site.limits.idle_connection_ms / 1000
         if self._refused:
             del self.requests[0]
             self._linger(None if length is None else length - held)

@@ -1,4 +1,5 @@
 from collections.abc import Awaitable
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -375,6 +376,23 @@ def test_a_connection_may_idle_between_requests_but_not_for_ever() -> None:
     assert not before
     assert len(client.answers()) == 3
     assert client.closed
+
+
+def test_how_long_a_connection_may_idle_is_the_operators_word_and_a_request_has_no_longer() -> None:
+    """A proxy in front keeps its connections longer than we would; a slow request is still cut off."""
+    listener = Listener(replace(LIMITS, idle_connection_ms=3_600_000))
+    idle, slow = Client(listener.site), Client(listener.site)
+    for client in (idle, slow):
+        client.send(request("GET", "/"))
+    listener.clock.advance(3_599)
+    open_for_long = not idle.closed and not slow.closed
+
+    slow.send(b"GET / HT")
+    listener.clock.advance(1)
+    assert open_for_long and idle.closed and not slow.closed
+
+    listener.clock.advance(REQUEST_TIMEOUT_S)
+    assert slow.closed
 
 
 def test_connections_beyond_the_limit_are_closed_at_once() -> None:

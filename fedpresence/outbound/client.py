@@ -201,6 +201,7 @@ def build_client(
         TlsPolicy(verify=config.verify_certificates, ca_file=config.ca_file),
         BlockedNetworks(config.blocked_networks),
         per_second=connections_per_second,
+        keep_s=config.keep_connections_ms / 1000,
     )
     discovery = Discovery(
         clock,

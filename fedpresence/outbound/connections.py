@@ -32,7 +32,6 @@ from fedpresence.outbound.route import Route
 from fedpresence.outbound.tls import TlsPolicy
 
 CONNECT_TIMEOUT_S = 10  # for one address, TLS included
-KEEP_S = 55.0  # idle connections: below the 60 s after which Twisted servers, Synapse too, close them
 MAX_ADDRESSES = 8  # tried for one connection
 MAX_WAITING_CONNECTIONS = 10_000
 
@@ -43,7 +42,7 @@ _Pool: Any = HTTPConnectionPool
 
 
 class Connections:
-    """Opens connections, at most so many a second, and keeps one idle connection per route.
+    """Opens connections, at most so many a second, and keeps one per route while it idles for `keep_s`.
 
     `resolve` gives the addresses of a host name (OSError where it cannot), `dial` the endpoint of an IP
     address and port.
@@ -58,6 +57,7 @@ class Connections:
         blocked: BlockedNetworks,
         *,
         per_second: int,
+        keep_s: float = 55.0,
     ) -> None:
         self._clock = clock
         self._resolve = resolve
@@ -69,7 +69,7 @@ class Connections:
         kept: Any = _KeptConnections  # untyped in Twisted
         self._pool: Any = kept(clock, persistent=True)
         self._pool.maxPersistentPerHost = 1  # one transaction in flight
-        self._pool.cachedConnectionTimeout = KEEP_S
+        self._pool.cachedConnectionTimeout = keep_s
         self._pool.retryAutomatically = False
 
     async def open(self, route: Route) -> "Connection":

@@ -6,10 +6,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.web.server import NOT_DONE_YET
 
+from fedpresence.config import FederationConfig
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
 from fedpresence.outbound.client import Client
-from fedpresence.outbound.connections import KEEP_S
 from fedpresence.outbound.tls import TlsPolicy
 from tests.asynchronous import as_deferred, failure_of, result_of
 from tests.outbound.network import PUBLIC, PUBLIC_2, START_S, Authority, Network, Recorder
@@ -343,7 +343,7 @@ def test_a_server_without_a_connection_is_not_remembered(network: Network) -> No
     result_of(put(network, client))
     assert client.kept_connections == 1
 
-    network.clock.advance(KEEP_S + 1)
+    network.clock.advance(FederationConfig().keep_connections_ms / 1000 + 1)
     network.flush()
 
     assert client.kept_connections == 0

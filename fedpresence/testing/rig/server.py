@@ -40,13 +40,16 @@ from fedpresence.testing.rig.watched import CrashingStore
 
 _log = Logger()
 
+AroundStore = Callable[[ServerName, Store], Store]
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a server of a rig is put into.
 
     `until` returns when a Deferred of a server's has fired, turning the clock meanwhile where it must;
-    `changed` is told when the server began or ceased to listen.
+    `changed` is told when the server began or ceased to listen. `around_store` makes of a server's store,
+    at each start, the one it works with.
     """
 
     reactor: Any
@@ -56,6 +59,7 @@ class Place:
     seed: int
     until: Callable[["Deferred[None]"], Awaitable[None]]
     changed: Callable[[ServerName], None]
+    around_store: AroundStore = lambda _, store: store
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +303,9 @@ class RigServer:
                     "resources": ["federation"],
                 },
             ],
-            "federation": {"ca_file": str(self._tls[1].parent / "ca.pem")},
+            # Handshakes are most of the work of a rig whose clock is turned by days.
+            "federation": {"ca_file": str(self._tls[1].parent / "ca.pem"), "keep_connections": "30d"},
+            "limits": {"idle_connection": "30d"},
             "admin": {"token": self.admin_token},
         }
         if self._old_keys:
@@ -314,7 +320,7 @@ class RigServer:
 
     def _open_store(self, path: Path, reactor: Any) -> Store:
         self._store = CrashingStore(path, reactor, self._place.activity)
-        return self._store.as_store()
+        return self._place.around_store(self.name, self._store.as_store())
 
     async def _write_tokens(self) -> None:
         store = SQLiteStore.open(self.database, self._view, exclusive=False)

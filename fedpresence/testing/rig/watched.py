@@ -17,7 +17,7 @@ class CrashingStore:
     def __init__(self, path: Path, reactor: Any, activity: Activity) -> None:
         self._crashed = False
         self._activity = activity
-        self._store = SQLiteStore.open(path, reactor, before_commit=self._commit_no_more)
+        self._store = SQLiteStore.open(path, reactor, before_commit=self._commit_no_more, power_cuts=False)
 
     def as_store(self) -> Store:
         """Itself, which has whatever a Store has."""
