@@ -43,20 +43,22 @@ def run(arguments: argparse.Namespace) -> Report:
             bob.change_list(accept=[alice.user_id])
             alice.sync_until(lambda answer: bool(answer["to_device"]["events"]))
             pace_s = window_ms / 1000 + QUIET_FOR_S
+            pids = federation[THERE].pid, federation[HERE].pid
+            quiet = f"quiet: each {pace_s * 1000:.0f} ms after the last"
             cases = [
-                _measure(f"quiet: each {pace_s * 1000:.0f} ms after the last", alice, bob, updates, pace_s),
-                _measure("back to back: each at once after the last", alice, bob, updates, 0.0),
+                _measure(quiet, alice, bob, pids, updates, pace_s),
+                _measure("back to back: each at once after the last", alice, bob, pids, updates, 0.0),
             ]
     return Report("latency", {"updates": updates, "batch_window_ms": window_ms}, tuple(cases))
 
 
-def _measure(name: str, alice: User, bob: User, updates: int, pause_s: float) -> Case:
+def _measure(name: str, alice: User, bob: User, pids: tuple[int, int], updates: int, pause_s: float) -> Case:
     seconds: list[float] = []
     with Client(alice.server.client_url) as here, Client(bob.server.client_url) as there:
         bob_id = UserID(bob.user_id)
         there.ask(put_status(bob_id, bob.token, f"{name} begins"))
         _wait_for(here, alice, bob_id, f"{name} begins")
-        meters = [Meter(server.pid) for server in (bob.server, alice.server)]
+        meters = [Meter(pid) for pid in pids]
         for number in range(updates):
             time.sleep(pause_s)  # the pause is what is measured, not a wait for something
             status_msg = f"{name} {number}"
@@ -73,8 +75,8 @@ def _measure(name: str, alice: User, bob: User, updates: int, pause_s: float) ->
             *latencies("PUT there to /sync here", seconds),
             Measure("CPU per update, sending server", 1000 * sent.cpu_s / updates, "ms"),
             Measure("CPU per update, receiving server", 1000 * received.cpu_s / updates, "ms"),
-            Measure("peak memory, sending server", peak_memory_mib(bob.server.pid), "MiB"),
-            Measure("peak memory, receiving server", peak_memory_mib(alice.server.pid), "MiB"),
+            Measure("peak memory, sending server", peak_memory_mib(pids[0]), "MiB"),
+            Measure("peak memory, receiving server", peak_memory_mib(pids[1]), "MiB"),
         ),
     )
 

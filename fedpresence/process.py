@@ -51,7 +51,7 @@ def run(
     from twisted.internet import reactor as installed  # by the first import: nowhere else
 
     reactor: Any = installed
-    _allow_many_files()
+    allow_many_files()
     reactor.suggestThreadPoolSize(RESOLVER_THREADS)
     logging = start_logging(config.log, sys.stderr)
     process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
@@ -62,11 +62,18 @@ def run(
     return process.exit_code
 
 
-def _allow_many_files() -> None:
+def allow_many_files() -> None:
     """As many connections as the system lets us have: the usual soft limit is 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def write_ready_file(path: Path, ready: object) -> None:
+    """Write it whole and in one rename: who sees it can read it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 class _Process:
@@ -144,9 +151,7 @@ class _Process:
                 for place in self._daemon.listening
             ],
         }
-        partial = self._ready_file.with_name(f"{self._ready_file.name}.{os.getpid()}")
-        partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
-        partial.replace(self._ready_file)
+        write_ready_file(self._ready_file, ready)
         self._said_ready = True
 
     def _fatal(self, failure: Failure) -> None:

@@ -35,7 +35,10 @@ def write_json(request: Request, body: object, status: int = 200) -> None:
     """Answer and end `request`; nothing where the client has gone."""
     if request.finished or request._disconnected:
         return
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    try:
+        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair: only as an escape can it be said at all
+        data = json.dumps(body, separators=(",", ":")).encode("ascii")
     request.setResponseCode(status)
     request.setHeader("Content-Type", JSON)
     request.setHeader("Content-Length", str(len(data)))
@@ -109,6 +112,22 @@ class Unknown(JsonResource):
                 request.setHeader(name, value)
         write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized request", status=404))
         return NOT_DONE_YET
+
+
+class Named(JsonResource):
+    """A collection: what lies below it is named in the path, and found by `below`."""
+
+    def __init__(self, methods: dict[str, Handler], below: Callable[[str], Resource]) -> None:
+        super().__init__(methods)
+        self._below = below
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """The resource of one member; no member has an empty name."""
+        try:
+            name = path.decode("utf-8")
+        except UnicodeDecodeError:
+            return Unknown()
+        return self._below(name) if name else Unknown()
 
 
 def node(root: Resource, *path: bytes, cors: bool = False) -> Resource:

@@ -33,7 +33,7 @@ from fedpresence.ids import (
 )
 from fedpresence.intake import Admit, Admitted, RequestHead
 from fedpresence.ops.destinations import Destinations, encode_destination, summary
-from fedpresence.web import Handler, JsonResource, Unknown, carried_through, mount, node
+from fedpresence.web import Handler, JsonResource, Named, Unknown, carried_through, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.lists import decode_list_change
 
@@ -106,9 +106,9 @@ def add_admin(root: Resource, parts: AdminParts) -> None:
 
     serve(base, b"status", GET=admin.status)
     serve(base, b"activity", POST=admin.activity)
-    mount(base, b"destinations", _Named({"GET": admin.authorized(admin.destinations)}, destination))
-    mount(base, b"users", _Named({}, user))
-    mount(base, b"rooms", _Named({}, room))
+    mount(base, b"destinations", Named({"GET": admin.authorized(admin.destinations)}, destination))
+    mount(base, b"users", Named({}, user))
+    mount(base, b"rooms", Named({}, room))
 
 
 def admission(token: str) -> Admit:
@@ -121,22 +121,6 @@ def admission(token: str) -> Admit:
         return None
 
     return admit
-
-
-class _Named(JsonResource):
-    """A collection: what lies below it is named in the path."""
-
-    def __init__(self, methods: dict[str, Handler], below: Callable[[str], Resource]) -> None:
-        super().__init__(methods)
-        self._below = below
-
-    def getChild(self, path: bytes, request: Request) -> Resource:
-        """The resource of one member; no member has an empty name."""
-        try:
-            name = path.decode("utf-8")
-        except UnicodeDecodeError:
-            return Unknown()
-        return self._below(name) if name else Unknown()
 
 
 class _Admin:

@@ -85,6 +85,15 @@ def _demo(arguments: argparse.Namespace) -> int:
     return run_demo()
 
 
+def _rig(arguments: argparse.Namespace) -> int:
+    from fedpresence.testing.rig.command import WrongUsage, run_rig
+
+    try:
+        return run_rig(arguments)
+    except WrongUsage as error:
+        raise _WrongUsageError(str(error)) from error
+
+
 def _generate_config(arguments: argparse.Namespace) -> int:
     try:
         server_name = parse_server_name(arguments.server_name)
@@ -408,7 +417,35 @@ def _parser() -> argparse.ArgumentParser:
     status = _command(commands, "status", _status, "the running daemon at a glance")
     status.add_argument("--json", action="store_true", help="as JSON")
     _with_url(status)
+
+    _add_rig(commands)
     return parser
+
+
+def _add_rig(commands: Any) -> None:
+    words = "several servers in one process, to test a homeserver or a client against"
+    rig = _command(commands, "rig", _rig, words, with_config=False)
+    rig.add_argument("--servers", required=True, metavar="NAME,...", help="their server names")
+    rig.add_argument(
+        "--users", default="", metavar="USER,...", help="who has a token: alice@a.test or @alice:a.test"
+    )
+    rig.add_argument(
+        "--ready-file", type=Path, metavar="PATH", help="written once all answer: URLs, tokens and keys"
+    )
+    rig.add_argument(
+        "--clock",
+        choices=("virtual", "real"),
+        default="virtual",
+        help="virtual time passes only when the control API says so (virtual)",
+    )
+    rig.add_argument("--dir", type=Path, metavar="DIR", help="where their data is kept (removed at the end)")
+    rig.add_argument("--seed", type=int, metavar="N", help="of everything random (a new one, printed)")
+    rig.add_argument("--config", type=Path, metavar="FILE", help="merged into every server's configuration")
+    rig.add_argument(
+        "--addressable",
+        action="store_true",
+        help="name them 127.0.0.1:PORT, so that a server outside finds them; needs --clock real",
+    )
 
 
 def _command(

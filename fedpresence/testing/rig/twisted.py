@@ -36,7 +36,7 @@ from fedpresence.testing.rig.clock import ServerClock, TurnableClock
 from fedpresence.testing.rig.faults import Faults
 from fedpresence.testing.rig.link import Door, Link, LinkTls
 from fedpresence.testing.rig.network import Network
-from fedpresence.testing.rig.server import Place, Ports, RigServer
+from fedpresence.testing.rig.server import AroundStore, Place, Ports, RigServer
 from fedpresence.testing.rig.wirelog import WireLog
 
 DEVICE = DeviceID("RIG")
@@ -52,7 +52,8 @@ class RigOptions:
 
     `servers` are names, or with `addressable` what their users call them: their names are then
     `127.0.0.1:PORT`. `users` are `alice@here.test` or `@alice:here.test`. `config` is merged into every
-    server's. `folder` None: one that is removed at the end. `start_ms` None: now.
+    server's. `folder` None: one that is removed at the end. `start_ms` None: now. `around_store` puts
+    something between a server and its store, at each of its starts: for tests that see what is committed.
     """
 
     servers: tuple[str, ...]
@@ -63,6 +64,7 @@ class RigOptions:
     config: Mapping[str, Any] = field(default_factory=dict)
     addressable: bool = False
     start_ms: int | None = None
+    around_store: AroundStore = lambda _, store: store
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +328,7 @@ class TwistedRig:
             self._options.seed,
             self._until,
             self._refresh,
+            self._options.around_store,
         )
         self.servers[name] = RigServer(
             name,

@@ -8,7 +8,7 @@ Always true:
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +57,10 @@ class Recorded:
 
 
 class WireLog:
-    """Keeps what the paths saw. `dropped` counts the entries that are no longer kept."""
+    """Keeps what the paths saw. `dropped` counts the entries that are no longer kept.
+
+    `watch` is told of every entry as it is sent; it must not raise.
+    """
 
     def __init__(self, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
         self._max_entries = max_entries
@@ -66,6 +69,7 @@ class WireLog:
         self._bytes = 0
         self._next = 0
         self.dropped = 0
+        self.watch: Callable[[Recorded], object] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -83,12 +87,15 @@ class WireLog:
         """A transaction was sent; its number, for what becomes of it."""
         number = self._next
         self._next += 1
-        self._entries[number] = Recorded(origin, destination, txn_id, sent_ms, content, duplicate)
+        recorded = Recorded(origin, destination, txn_id, sent_ms, content, duplicate)
+        self._entries[number] = recorded
         self._bytes += len(content)
         while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
             self._bytes -= len(oldest.content)
             self.dropped += 1
+        if self.watch is not None:
+            self.watch(recorded)
         return number
 
     def answered(self, number: int, status: int, answered_ms: int) -> None:

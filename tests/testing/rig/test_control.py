@@ -104,8 +104,10 @@ def test_the_line_has_an_end(rig: StandInRig, control: Control) -> None:
         control.begin("POST", "/settle").leave()
 
     waiting.send(request("POST", "/settle"))
+    rig.advancing[0].callback(None)
 
     assert waiting.answer.status == 429
+    assert rig.done == [("advance", 1)] + [("settle",)] * 1_000
 
 
 def test_only_a_virtual_clock_can_be_turned() -> None:

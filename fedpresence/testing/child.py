@@ -1,0 +1,84 @@
+"""A process of ours, started by a script or a test: its log, its ready file, its end.
+
+Always true: a process that does not do what was waited for becomes an AssertionError with its log.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 15.0
+
+
+class Child:
+    """`python ARGUMENTS...`, started at most once at a time; `name` is who complaints are about."""
+
+    def __init__(self, name: str, log_file: Path, ready_file: Path) -> None:
+        self.name = name
+        self.log_file = log_file
+        self.ready_file = ready_file
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process that runs now."""
+        assert self._process is not None, f"{self.name} does not run"
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process runs, paused or not."""
+        return self._process is not None and self._process.poll() is None
+
+    def begin(self, arguments: Sequence[str]) -> None:
+        """Start the process."""
+        self.ready_file.unlink(missing_ok=True)
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment(),
+            )
+
+    def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Return once the ready file is there; AssertionError with the log where it ends before that."""
+        assert self._process is not None, f"{self.name} was not started"
+        deadline = time.monotonic() + timeout_s
+        while not self.ready_file.exists():
+            ended = self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                words = f"ended with {self._process.returncode}" if ended else "is not ready"
+                raise AssertionError(f"{self.name} {words}:\n{self.log()}")
+            time.sleep(0.01)  # a file cannot be awaited without a library for it
+
+    def end(self, number: signal.Signals | None, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Its exit code once it has ended, by this signal or by itself; 0 where none ran."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if number is not None:
+            process.send_signal(number)
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{self.name} did not stop:\n{self.log()}") from None
+
+    def log(self, last: int = 5000) -> str:
+        """The end of what its processes logged, at most `last` characters."""
+        if not self.log_file.exists():
+            return ""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")[-last:]
+
+
+def environment() -> dict[str, str]:
+    """The environment without settings of another daemon."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FEDPRESENCE_")}
