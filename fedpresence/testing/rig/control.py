@@ -256,15 +256,15 @@ class _Control:
         faults = decode_faults(_body(request))
         here, there = self._name(origin), self._name(destination)
 
-        def set_faults() -> None:
+        async def set_faults() -> None:
             try:
-                self._rig.set_faults(here, there, faults)
+                await self._rig.set_faults(here, there, faults)
             except KeyError as error:
                 raise _not_found(
                     f"there is no link from {origin} to {destination}: {self._known()}"
                 ) from error
 
-        await self._do_now(set_faults)
+        await self._do(set_faults)
         return {}
 
     async def set_stream(self, name: str, request: Request) -> object:

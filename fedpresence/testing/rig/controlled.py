@@ -86,8 +86,8 @@ class Controlled(Protocol):
     def settle(self) -> Awaitable[int]:
         """Wait until nothing is in flight or due; how much still is."""
 
-    def set_faults(self, origin: str, destination: str, faults: Faults) -> object:
-        """What the path between two servers does; KeyError where there is none."""
+    def set_faults(self, origin: str, destination: str, faults: Faults) -> Awaitable[object]:
+        """What the path between two servers does; KeyError, at once, where there is none."""
 
     def set_stream(
         self,

@@ -172,6 +172,15 @@ class _Ends(_WrappingFactory):  # type: ignore[misc]  # untyped in Twisted
             self.view.network.activity.end()
 
 
+class _Nowhere:
+    """What is left of a connection that a dead server would open."""
+
+    def stopConnecting(self) -> None:
+        """Nothing to stop."""
+
+    disconnect = stopConnecting
+
+
 class ServerReactor:
     """The reactor as one server sees it: sockets are accounted for, the rest is the reactor's own."""
 
@@ -190,6 +199,8 @@ class ServerReactor:
         self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Address | None = None
     ) -> Any:
         """As the reactor's; to nowhere, once cut off."""
+        if self.is_cut:
+            return _Nowhere()
         ends = _Ends(factory, self, is_client=True)
         return self._reactor.connectTCP(host, port, ends, timeout, bindAddress)
 

@@ -146,6 +146,7 @@ class RigUser(User):
         With the virtual clock everything due has happened once the rig is settled, so nothing is waited
         for beyond that.
         """
+        __tracebackhide__ = True  # pytest then shows the line of the test
         if self._rig.clock == "real":
             return super().sync_until(wanted, timeout_s, **kwargs)
         self._rig.settle()

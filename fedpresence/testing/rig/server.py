@@ -355,12 +355,15 @@ class RigServer:
     async def _cut(self) -> None:
         """Make sure that nothing of the last run goes on."""
         view, clock, store = self._view, self._clock, self._store
+        ending: list[Deferred[Any]] = []
         if clock is not None:
             clock.stop()
-        if view is not None:
-            await view.cut()
         if store is not None:
-            await store.crash()
+            ending.append(store.crash())
+        if view is not None:
+            ending.append(view.cut())
+        for ended in ending:
+            await ended
 
     def _fatal(self, failure: Failure) -> None:
         _log.failure("{server_name} cannot go on", failure, server_name=self.name)

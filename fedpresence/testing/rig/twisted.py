@@ -28,6 +28,7 @@ from twisted.internet.task import deferLater
 
 from fedpresence.clock import Clock, MonotonicClock, now_ms
 from fedpresence.engine.presence import PresenceState
+from fedpresence.errors import BadRequest
 from fedpresence.ids import DeviceID, ServerName, UserID, parse_server_name, parse_user_id, server_of
 from fedpresence.testing.certificates import ThrowawayCA
 from fedpresence.testing.homeserver import FakeHomeserver
@@ -213,7 +214,7 @@ class TwistedRig:
     async def add_homeserver(self, server_name: str) -> FakeHomeserver:
         """A scripted peer under this name, running; with `addressable` rigs named 127.0.0.1:PORT too."""
         port = self.network.reserve_port()
-        name = parse_server_name(f"127.0.0.1:{port}" if self._options.addressable else server_name)
+        name = _server_name(f"127.0.0.1:{port}" if self._options.addressable else server_name)
         self._refuse_known(name)
         book = self._books[name] = self._new_book()
         homeserver = FakeHomeserver(
@@ -238,7 +239,7 @@ class TwistedRig:
         """
         if self.virtual:
             raise ValueError("a server outside lives in real time: start the rig with --clock real")
-        name = parse_server_name(server_name)
+        name = _server_name(server_name)
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"address: {address!r} is not host:port")
@@ -250,8 +251,11 @@ class TwistedRig:
             await self._forget(name)
         await self._introduce(name)
 
-    def set_faults(self, origin: str, destination: str, faults: Faults) -> None:
-        """What the path from `origin` to `destination` does from now on; KeyError for unknown names."""
+    def set_faults(self, origin: str, destination: str, faults: Faults) -> Deferred[None]:
+        """What the path from `origin` to `destination` does from now on; KeyError for unknown names.
+
+        Fires when both ends have noticed: a closed port takes a moment to close.
+        """
         here, there = self._named(origin), self._named(destination)
         link = self._links.get((here, there))
         if link is not None:
@@ -260,6 +264,7 @@ class TwistedRig:
             self._strangers[here, there] = faults
         else:
             raise KeyError(f"{origin} to {destination}")
+        return self.activity.quiet()
 
     async def set_stream(
         self,
@@ -317,7 +322,7 @@ class TwistedRig:
 
     def _add_server(self, alias: str) -> None:
         ports = Ports(*(self.network.reserve_port() for _ in range(3)))
-        name = parse_server_name(f"127.0.0.1:{ports.door}" if self._options.addressable else alias)
+        name = _server_name(f"127.0.0.1:{ports.door}" if self._options.addressable else alias)
         self._refuse_known(name)
         book = self._books[name] = self._new_book()
         place = Place(
@@ -359,7 +364,10 @@ class TwistedRig:
             server = self.server(at)
         except KeyError:
             raise ValueError(f"{text}: no server of the rig is called {at!r}") from None
-        user_id = parse_user_id(f"@{localpart}:{server.name}")
+        try:
+            user_id = parse_user_id(f"@{localpart}:{server.name}")
+        except BadRequest as error:
+            raise ValueError(f"{text}: no user ID can be made of {localpart!r}") from error
         token = secrets.token_urlsafe()
         await server.add_user(user_id, DEVICE, token)
         self.users[user_id] = RigUser(user_id, token, DEVICE, server.client_url)
@@ -486,3 +494,10 @@ class TwistedRig:
     def _is_settled(self) -> bool:
         running = [server.daemon for server in self.servers.values() if server.daemon is not None]
         return self.activity.is_quiet() and all(daemon.idle() for daemon in running)
+
+
+def _server_name(text: str) -> ServerName:
+    try:
+        return parse_server_name(text)
+    except BadRequest as error:
+        raise ValueError(f"{text!r} is no server name") from error

@@ -34,10 +34,10 @@ class CrashingStore:
 
         return ask
 
-    async def crash(self) -> None:
-        """As the end of the process: what was not committed is not; the file is free afterwards."""
+    def crash(self) -> Deferred[None]:
+        """As the end of the process: what was not committed is not. Fires when the file is free."""
         self._crashed = True
-        await self._activity.watched(self._store.close())
+        return self._activity.watched(self._store.close())
 
     def _tell(self, result: object, answer: Deferred[Any]) -> None:
         if not self._crashed:

@@ -121,7 +121,7 @@ class StandInRig:
         self.done.append(("settle",))
         return 0
 
-    def set_faults(self, origin: str, destination: str, faults: Faults) -> None:
+    async def set_faults(self, origin: str, destination: str, faults: Faults) -> None:
         if origin not in self.servers or destination not in self.servers:
             raise KeyError(f"{origin} to {destination}")
         self.done.append(("faults", origin, destination, faults))

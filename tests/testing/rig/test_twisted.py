@@ -1,0 +1,341 @@
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from fedpresence.engine.events import Activity, ListChanged
+from fedpresence.engine.presence import PresenceState
+from fedpresence.errors import ConfigError
+from fedpresence.ids import UserID
+from fedpresence.testing.rig.faults import Faults
+from fedpresence.testing.rig.twisted import DEVICE, RigOptions, TwistedRig
+from tests.in_reactor import in_reactor
+
+T = TypeVar("T")
+
+ALICE, BOB = UserID("@alice:here.test"), UserID("@bob:there.test")
+PAIR = RigOptions(
+    ("here.test", "there.test"), ("alice@here.test", "@bob:there.test"), start_ms=1_700_000_000_000
+)
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
+
+
+def with_rig(story: Callable[[TwistedRig], Awaitable[T]], options: RigOptions = PAIR) -> T:
+    """What a story in a rig answers; what the rig left behind is looked for."""
+
+    async def told(reactor: Any) -> T:
+        rig = await TwistedRig.start(reactor, options)
+        try:
+            return await story(rig)
+        finally:
+            await rig.stop()
+
+    return in_reactor(told)
+
+
+async def befriend(rig: TwistedRig) -> None:
+    """Alice observes Bob, who is online."""
+    await rig.set_stream(BOB, is_open=True)
+    await submit(rig, "here.test", ListChanged(ALICE, invite=(BOB,)))
+    await rig.settle()
+    await submit(rig, "there.test", ListChanged(BOB, accept=(ALICE,)))
+    await rig.settle()
+
+
+async def submit(rig: TwistedRig, server: str, event: Any) -> None:
+    await parts_of(rig, server).hub.submit(event)
+
+
+def parts_of(rig: TwistedRig, server: str) -> Any:
+    daemon = rig.server(server).daemon
+    assert daemon is not None
+    return daemon.parts
+
+
+def seen(rig: TwistedRig) -> str | None:
+    """What Alice would be shown of Bob."""
+    view = parts_of(rig, "here.test").engine.view(ALICE, BOB, rig.now_ms)
+    return None if view is None else view.state.value
+
+
+def test_after_an_advance_everything_that_was_due_has_happened() -> None:
+    """Over real sockets and real TLS, every time: no test of a reader's may need a sleep."""
+
+    async def story(rig: TwistedRig) -> list[str | None]:
+        await befriend(rig)
+        states = [seen(rig)]
+        await rig.advance(5 * MINUTE_MS)
+        states.append(seen(rig))
+        await rig.advance(1)
+        states.append(seen(rig))
+        await rig.set_stream(BOB, is_open=False)
+        await rig.advance(30_001)
+        states.append(seen(rig))
+        return states
+
+    for _ in range(5):
+        assert with_rig(story) == ["online", "online", "unavailable", "offline"]
+
+
+def test_nine_days_are_over_in_a_moment_and_nothing_was_skipped() -> None:
+    """A lease is looked at once a week; a rig that only jumped would never see it."""
+
+    async def story(rig: TwistedRig) -> tuple[int, str | None, set[str]]:
+        await befriend(rig)
+        begun = len(rig.wire)
+        now_ms = await rig.advance(9 * DAY_MS)
+        said = {each.body["edus"][0]["edu_type"] for each in rig.wire.transactions()[begun:]}
+        return now_ms - 1_700_000_000_000, seen(rig), said
+
+    passed_ms, state, said = with_rig(story)
+
+    assert passed_ms == 9 * DAY_MS
+    assert state == "unavailable"
+    assert said == {"m.presence", "m.presence_invite", "m.presence_accept"}
+
+
+def test_what_a_fault_holds_up_is_in_flight_until_its_time() -> None:
+    """`settle` says so at once: no real time would bring the answer."""
+
+    async def story(rig: TwistedRig) -> list[object]:
+        await befriend(rig)
+        await rig.advance(1000)
+        await rig.set_faults("there.test", "here.test", Faults(latency_ms=700))
+        await submit(rig, "there.test", Activity(BOB, DEVICE, None))
+        await rig.set_stream(BOB, is_open=False)
+        await rig.advance(30_001)
+        held: list[object] = [await rig.settle(), seen(rig)]
+        await rig.advance(699)
+        held.append(seen(rig))
+        await rig.advance(1)
+        return [*held, await rig.settle(), seen(rig)]
+
+    assert with_rig(story) == [1, "online", "online", 0, "offline"]
+
+
+def test_a_name_outside_a_virtual_rig_leads_nowhere_at_once() -> None:
+    """A look-up would take real time, which a virtual clock knows nothing of."""
+
+    async def story(rig: TwistedRig) -> tuple[int, str]:
+        await submit(rig, "here.test", ListChanged(ALICE, invite=(UserID("@eve:elsewhere.test"),)))
+        in_flight = await rig.settle()
+        (status,) = parts_of(rig, "here.test").outbound.describe(None).values()
+        return in_flight, status.state
+
+    assert with_rig(story) == (0, "failing")
+
+
+def test_a_kill_takes_what_was_not_committed_and_nothing_else() -> None:
+    """A crash is what the recovery is tested with: it must be one."""
+
+    async def story(rig: TwistedRig) -> tuple[bool, str | None, str | None]:
+        await befriend(rig)
+        server = rig.server("there.test")
+        hub = parts_of(rig, "there.test").hub
+        unheard = hub.submit(ListChanged(BOB, revoke=(ALICE,)))
+        await server.kill()
+        told = unheard.called
+        await server.start()
+        await rig.advance(1000)
+        before = seen(rig)
+        await submit(rig, "there.test", ListChanged(BOB, revoke=(ALICE,)))
+        await server.kill()
+        await server.start()
+        await rig.advance(MINUTE_MS)
+        return told, before, seen(rig)
+
+    told, before, after = with_rig(story)
+
+    assert not told and before == "online"
+    assert after is None
+
+
+def test_a_clean_stop_is_a_stop_though_nobody_turns_the_clock() -> None:
+    """What a daemon waits for when it ends is the rig's time."""
+
+    async def story(rig: TwistedRig) -> tuple[bool, int, str | None]:
+        await befriend(rig)
+        await rig.set_faults("there.test", "here.test", Faults(hang=True))
+        await rig.advance(1000)
+        await submit(rig, "there.test", Activity(BOB, DEVICE, None))
+        began_ms = rig.now_ms
+        await rig.server("there.test").stop()
+        return rig.server("there.test").is_running, rig.now_ms - began_ms, seen(rig)
+
+    is_running, took_ms, state = with_rig(story)
+
+    assert not is_running and state == "online"
+    assert 0 <= took_ms <= 10_000
+
+
+def test_a_copy_brings_yesterday_back_and_a_wipe_nothing() -> None:
+    """Both are what operators do to their servers, with the users' clients knowing nothing of it."""
+
+    async def story(rig: TwistedRig) -> list[int]:
+        server = rig.server("there.test")
+        with pytest.raises(LookupError, match=r"there\.test has no backup"):
+            await server.restore()
+        await server.backup()
+        await befriend(rig)
+        grants = [len(parts_of(rig, "there.test").engine.observers_of(BOB))]
+        await server.restore()
+        grants.append(len(parts_of(rig, "there.test").engine.observers_of(BOB)))
+        assert await parts_of(rig, "there.test").store.find_token(rig.users[BOB].access_token)
+        await server.wipe()
+        assert await parts_of(rig, "there.test").store.find_token(rig.users[BOB].access_token)
+        return [*grants, len(parts_of(rig, "there.test").engine.observers_of(BOB))]
+
+    assert with_rig(story) == [1, 0, 0]
+
+
+def test_a_servers_wrong_clock_shows_in_its_stamps_and_not_in_its_ages() -> None:
+    """Ages are lengths: a server that is an hour ahead still knows how long its user was away."""
+
+    async def story(rig: TwistedRig) -> tuple[int, int]:
+        await rig.server("there.test").set_clock(3_600_000)
+        await befriend(rig)
+        await rig.advance(MINUTE_MS + 200)
+        body = rig.wire.transactions("there.test", "here.test")[-1].body
+        (push,) = body["edus"][0]["content"]["push"]
+        return body["origin_server_ts"] - rig.now_ms, push["last_active_ago"]
+
+    ahead_ms, ago_ms = with_rig(story)
+
+    assert abs(ahead_ms - 3_600_000) <= 200
+    assert ago_ms == MINUTE_MS
+
+
+def test_a_server_with_a_new_key_is_still_believed() -> None:
+    """Others fetch it by themselves, and what was signed with the old one stays signed."""
+
+    async def story(rig: TwistedRig) -> tuple[bool, list[str], str | None]:
+        await befriend(rig)
+        server = rig.server("there.test")
+        old = server.key_id
+        await server.rotate_key()
+        await rig.set_stream(BOB, is_open=False)
+        await rig.advance(30_001)
+        published = parts_of(rig, "there.test").identity.key_object(rig.now_ms)
+        return server.key_id != old, list(published["old_verify_keys"]), seen(rig)
+
+    is_new, old_keys, state = with_rig(story)
+
+    assert is_new and len(old_keys) == 1 and state == "offline"
+
+
+def test_a_stream_that_is_held_open_is_opened_again_after_a_restart() -> None:
+    """As a client would: that its server was away is no reason to be offline."""
+
+    async def story(rig: TwistedRig) -> tuple[str | None, str | None]:
+        await befriend(rig)
+        await rig.server("there.test").kill()
+        await rig.advance(10 * MINUTE_MS)
+        await rig.server("there.test").start()
+        await rig.advance(MINUTE_MS)
+        here = seen(rig)
+        await rig.set_stream(BOB, is_open=False)
+        await rig.advance(MINUTE_MS)
+        return here, seen(rig)
+
+    state, after = with_rig(story)
+
+    assert state in ("online", "unavailable") and after == "offline"
+
+
+def test_a_hidden_stream_is_no_presence() -> None:
+    """`set_presence=offline` has no effect on presence, at the beginning and at the end."""
+
+    async def story(rig: TwistedRig) -> str | None:
+        await befriend(rig)
+        await rig.set_stream(BOB, is_open=False)
+        await rig.advance(MINUTE_MS)
+        await rig.set_stream(BOB, is_open=True, set_presence=PresenceState.OFFLINE)
+        await rig.advance(MINUTE_MS)
+        return seen(rig)
+
+    assert with_rig(story) == "offline"
+
+
+def test_a_scripted_homeserver_is_one_more_server_of_the_rig() -> None:
+    """It sends signed, is answered, and gets what its users are owed, over links that can be broken."""
+
+    async def story(rig: TwistedRig) -> list[object]:
+        fake = await rig.add_homeserver("fake.test")
+        invite = fake.invite("@eve:fake.test", BOB)
+        answered = await fake.send(rig.server("there.test").name, [invite])
+        await rig.settle()
+        await submit(rig, "there.test", ListChanged(BOB, accept=(UserID("@eve:fake.test"),)))
+        await rig.settle()
+        told = [(each.verified, [edu["edu_type"] for edu in each.edus]) for each in fake.transactions]
+        await rig.set_faults("fake.test", "there.test", Faults(status=503))
+        refused = await fake.send(rig.server("there.test").name, [invite])
+        return [answered.status, told, refused.status]
+
+    assert with_rig(story) == [200, [(True, ["m.presence_accept", "m.presence"])], 503]
+
+
+def test_what_a_rig_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
+    """A wrong name in a fixture is the first mistake that everybody makes."""
+    for options, error, words in (
+        (RigOptions(("here test",)), ValueError, "here test' is no server name"),
+        (RigOptions(("here.test", "here.test")), ValueError, "in the rig already"),
+        (RigOptions(("here.test",), ("alice@there.test",)), ValueError, r"no server of the rig is called"),
+        (
+            RigOptions(("here.test",), config={"presence": {"idle": 1}}, folder=tmp_path),
+            ConfigError,
+            r"presence\.idle",
+        ),
+    ):
+
+        async def story(rig: TwistedRig) -> None:
+            raise AssertionError("it started")
+
+        with pytest.raises(error, match=words):
+            with_rig(story, options)
+
+
+def test_only_a_virtual_clock_is_turned_and_only_a_real_one_meets_the_world() -> None:
+    """Each refusal says what to start the rig with."""
+
+    async def virtual(rig: TwistedRig) -> None:
+        with pytest.raises(ValueError, match="0 or more"):
+            await rig.advance(-1)
+        with pytest.raises(ValueError, match="--clock real"):
+            await rig.add_external("elsewhere.test", "127.0.0.1:1")
+
+    async def real(rig: TwistedRig) -> None:
+        with pytest.raises(ValueError, match="--clock virtual"):
+            await rig.advance(1)
+        with pytest.raises(ValueError, match="host:port"):
+            await rig.add_external("elsewhere.test", "127.0.0.1")
+        with pytest.raises(ValueError, match="in the rig already"):
+            await rig.add_external("here.test", "127.0.0.1:1")
+
+    with_rig(virtual)
+    with_rig(real, RigOptions(("here.test",), virtual=False))
+
+
+def test_with_the_real_clock_a_rig_settles_too() -> None:
+    """The batch window is real time then, and so is what a peer takes to answer."""
+
+    async def story(rig: TwistedRig) -> tuple[int, str | None]:
+        await befriend(rig)
+        return await rig.settle(), seen(rig)
+
+    in_flight, state = with_rig(story, RigOptions(("here.test", "there.test"), PAIR.users, virtual=False))
+
+    assert in_flight == 0 and state in ("online", "offline")
+
+
+def test_two_rigs_in_one_process_know_nothing_of_each_other() -> None:
+    """Tests run beside each other."""
+
+    async def story(one: TwistedRig) -> tuple[str | None, str | None]:
+        other = await TwistedRig.start(one._reactor, PAIR)
+        await befriend(one)
+        states = seen(one), seen(other)
+        await other.stop()
+        return states
+
+    assert with_rig(story) == ("online", None)
