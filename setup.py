@@ -35,9 +35,13 @@ setup(
         "interop": ["matrix-nio>=0.25"],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML"],
     },
-    entry_points={"console_scripts": ["fedpresence = fedpresence.ops.cli:main"]},
+    entry_points={
+        "console_scripts": ["fedpresence = fedpresence.ops.cli:main"],
+        "pytest11": ["fedpresence = fedpresence.testing.pytest_plugin"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
+        "Framework :: Pytest",
         "Framework :: Twisted",
         "Intended Audience :: System Administrators",
         "License :: OSI Approved :: Apache Software License",

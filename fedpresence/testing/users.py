@@ -85,6 +85,7 @@ class User:
 
     def sync_until(self, wanted: Callable[[Any], bool], timeout_s: float = 10.0, **kwargs: Any) -> Any:
         """Long polls until one answer holds what is wanted; AssertionError where none did in time."""
+        __tracebackhide__ = True  # pytest then shows the line of the test
         deadline = time.monotonic() + timeout_s
         last: Any = None
         while (left_s := deadline - time.monotonic()) > 0:
@@ -95,6 +96,7 @@ class User:
 
     def presence_of(self, user_id: str, timeout_s: float = 10.0, **wanted: object) -> dict[str, Any]:
         """Long polls until `user_id` is shown with this content; answers the whole content."""
+        __tracebackhide__ = True
 
         def found(answer: Any) -> dict[str, Any] | None:
             for event in answer.get("presence", {}).get("events", ()):
