@@ -442,6 +442,11 @@ def _add_rig(commands: Any) -> None:
     rig.add_argument("--seed", type=int, metavar="N", help="of everything random (a new one, printed)")
     rig.add_argument("--config", type=Path, metavar="FILE", help="merged into every server's configuration")
     rig.add_argument(
+        "--stop-at-eof",
+        action="store_true",
+        help="stop when standard input ends, so that no rig outlives whoever started it",
+    )
+    rig.add_argument(
         "--addressable",
         action="store_true",
         help="name them 127.0.0.1:PORT, so that a server outside finds them; needs --clock real",

@@ -35,15 +35,15 @@ class Child:
         """Whether its process runs, paused or not."""
         return self._process is not None and self._process.poll() is None
 
-    def begin(self, arguments: Sequence[str]) -> None:
-        """Start the process."""
+    def begin(self, arguments: Sequence[str], *, with_input: bool = False) -> None:
+        """Start the process; `with_input` its standard input ends when we do."""
         self.ready_file.unlink(missing_ok=True)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *arguments],
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if with_input else subprocess.DEVNULL,
                 env=environment(),
             )
 
@@ -63,6 +63,12 @@ class Child:
         process, self._process = self._process, None
         if process is None:
             return 0
+        with process:  # closes its standard input
+            return self._ended(process, number, timeout_s)
+
+    def _ended(
+        self, process: "subprocess.Popen[bytes]", number: signal.Signals | None, timeout_s: float
+    ) -> int:
         if number is not None:
             process.send_signal(number)
         try:

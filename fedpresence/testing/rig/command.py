@@ -11,7 +11,7 @@ import argparse
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.stdio import StandardIO
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -54,6 +56,7 @@ class Order:
     options: RigOptions
     log: LogConfig
     ready_file: Path | None
+    stop_at_eof: bool = False
 
 
 def order_of(arguments: argparse.Namespace) -> Order:
@@ -82,6 +85,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         ),
         _log_config(config, Path.cwd()),
         arguments.ready_file,
+        arguments.stop_at_eof,
     )
 
 
@@ -107,6 +111,16 @@ def run_rig(arguments: argparse.Namespace) -> int:
     return process.exit_code
 
 
+class _Input(Protocol):
+    """Standard input, of which only the end counts."""
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self._ended = ended
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._ended()
+
+
 class _Process:
     def __init__(self, order: Order, reactor: Any) -> None:
         self.exit_code = 0
@@ -123,6 +137,9 @@ class _Process:
 
     def start(self) -> None:
         """Start the rig, then its control API; whatever prevents it ends the process."""
+        if self._order.stop_at_eof:
+            watch: Any = StandardIO
+            watch(_Input(self._nobody_is_there), reactor=self._reactor)
         self._starting = within(ensureDeferred(self._start()), START_TIMEOUT_S, self._clock)
         self._starting.addErrback(self._failed)
 
@@ -155,6 +172,10 @@ class _Process:
             await rig.stop()
         if self._site is not None:
             await self._site.close()
+
+    def _nobody_is_there(self) -> None:
+        if self._reactor.running and not self._stopping:
+            self._reactor.stop()
 
     def _failed(self, failure: Failure) -> None:
         """The last line says what happened; the exit code says whose turn it is."""

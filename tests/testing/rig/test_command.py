@@ -40,6 +40,7 @@ def order(**changes: Any) -> Order:
         "seed": None,
         "config": None,
         "addressable": False,
+        "stop_at_eof": False,
     }
     return order_of(argparse.Namespace(**arguments | changes))
 

@@ -1,5 +1,8 @@
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,3 +245,31 @@ def test_two_rigs_on_the_real_clock_reach_each_other() -> None:
 
     assert asked["to_device"]["events"][0]["type"] == "m.presence_invite"
     assert told["to_device"]["events"][0]["type"] == "m.presence_accept"
+
+
+def test_a_rig_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """A test run that is killed must not leave a rig behind for ever."""
+    script = (
+        "import os, sys\n"
+        "from fedpresence.testing import Rig\n"
+        "rig = Rig(['here.test'], []).start()\n"
+        "print(rig.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
+    pid = int(killed.stdout)
+
+    def is_running() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        stat = Path(f"/proc/{pid}/stat")  # an orphan may stay as a zombie where nobody waits for orphans
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+    deadline = time.monotonic() + 20
+    while is_running() and time.monotonic() < deadline:
+        time.sleep(0.05)  # somebody else's process cannot be awaited
+
+    assert killed.returncode == -9
+    assert not is_running()
