@@ -10,12 +10,12 @@ Always true:
 Source: P:13 (Y-1 to Y-5), S:8, Z-18.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from twisted.internet.defer import Deferred
 
-from fedpresence.clients.mailbox import MAX_NOTICES, Mailbox
+from fedpresence.clients.mailbox import Mailbox
 from fedpresence.clients.throttle import Throttle
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.engine.effects import Notice, TellObservers
@@ -24,7 +24,7 @@ from fedpresence.ids import UserID
 GIVEN_UP_AFTER_MS = 3_600_000  # without a sync; whoever comes back then gets a snapshot
 MAX_WAITING_PER_USER = 20  # syncs; one more, and the one waiting longest is answered
 MAX_ASKING_PER_USER = 100  # GETs that wait for fresher news of one observed user
-MAX_UNREAD_USERS = 10_000  # users without a mailbox whose notices are kept
+MAX_RESTING = 10_000  # mailboxes that nobody reads, kept for their notices
 NEWS_PER_SECOND, NEWS_BURST = 5.0, 20  # of one observed user
 
 Admits = Callable[[UserID], bool]
@@ -55,7 +55,7 @@ class Feed:
         self._boxes_made = 0
         self._waiting: dict[UserID, list[_Waiter]] = {}  # longest waiting first
         self._asking: dict[UserID, list[Deferred[None]]] = {}
-        self._unread: OrderedDict[UserID, deque[Notice]] = OrderedDict()
+        self._resting: OrderedDict[UserID, Mailbox] = OrderedDict()  # unused, with notices
         self._throttle: Throttle[UserID] = Throttle(NEWS_PER_SECOND, NEWS_BURST)
         self._held: dict[UserID, dict[UserID, None]] = {}  # observed: observers who are due its news
         self._timers: dict[UserID, Timer] = {}
@@ -85,8 +85,8 @@ class Feed:
         user_id = effect.user_id
         box = self._boxes.get(user_id)
         if box is None:
-            self._keep_unread(user_id, [effect])
-            return
+            box = self._resting.get(user_id) or self._new_box(user_id, now_ms(self._clock))
+            self._rest(box)
         box.add_notice(effect)
         for waiter in self._waiting.pop(user_id, []):
             _wake(waiter, True)
@@ -102,10 +102,8 @@ class Feed:
         self._give_up_unused(now)
         box = self._boxes.get(user_id)
         if box is None:
-            self._boxes_made += 1
-            box = self._boxes[user_id] = Mailbox(user_id, f"{self._epoch}.{self._boxes_made}", now)
-            for notice in self._unread.pop(user_id, ()):
-                box.add_notice(notice)
+            box = self._resting.pop(user_id, None) or self._new_box(user_id, now)
+            self._boxes[user_id] = box
         box.used_ms = now
         self._boxes.move_to_end(user_id)
         return box
@@ -184,14 +182,20 @@ class Feed:
             if now - box.used_ms <= GIVEN_UP_AFTER_MS or user_id in self._waiting:
                 break
             del self._boxes[user_id]
-            if unread := box.unread():
-                self._keep_unread(user_id, unread)
+            if box.unread():
+                box.forget_news()
+                self._rest(box)
 
-    def _keep_unread(self, user_id: UserID, notices: Iterable[Notice]) -> None:
-        self._unread.setdefault(user_id, deque(maxlen=MAX_NOTICES)).extend(notices)
-        self._unread.move_to_end(user_id)
-        if len(self._unread) > MAX_UNREAD_USERS:
-            self._unread.popitem(last=False)
+    def _new_box(self, user_id: UserID, now: int) -> Mailbox:
+        self._boxes_made += 1
+        return Mailbox(user_id, f"{self._epoch}.{self._boxes_made}", now)
+
+    def _rest(self, box: Mailbox) -> None:
+        """Keep a mailbox that nobody reads, for its notices."""
+        self._resting[box.user_id] = box
+        self._resting.move_to_end(box.user_id)
+        if len(self._resting) > MAX_RESTING:
+            self._resting.popitem(last=False)
 
     def _time_is_up(self, user_id: UserID, deferred: Deferred[bool]) -> None:
         for waiter in self._waiting.get(user_id, ()):

@@ -65,10 +65,10 @@ class Mailbox:
     def position(self, token: tuple[str, int]) -> int | None:
         """Up to where the holder of a token has seen this mailbox; None where we cannot tell."""
         name, number = token
-        if name != self.name or not self._floor <= number <= self.number:
+        if name != self.name or number > self.number:
             return None
-        self.acknowledged = max(self.acknowledged, number)
-        return number
+        self.acknowledged = max(self.acknowledged, number)  # of notices, however old it is for the rest
+        return number if number >= self._floor else None
 
     def add_news(self, observed: UserID, *, gone: bool) -> None:
         """There is news of `observed`."""
@@ -83,6 +83,13 @@ class Mailbox:
             oldest = next(iter(self._news))
             self._floor = self._news.pop(oldest)
             self._gone.discard(oldest)
+
+    def forget_news(self) -> None:
+        """Whoever comes back gets a snapshot; what was acknowledged of the notices stays so."""
+        self.number += 1
+        self._floor = self.number
+        self._news.clear()
+        self._gone.clear()
 
     def add_notice(self, notice: Notice) -> None:
         """Keep a notice; the oldest gives way beyond the hundredth."""

@@ -4,11 +4,11 @@ from twisted.internet.task import Clock
 from fedpresence.clients.feed import (
     GIVEN_UP_AFTER_MS,
     MAX_ASKING_PER_USER,
-    MAX_UNREAD_USERS,
+    MAX_RESTING,
     NEWS_BURST,
     Feed,
 )
-from fedpresence.clients.mailbox import MAX_NOTICES, parse_token
+from fedpresence.clients.mailbox import MAX_NOTICES, parse_token, parse_token
 from fedpresence.engine.effects import Notice, TellObservers
 from fedpresence.engine.subscription import EduKind
 from fedpresence.ids import UserID
@@ -124,6 +124,22 @@ def test_unread_notices_outlive_the_mailbox() -> None:
     assert feed.mailbox(ALICE).unread() == [a_notice()]
 
 
+def test_a_notice_that_was_acknowledged_does_not_come_again_however_late_the_client_is() -> None:
+    """Its token is too old for presence, but it still says what the client has been told."""
+    feed, clock = a_feed()
+    feed.mailbox(ALICE)
+    feed.notice(a_notice())
+    seen = parse_token(feed.mailbox(ALICE).token(1))
+    clock.advance(GIVEN_UP_AFTER_MS / 1000 + 1)
+    feed.mailbox(CAROL)
+    feed.notice(a_notice(observer=UserID("@later:there.test")))
+
+    box = feed.mailbox(ALICE)
+
+    assert box.position(seen) is None
+    assert [notice.observer for notice in box.unread()] == ["@later:there.test"]
+
+
 def test_notices_are_bounded_per_user_and_in_users() -> None:
     """Nobody fills our memory with invites for users who never sync."""
     feed, _ = a_feed()
@@ -132,7 +148,7 @@ def test_notices_are_bounded_per_user_and_in_users() -> None:
     newest = feed.mailbox(ALICE).unread()[-1].observer
     count = len(feed.mailbox(ALICE).unread())
     feed.notice(a_notice(CAROL))
-    for n in range(MAX_UNREAD_USERS):
+    for n in range(MAX_RESTING):
         feed.notice(a_notice(UserID(f"@u{n}:here.test")))
 
     assert (count, newest) == (MAX_NOTICES, UserID(f"@u{MAX_NOTICES + 4}:there.test"))
