@@ -8,7 +8,7 @@ from fedpresence.clients.feed import (
     NEWS_BURST,
     Feed,
 )
-from fedpresence.clients.mailbox import MAX_NOTICES, parse_token, parse_token
+from fedpresence.clients.mailbox import MAX_NOTICES, parse_token
 from fedpresence.engine.effects import Notice, TellObservers
 from fedpresence.engine.subscription import EduKind
 from fedpresence.ids import UserID
