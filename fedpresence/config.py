@@ -105,6 +105,9 @@ def read_settings(path: Path) -> dict[Any, Any]:
     return written
 
 
+NEWS_BURST_S = 120  # whoever changes as fast as limits.client_changes lets him, for so long, flaps (Z-18)
+
+
 def engine_settings(config: Config) -> EngineSettings:
     """The engine's share of the configuration."""
     return EngineSettings(
@@ -118,6 +121,7 @@ def engine_settings(config: Config) -> EngineSettings:
         max_entries=config.lists.max_entries,
         share_presence_in_rooms=config.rooms.share_presence,
         max_room_members=config.rooms.max_members,
+        news_burst=max(1, int(config.limits.client_changes.per_second * NEWS_BURST_S)),
         servers=ServerLists(allow=config.federation.allow, deny=config.federation.deny),
     )
 

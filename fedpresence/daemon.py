@@ -268,9 +268,7 @@ class Daemon:
 
         self._later("look around", LOOK_AROUND_S, look, self._reactor)
 
-    def _later(
-        self, name: str, delay_s: float, work: Callable[[], Work], clock: Clock | None = None
-    ) -> None:
+    def _later(self, name: str, delay_s: float, work: Callable[[], Work], clock: Clock | None = None) -> None:
         def begin() -> None:
             del self._timers[name]
             self._background(name, work())
@@ -315,13 +313,11 @@ class Daemon:
 
     async def _stop_parts(self, parts: Parts) -> None:
         if not self._failed:
-            if self.config.presence.offline_on_stop:
-                await parts.hub.submit(Stopping())
+            await parts.hub.submit(Stopping(self.config.presence.offline_on_stop))
             parts.feed.close()
             await parts.changes.stopService()
             await parts.transactions.stop()
-            if self.config.presence.offline_on_stop:
-                await self._flush(parts)
+            await self._flush(parts)
         await DeferredList([site.close() for site in self._sites], consumeErrors=True)
         await parts.outbound.stopService()
         await parts.keyring.stop()
@@ -331,6 +327,7 @@ class Daemon:
         parts.hub.stop()
         if not self._failed:
             await parts.write_behind()
+            await parts.store.save_presence((), now_ms(self._clock))  # when we stopped, whatever changed
 
     async def _flush(self, parts: Parts) -> None:
         """Let the last words leave, those that wait for a batch window too; for a moment at most."""
@@ -358,6 +355,7 @@ def _reloaded(old: EngineSettings, new: EngineSettings) -> EngineSettings:
         servers=new.servers,
         max_entries=new.max_entries,
         max_room_members=new.max_room_members,
+        news_burst=new.news_burst,
     )
 
 

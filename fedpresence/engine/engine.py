@@ -159,7 +159,7 @@ class Engine:
             case Started():
                 self._started(turn)
             case Stopping():
-                self._people.all_offline(turn)
+                self._people.stopping(turn, offline=event.offline)
             case _:
                 assert_never(event)
         return tuple(turn.effects)
@@ -185,7 +185,7 @@ class Engine:
             if not world.is_local(record.user_id):
                 self._lists.watching.restore(record, now_ms)
             elif record.user_id in world.users:
-                self._people.restore(record, now_ms)
+                self._people.restore(record, now_ms, stored.saved_at_ms or now_ms)
         for user_id, device_id in stored.hidden:
             world.local(user_id).hide(device_id)
         for answer in stored.answers:
@@ -427,7 +427,7 @@ class Engine:
     def observers_of(self, observed: UserID) -> tuple[ObserverEntry, ...]:
         """Who was granted the user's presence."""
         return tuple(
-            ObserverEntry(observer, row.changed_ms, row.muted)
+            ObserverEntry(observer, row.changed_ms, row.muted, row.confirmed_ms)
             for observer, row in sorted(self._world.observers.get(observed, {}).items())
             if row.stage is ObservedStage.GRANTED
         )
@@ -492,6 +492,10 @@ class Engine:
             rooms=len(world.rooms),
         )
 
+    def unwanted(self) -> dict[ServerName, int]:
+        """Pushes of users whom nobody here may see, by origin; all beyond a hundred under an empty name."""
+        return dict(self._lists.watching.unwanted)
+
     # --- written behind ---------------------------------------------------------------------------
 
     def has_unwritten(self) -> bool:
@@ -537,12 +541,14 @@ def _clamped_observer(row: ObserverRow, now_ms: int) -> ObserverRow:
 
 def _clamped_observed(row: ObservedRow, now_ms: int) -> ObservedRow:
     """The row with no moment in the future (Z-21)."""
-    if max(row.created_ms, row.changed_ms, *(owed.since_ms for owed in row.owed)) <= now_ms:
+    moments = (row.created_ms, row.changed_ms, row.confirmed_ms)
+    if max(*moments, *(owed.since_ms for owed in row.owed)) <= now_ms:
         return row
     return replace(
         row,
         created_ms=min(row.created_ms, now_ms),
         changed_ms=min(row.changed_ms, now_ms),
+        confirmed_ms=min(row.confirmed_ms, now_ms),
         owed=_clamped_owed(row.owed, now_ms),
     )
 

@@ -194,7 +194,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """A clean stop, with `presence.offline_on_stop`: everybody is told offline (E:P-10)."""
+    """A clean stop: the last words. With `presence.offline_on_stop` everybody is told offline (E:P-10)."""
+
+    offline: bool = True
 
 
 @dataclass(frozen=True, slots=True)

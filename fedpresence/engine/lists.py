@@ -57,6 +57,8 @@ from fedpresence.ids import ServerName, UserID, server_of
 DENIAL_REST_MS = DAY_MS  # S:T-30, T-31
 MAX_EXPIRIES_PER_HOUR = 10_000  # Z-21: a clock that jumped does not empty the lists
 
+INVITES = frozenset({ObservedMove.INVITE, ObservedMove.INVITE_BY_POLICY, ObservedMove.INVITE_SILENT})
+
 Then = Callable[[], None]
 
 
@@ -450,9 +452,11 @@ class Lists:
             by_room = by_room and step.stage is ObservedStage.GRANTED
             row = replace(row, stage=step.stage, changed_ms=turn.now_ms, muted=False, by_room=by_room)
             if step.stage is ObservedStage.REQUESTED:
-                row = replace(row, created_ms=turn.now_ms)
+                row = replace(row, created_ms=turn.now_ms, confirmed_ms=turn.now_ms)
         elif move is ObservedMove.ACCEPT:
             row = replace(row, by_room=False)  # the user's own word outlives the room
+        if row.stage is ObservedStage.GRANTED and move in INVITES:
+            row = replace(row, confirmed_ms=turn.now_ms)
         if move in (ObservedMove.DEACTIVATE, ObservedMove.FORGET):
             row = replace(row, denials=0, blocked=False)
         then: list[Then] = []

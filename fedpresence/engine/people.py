@@ -43,6 +43,7 @@ class People:
                 turn.add(SaveHidden(user_id, device_id, hidden=False))
         user.devices.clear()
         user.status_msg = None
+        user.news_full_ms = 0
         self._settle(turn, user_id, user, Urgency.CHANGE)
 
     def set_presence(self, turn: Turn, event: PresenceSet) -> None:
@@ -98,21 +99,31 @@ class People:
         if user is not None:
             self._settle(turn, user_id, user, Urgency.TIMER)
 
-    def all_offline(self, turn: Turn) -> None:
-        """A clean stop that says so (E:P-10)."""
-        for user_id, user in list(self._world.locals.items()):
-            for device_id in [d for d, device in user.devices.items() if not device.hidden]:
-                user.remove_device(device_id)
-            self._settle(turn, user_id, user, Urgency.CHANGE)
+    def stopping(self, turn: Turn, *, offline: bool) -> None:
+        """A clean stop: with `offline` it says so (E:P-10), else that everybody is still there.
 
-    def restore(self, record: PresenceRecord, now_ms: int) -> None:
+        Other servers wait for a whole timeout from here on before they take anybody for gone.
+        """
+        world = self._world
+        for user_id, user in list(world.locals.items()):
+            for device_id in [d for d, device in user.devices.items() if offline and not device.hidden]:
+                user.remove_device(device_id)
+            held, user.news_full_ms = user.told is not None, 0  # no last word waits for its turn
+            self._settle(turn, user_id, user, Urgency.CHANGE)
+            if not offline and not held and user.published.state is not OFFLINE:
+                for server in sorted(world.destinations_of(user_id)):
+                    turn.add(SendPush(server, user_id, Urgency.REFRESH))
+
+    def restore(self, record: PresenceRecord, now_ms: int, stopped_ms: int) -> None:
         """What was written behind; called once, before any event."""
         world = self._world
-        user = LocalUser.restored(record, now_ms, world.settings)
+        is_gone = now_ms - stopped_ms > world.settings.remote_timeout_ms
+        user = LocalUser.restored(record, now_ms, world.settings, is_gone=is_gone)
+        if user.published.state is not record.state:
+            world.dirty[record.user_id] = None
         world.locals[record.user_id] = user
         world.states[user.published.state] += 1
         world.deadlines.set(record.user_id, user.next_deadline_ms(world.settings))
-
         if record.heard_ms:
             self._untold.append(record.user_id)
 
@@ -142,6 +153,7 @@ class People:
         world = self._world
         before = user.published
         reason = user.settle(turn.now_ms, world.settings)
+        is_news = user.may_tell(before, reason, turn.now_ms, world.settings)
         world.deadlines.set(user_id, user.next_deadline_ms(world.settings))
         if user.published is not before and user.published != before:
             world.dirty[user_id] = None
@@ -150,8 +162,7 @@ class People:
                 world.states[user.published.state] += 1
         if hid and user.published.state is OFFLINE and user_id in world.dirty:
             turn.add(SavePresence(user.record(user_id, untold_since_ms=turn.now_ms)))
-        if reason is None:
-            return
-        for server in sorted(world.destinations_of(user_id)):
+        for server in sorted(world.destinations_of(user_id)) if is_news else ():
             turn.add(SendPush(server, user_id, urgency))
-        turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
+        if reason is not None:
+            turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

@@ -37,6 +37,8 @@ ONLINE, UNAVAILABLE, OFFLINE, BUSY = (
 
 RESTORED = DeviceID("\0")  # the pseudo-device of P:M-4; no token can have this device ID
 
+NEWS_INTERVAL_MS = 15_000  # between two changes of a user who has flapped for minutes (Z-18)
+
 _PRIORITY = {BUSY: 4, ONLINE: 3, UNAVAILABLE: 2, OFFLINE: 1}  # P:6
 
 
@@ -180,12 +182,18 @@ class LocalUser:
     published: Published = NOTHING
     devices: dict[DeviceID | None, Device] = field(default_factory=dict)
     before_restart: Device | None = None  # what a device that comes back in time goes on with (P:M-4)
+    told: Published | None = None  # what other servers were told last, while newer news is held back
+    news_full_ms: int = 0  # when all of `news_burst` is there again
 
     @classmethod
-    def restored(cls, record: PresenceRecord, now_ms: int, settings: EngineSettings) -> "LocalUser":
+    def restored(
+        cls, record: PresenceRecord, now_ms: int, settings: EngineSettings, *, is_gone: bool = False
+    ) -> "LocalUser":
         """What was stored, as one pseudo-device that clients have half a minute to replace (P:M-4).
 
-        A PUT replaces it at once: a user who hides is not shown online on the ground of a guess.
+        A PUT replaces it at once: a user who hides is not shown online on the ground of a guess. With
+        `is_gone` we were away for so long that nobody takes them for here any more: then they are offline
+        until a client is back, which goes on where it was, and nobody need be told of who stays away.
         """
         user = cls(since_ms=now_ms, last_active_ms=min(record.last_active_ms, now_ms))
         user.status_msg = record.status_msg
@@ -198,8 +206,11 @@ class LocalUser:
                 last_sync_ms=now_ms,
                 hold_until_ms=now_ms + settings.sync_online_timeout_ms,
             )
-            user.devices[RESTORED] = device
             user.before_restart = replace(device)
+            if is_gone:
+                user.published = Published(OFFLINE, user.last_active_ms, record.status_msg)
+            else:
+                user.devices[RESTORED] = device
         return user
 
     def record(self, user_id: UserID, untold_since_ms: int = 0) -> PresenceRecord:
@@ -303,6 +314,30 @@ class LocalUser:
         self.published = new
         return worth_telling(old, new, settings.last_active_granularity_ms)
 
+    def may_tell(
+        self, before: Published, reason: Reason | None, now_ms: int, settings: EngineSettings
+    ) -> bool:
+        """Whether other servers are to be told of the step from `before` now, or of what was held back.
+
+        A user who flaps for minutes is told of less often (Z-18); the last word always is, unless it is the
+        one before.
+        """
+        if reason is None and self.told is None:
+            return False
+        if now_ms < self._news_ready_ms(settings):
+            self.told = before if self.told is None else self.told
+            return False
+        told, self.told = self.told, None
+        if told is not None:
+            reason = worth_telling(told, self.published, settings.last_active_granularity_ms)
+        if reason is None:
+            return False
+        self.news_full_ms = max(self.news_full_ms, now_ms) + NEWS_INTERVAL_MS
+        return True
+
+    def _news_ready_ms(self, settings: EngineSettings) -> int:
+        return self.news_full_ms - (settings.news_burst - 1) * NEWS_INTERVAL_MS
+
     def next_deadline_ms(self, settings: EngineSettings) -> int | None:
         """When time alone changes something (P:8.2 U-1 to U-4, U-6); None: never (P:O-5)."""
         moments: list[int] = []
@@ -319,6 +354,8 @@ class LocalUser:
                 moments.append(max(gone_ms, device.hold_until_ms))
         if self.published.currently_active:
             moments.append(max(self.last_active_ms + settings.last_active_granularity_ms, held_ms))
+        if self.told is not None:
+            moments.append(self._news_ready_ms(settings))
         return min(moments, default=None)
 
     def _bump(self, device: Device, at_ms: int) -> None:

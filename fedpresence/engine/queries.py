@@ -33,11 +33,15 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ObserverEntry:
-    """Somebody who may watch; `muted` while their server wants no pushes on that ground."""
+    """Somebody who may watch; `muted` while their server wants no pushes on that ground.
+
+    `confirmed_ms` is their server's last invite, which it repeats weekly; 0 for none that we know of.
+    """
 
     user_id: UserID
     since_ms: int
     muted: bool
+    confirmed_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class EngineSettings:
     max_entries: int = 1000
     share_presence_in_rooms: bool = True
     max_room_members: int = 500
+    news_burst: int = 600  # changes of one user told to other servers without any pause (Z-18)
     servers: ServerLists = field(default_factory=ServerLists)
 
 

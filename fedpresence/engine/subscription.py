@@ -99,6 +99,7 @@ class ObservedRow:
     denials: int = 0
     generation: int = 0
     owed: tuple[OwedEdu, ...] = ()
+    confirmed_ms: int = 0  # last invite of the observer: their server repeats it weekly (O-25)
 
 
 # --- the observer's table (S:3) ---------------------------------------------------------------

@@ -8,7 +8,7 @@ Always true:
 Source: edus.md 2.3, 3; subscriptions.md O-8, O-14, O-20, O-26, O-26a, O-27; security.md Z-12.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
@@ -26,6 +26,8 @@ MAX_EARLY_PUSHES = 10_000
 EARLY_PUSHES_PER_ORIGIN = 1_000  # in a minute: no origin pushes out what others sent
 POLL_AFTER_MEETING_MS = 1_000  # the other side pushes by itself when it learns of the room (E:P-9)
 FRESH_MS = 10_000  # a copy younger than this is not asked for again (decision 7, E:Q-7, Q-8)
+MAX_UNWANTED_ORIGINS = 100  # that are counted by name; wildcard DNS has no end of names
+OTHERS = ServerName("")  # all further ones together: no server has this name
 BOOT_POLLS_MS = 30_000  # polls of a restart are spread over this
 
 
@@ -41,6 +43,7 @@ class Watching:
         self._unpolls = Recently(HOUR_MS)
         self._reminders = Recently(DAY_MS)
         self._replies = Quota(100, MINUTE_MS)
+        self.unwanted: Counter[ServerName] = Counter()  # pushes that nobody here wants, by origin
         self._early_left = Quota(EARLY_PUSHES_PER_ORIGIN, EARLY_PUSH_MS)
 
     def push_received(self, turn: Turn, push: PushReceived) -> None:
@@ -56,6 +59,8 @@ class Watching:
             self._take(turn, push, turn.now_ms)
             return
         self._keep_early(push, turn.now_ms)
+        counted = push.origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
+        self.unwanted[push.origin if counted else OTHERS] += 1
         if world.watched_in(user_id, ObserverStage.PENDING):
             return
         if self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):

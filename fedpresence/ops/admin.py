@@ -7,7 +7,7 @@ Source: contract.md, "Admin API".
 """
 
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +48,9 @@ class AdminViews(Protocol):
 
     def counts(self) -> Counts:
         """Everything, counted."""
+
+    def unwanted(self) -> Mapping[ServerName, int]:
+        """Pushes of users whom nobody here may see, by origin; a bounded number of names."""
 
     def user_exists(self, user_id: UserID) -> bool:
         """Whether this is a local user."""
@@ -288,7 +291,12 @@ def _encode_user(detail: UserDetail) -> dict[str, object]:
         ],
         "invites": [{"user_id": pair.user_id, "since_ts": pair.since_ms} for pair in detail.invites],
         "observers": [
-            {"user_id": observer.user_id, "since_ts": observer.since_ms, "muted": observer.muted}
+            {
+                "user_id": observer.user_id,
+                "since_ts": observer.since_ms,
+                "confirmed_ts": _ts(observer.confirmed_ms),
+                "muted": observer.muted,
+            }
             for observer in detail.observers
         ],
     }

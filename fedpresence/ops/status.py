@@ -1,16 +1,16 @@
 """Health and counters over HTTP, for whoever watches the daemon.
 
-Always true: no label holds the name of a user or of another server, so the number of series is bounded;
-`/health` says nothing but whether we serve.
+Always true: no label holds the name of a user, and of other servers at most a hundred, so the number of
+series is bounded; `/health` says nothing but whether we serve.
 
 Source: contract.md, "Admin API" (`/health`, `/metrics`); prometheus.io, "Metric and label naming".
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
@@ -22,6 +22,7 @@ from fedpresence import __version__
 from fedpresence.engine.queries import Counts
 from fedpresence.errors import BadRequest, FedpresenceError
 from fedpresence.hub import Hub
+from fedpresence.ids import ServerName
 from fedpresence.ops.admin import AdminViews, subscriptions
 from fedpresence.ops.destinations import STATES, Destinations, DestinationStatus
 from fedpresence.web import JsonResource, mount, write_error
@@ -84,8 +85,8 @@ def add_metrics(
     """`GET /metrics` below `root`, in Prometheus' text format."""
 
     async def text() -> bytes:
-        counts = await hub.read(lambda _: engine.counts())
-        counters.gauges.set(counts, destinations.describe(None).values())
+        counts, unwanted = await hub.read(lambda _: (engine.counts(), engine.unwanted()))
+        counters.gauges.set(counts, unwanted, destinations.describe(None).values())
         return generate_latest(counters.registry)
 
     mount(root, b"metrics", _Metrics(lambda: ensureDeferred(text())))
@@ -97,8 +98,15 @@ class _Gauges(Collector):
     def __init__(self) -> None:
         self._metrics: tuple[Metric, ...] = ()
 
-    def set(self, counts: Counts, destinations: Iterable[DestinationStatus]) -> None:
+    def set(
+        self, counts: Counts, unwanted: Mapping[ServerName, int], destinations: Iterable[DestinationStatus]
+    ) -> None:
         """What the next collection tells."""
+        pushes = CounterMetricFamily(
+            PREFIX + "unwanted_pushes", "Pushes of users whom nobody here may see.", labels=("origin",)
+        )
+        for origin, count in unwanted.items():
+            pushes.add_metric([origin or "other"], count)
         users = GaugeMetricFamily(PREFIX + "users", "Local users by state.", labels=("state",))
         for state in ("online", "unavailable", "offline", "busy"):
             users.add_metric([state], getattr(counts, state))
@@ -118,6 +126,7 @@ class _Gauges(Collector):
         version.add_metric([__version__], 1)
         self._metrics = (
             users,
+            pushes,
             GaugeMetricFamily(PREFIX + "remote_users", "Remote users kept.", value=counts.remote),
             pairs,
             queues,

@@ -49,6 +49,7 @@ CREATE TABLE observed_rows (
     denials INTEGER NOT NULL,
     generation INTEGER NOT NULL,
     owed TEXT,
+    confirmed_ms INTEGER NOT NULL DEFAULT 0,  -- last invite of the observer's server
     PRIMARY KEY (observed, observer)
 ) WITHOUT ROWID;
 

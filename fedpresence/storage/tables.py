@@ -25,7 +25,7 @@ from fedpresence.storage.store import Stored
 
 # Every table's key comes first in its rows. `?` is the only way a value gets into a statement.
 _SAVE_OBSERVER_ROW = "INSERT OR REPLACE INTO observer_rows VALUES (?,?,?,?,?,?,?,?,?,?)"
-_SAVE_OBSERVED_ROW = "INSERT OR REPLACE INTO observed_rows VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+_SAVE_OBSERVED_ROW = "INSERT OR REPLACE INTO observed_rows VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
 _SAVE_PRESENCE = "INSERT OR REPLACE INTO presence VALUES (?,?,?,?,?,?)"
 _SAVE_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?)"
 _SAVE_USER = (
@@ -174,6 +174,7 @@ def _encode_observed_row(row: ObservedRow) -> tuple[object, ...]:
         row.denials,
         row.generation,
         _encode_owed(row.owed, (row.observer, row.observed)) if row.owed else None,
+        row.confirmed_ms,
     )
 
 
@@ -286,6 +287,7 @@ class _Reader:
         denials: int,
         generation: int,
         owed: str | None,
+        confirmed_ms: int,
     ) -> ObservedRow:
         observer, observed = self.one(observer), self.one(observed)
         return ObservedRow(
@@ -300,6 +302,7 @@ class _Reader:
             denials,
             generation,
             () if owed is None else _decode_owed(owed, UserID(observer), UserID(observed)),
+            confirmed_ms,
         )
 
     def inbox(self, entry_id: int, edus: str) -> SaveInbox:

@@ -297,6 +297,28 @@ def test_an_observed_users_server_that_lost_its_database_asks_the_user_again() -
     assert stages(world) == (_A, _g)
 
 
+def test_both_sides_say_when_the_other_last_confirmed() -> None:
+    """The operator sees at a glance which half has not been spoken of for too long, restarts or not."""
+    world = a_world(granted=True)
+    here, there = world.servers[HERE], world.servers[THERE]
+    begun_ms = world.now_ms
+
+    def confirmed() -> list[int]:
+        (entry,) = here.engine.presence_list(ALICE, world.now_ms)
+        (observer,) = there.engine.observers_of(BOB)
+        return [(ms - begun_ms) // DAY_MS for ms in (entry.confirmed_ms, observer.confirmed_ms)]
+
+    assert confirmed() == [0, 0]
+    world.advance(9 * DAY_MS)
+    assert confirmed() == [7, 7]
+    for server in (here, there):
+        server.stop_and_start()
+    assert confirmed() == [7, 7]
+    world.links[HERE].mode = "lost"
+    world.advance(6 * DAY_MS)
+    assert confirmed() == [7, 7]
+
+
 def test_a_clock_that_jumps_does_not_part_them() -> None:
     """Timers alone: both halves are still there, and agree within days."""
     world = a_world(granted=True)

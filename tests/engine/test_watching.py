@@ -388,6 +388,22 @@ def test_a_push_that_nobody_wants_is_answered_with_an_unpoll_once_an_hour() -> N
     assert answers == [unpoll, [], [], unpoll, []]
 
 
+def test_pushes_that_nobody_wants_are_counted_by_origin_and_names_are_bounded() -> None:
+    """The operator sees who sends them; a server with any number of names fills nobody's memory."""
+    engine = watching()
+    for number in range(150):
+        origin = ServerName(f"s{number}.test")
+        items = [a_push(user_id=UserID(f"@u{n}:{origin}"), origin=origin) for n in range(3)]
+        deliver(engine, items, origin=origin)
+    deliver(engine, [a_push(), a_push(user_id=DAVE)])
+
+    counts = engine.unwanted()
+
+    assert len(counts) == 101
+    assert counts[ServerName("s0.test")] == 3
+    assert sum(counts.values()) == 451  # Bob's push was wanted
+
+
 def test_a_push_about_a_dropped_pair_reminds_of_the_drop_once_a_day() -> None:
     """Z-12, S:5: a grant that a restored backup revived ends again."""
     engine = watching()

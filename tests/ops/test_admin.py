@@ -66,6 +66,10 @@ class FakeEngine:
             rooms=9,
         )
 
+    def unwanted(self) -> dict[ServerName, int]:
+        """One server by name, and all beyond the hundredth."""
+        return {ServerName("flood.test"): 7, ServerName(""): 2}
+
     def user_exists(self, user_id: UserID) -> bool:
         """Alice alone, at first."""
         return user_id in self.users
@@ -82,7 +86,7 @@ class FakeEngine:
             devices=(DeviceDetail(DeviceID("PHONE"), PresenceState.ONLINE, NOW_MS - 1, 1, hidden=False),),
             list=(ListEntry(BOB, ObserverStage.ACCEPTED, 10, 20, unreachable=False, view=view),),
             invites=(Pair(CAROL, 30),),
-            observers=(ObserverEntry(BOB, 40, muted=True),),
+            observers=(ObserverEntry(BOB, 40, muted=True, confirmed_ms=50),),
         )
 
 
@@ -260,7 +264,7 @@ def test_a_user_is_shown_with_devices_and_subscriptions() -> None:
     entry = {"user_id": BOB, "state": "accepted", "since_ts": 10, "confirmed_ts": 20}
     assert entry.items() <= user["list"][0].items()
     assert user["invites"] == [{"user_id": CAROL, "since_ts": 30}]
-    assert user["observers"] == [{"user_id": BOB, "since_ts": 40, "muted": True}]
+    assert user["observers"] == [{"user_id": BOB, "since_ts": 40, "confirmed_ts": 50, "muted": True}]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

@@ -66,7 +66,7 @@ def test_what_was_counted_is_told_with_its_labels() -> None:
 
 
 def test_gauges_are_read_when_they_are_asked_for() -> None:
-    """They hold no names of users or servers, so their number does not grow with the federation."""
+    """They hold no names of users, and of servers a bounded number: they do not grow with the federation."""
     lines = metrics(PrometheusCounters())
 
     assert 'fedpresence_users{state="online"} 1.0' in lines
@@ -75,6 +75,8 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
     assert 'fedpresence_destinations{state="failing"} 1.0' in lines
     assert 'fedpresence_destinations{state="idle"} 0.0' in lines
     assert "fedpresence_pending_users 2.0" in lines
+    assert 'fedpresence_unwanted_pushes_total{origin="flood.test"} 7.0' in lines
+    assert 'fedpresence_unwanted_pushes_total{origin="other"} 2.0' in lines
     assert not any("there.test" in line for line in lines)
 
 

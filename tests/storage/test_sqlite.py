@@ -352,6 +352,22 @@ def test_a_fresh_database_gets_the_newest_schema_at_once(path: Path) -> None:
     connection.close()
 
 
+def test_the_schema_of_each_version_leads_to_this_one(path: Path) -> None:
+    """Version 1 had no `confirmed_ms`; whoever upgrades has the same tables as whoever begins."""
+    (added,) = [line for line in newest_schema().splitlines() if "last invite of the observer" in line]
+    first, fresh = connect(path), connect(path.with_name("fresh.db"))
+    migrate(first, newest_schema().replace(added + "\n", ""), ())
+
+    migrate(first, newest_schema())
+    migrate(fresh, newest_schema())
+
+    for table in ("observed_rows", "observer_rows", "presence"):
+        columns = f"PRAGMA table_info({table})"
+        assert first.execute(columns).fetchall() == fresh.execute(columns).fetchall()
+    first.close()
+    fresh.close()
+
+
 def test_a_step_that_fails_leaves_the_version_before(path: Path) -> None:
     """A full disk during an upgrade must not leave a database that no version knows."""
     connection = connect(path)

@@ -215,6 +215,7 @@ def test_an_observed_row_survives_whole_with_the_edus_it_owes(world: World) -> N
         denials=2,
         generation=5,
         owed=(owed(EduKind.DENY, 5, final_push=True),),
+        confirmed_ms=NOW_MS + 2,
     )
 
     commit(world, SaveObservedRow(row))
