@@ -14,6 +14,7 @@ Source: server-server API, "Presence" (2018 text for the list EDUs); edus.md; pr
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import assert_never
 
 from fedpresence.engine.events import (
@@ -28,10 +29,11 @@ from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName, UserID, is_compliant, parse_user_id, server_of
-from fedpresence.wire.json import MAX_SAFE_INT
+from fedpresence.wire.json import MAX_SAFE_INT, encode_canonical
 
 PRESENCE = "m.presence"
 MAX_POLLED = 100  # user IDs in the poll, and in the unpoll, of one EDU: E:Q-1
+MAX_ITEMS = 5_000  # in all m.presence of a transaction: a hundred EDUs of fifty, the most that anybody sends
 MAX_STATUS_BYTES = 4096  # of UTF-8: P:S-7
 MAX_AGO_MS = 10 * 365 * 86_400_000  # ten years: E:R-4
 MAX_SHOWN_TYPE = 100  # characters of an unknown edu_type that we repeat in a log
@@ -62,6 +64,7 @@ def decode_edus(
     """What `origin` says in the `edus` of a transaction, in order, and what of it is skipped."""
     received: list[ReceivedEdu] = []
     skipped: list[Skipped] = []
+    free = MAX_ITEMS
     for edu in edus:
         edu_type = edu.get("edu_type") if isinstance(edu, dict) else None
         content = edu.get("content") if isinstance(edu, dict) else None
@@ -71,7 +74,10 @@ def decode_edus(
             skipped.append(Skipped(edu_type[:MAX_SHOWN_TYPE], "unknown"))
         elif not isinstance(content, dict):
             skipped.append(Skipped(edu_type, "malformed"))
+        elif edu_type == PRESENCE and (size := _size_of(content)) > free:
+            skipped.append(Skipped(PRESENCE, "too many"))  # to look at each would keep others waiting
         elif edu_type == PRESENCE:
+            free -= size
             _decode_presence(content, origin, received, skipped)
         else:
             decoded = _decode_list_edu(_LIST_KINDS[edu_type], content, origin)
@@ -82,47 +88,56 @@ def decode_edus(
     return tuple(received), tuple(skipped)
 
 
-def encode_edu(edu: Edu) -> dict[str, object]:
-    """The EDU as it stands in a transaction."""
+def _size_of(content: dict[str, object]) -> int:
+    """How many users an `m.presence` is about."""
+    lists = (content.get(key) for key in ("push", "poll", "unpoll"))
+    return sum(len(value) for value in lists if isinstance(value, list))
+
+
+def encode_edu(edu: Edu) -> bytes:
+    """The EDU as it stands in a transaction, in canonical JSON."""
     match edu:
         case PresenceEdu(push=pushes, poll=poll, unpoll=unpoll):
             return encode_presence([encode_push(push) for push in pushes], poll, unpoll)
         case ListEdu(kind=kind, observer=observer, observed=observed):
             content = {"observed_user": observed, "observer_user": observer}
-            return {"edu_type": kind.value, "content": content}
+            return encode_canonical({"edu_type": kind.value, "content": content})
     assert_never(edu)
 
 
 def encode_presence(
-    items: list[dict[str, object]], poll: tuple[UserID, ...] = (), unpoll: tuple[UserID, ...] = ()
-) -> dict[str, object]:
+    items: list[bytes], poll: tuple[UserID, ...] = (), unpoll: tuple[UserID, ...] = ()
+) -> bytes:
     """An `m.presence` of push items that are encoded already; `push` is always there (E:Q-10)."""
-    content: dict[str, object] = {"push": items}
-    if poll:
-        content["poll"] = list(poll)
-    if unpoll:
-        content["unpoll"] = list(unpoll)
-    return {"edu_type": PRESENCE, "content": content}
+    before = b'"poll":%b,' % encode_canonical(poll) if poll else b""
+    after = b',"unpoll":%b' % encode_canonical(unpoll) if unpoll else b""
+    return b'{"content":{%b"push":[%b]%b},"edu_type":"m.presence"}' % (before, b",".join(items), after)
 
 
-def encode_push(push: Push) -> dict[str, object]:
-    """One push item.
+def encode_push(push: Push) -> bytes:
+    """One push item in canonical JSON.
 
     `last_active_ago` is always there, a whole number that is not negative (E:P-3); `status_msg` only
     when set, `currently_active` only with `online` (E:P-4), and then always, true or false.
     """
-    item: dict[str, object] = {
-        "user_id": push.user_id,
-        "presence": push.state.value,
-        "last_active_ago": min(max(push.last_active_ago, 0), MAX_SAFE_INT),
-    }
-    if push.status_msg:
-        status_msg = _without_nul(push.status_msg)
+    before, after = _around_age(push.user_id, push.state, push.status_msg, push.currently_active)
+    return b"%b%d%b" % (before, min(max(push.last_active_ago, 0), MAX_SAFE_INT), after)
+
+
+@lru_cache(maxsize=10_000)  # the same news goes to many destinations; only its age is always new
+def _around_age(
+    user_id: UserID, state: PresenceState, status_msg: str | None, currently_active: bool
+) -> tuple[bytes, bytes]:
+    """What stands before and after the age in a push item."""
+    item: dict[str, object] = {"user_id": user_id, "presence": state.value, "last_active_ago": 0}
+    if status_msg:
+        status_msg = _without_nul(status_msg)
         if status_msg:
             item["status_msg"] = status_msg
-    if push.state is PresenceState.ONLINE:
-        item["currently_active"] = push.currently_active
-    return item
+    if state is PresenceState.ONLINE:
+        item["currently_active"] = currently_active
+    before, age, after = encode_canonical(item).partition(b'"last_active_ago":')
+    return before + age, after.removeprefix(b"0")
 
 
 def _decode_presence(

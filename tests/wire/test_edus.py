@@ -314,6 +314,18 @@ def test_a_hundred_users_are_polled_at_once_and_no_more(key: str) -> None:
     assert (nothing, skipped) == ([], [Skipped("m.presence", "too many")])
 
 
+def test_five_thousand_users_a_transaction_are_looked_at_and_no_more() -> None:
+    """No server sends more; to look at a hundred thousand would keep everybody else waiting (Z-4)."""
+    full = presence_edu(push=[{"user_id": f"@u{n}:there.test", "presence": "online"} for n in range(4_999)])
+    two = presence_edu(push=[{"user_id": f"@v{n}:there.test", "presence": "online"} for n in range(2)])
+    invite = {"edu_type": "m.presence_invite", "content": {"observer_user": BOB, "observed_user": ALICE}}
+
+    received, skipped = decode(full, two, invite, two, presence_edu(poll=[ALICE]), presence_edu(poll=[ALICE]))
+
+    assert len(received) == 4_999 + 1 + 1
+    assert skipped == [Skipped("m.presence", "too many")] * 3
+
+
 def test_what_is_no_user_is_not_polled_and_nobody_twice() -> None:
     """A poll of nobody is no poll."""
     received, skipped = decode(
@@ -356,13 +368,13 @@ def test_what_is_no_user_is_not_polled_and_nobody_twice() -> None:
 )
 def test_a_push_says_just_what_strict_readers_want(push: Push, item: dict[str, object]) -> None:
     """A missing or negative age costs the EDU at Ruma's, a wrong type the transaction (E:P-3, P-4)."""
-    assert encode_push(push) == {"user_id": ALICE} | item
+    assert encode_push(push) == encode_canonical({"user_id": ALICE} | item)
 
 
 def test_a_presence_edu_always_has_a_push() -> None:
     """Schemas of 2018 require it, even beside a poll (E:Q-10)."""
-    assert encode_edu(PresenceEdu(poll=(BOB,))) == presence_edu(push=[], poll=[BOB])
-    assert encode_edu(PresenceEdu(unpoll=(BOB,))) == presence_edu(push=[], unpoll=[BOB])
+    assert encode_edu(PresenceEdu(poll=(BOB,))) == encode_canonical(presence_edu(push=[], poll=[BOB]))
+    assert encode_edu(PresenceEdu(unpoll=(BOB,))) == encode_canonical(presence_edu(push=[], unpoll=[BOB]))
 
 
 @pytest.mark.parametrize(
@@ -376,16 +388,16 @@ def test_a_presence_edu_always_has_a_push() -> None:
 )
 def test_a_list_edu_has_exactly_two_users(kind: EduKind, edu_type: str) -> None:
     """The schema of 2018, and nothing of our own in it (decision 2)."""
-    assert encode_edu(ListEdu(kind, observer=ALICE, observed=BOB)) == {
-        "edu_type": edu_type,
-        "content": {"observed_user": BOB, "observer_user": ALICE},
-    }
+    wanted = {"edu_type": edu_type, "content": {"observed_user": BOB, "observer_user": ALICE}}
+
+    assert encode_edu(ListEdu(kind, observer=ALICE, observed=BOB)) == encode_canonical(wanted)
 
 
 @given(presence_edus(HERE, THERE))
 def test_decoding_undoes_encoding_of_presence(edu: PresenceEdu) -> None:
     """Two servers of ours agree on every word."""
-    received, skipped = decode(decode_json(encode_canonical(encode_edu(edu))), origin=HERE)
+    decoded = decode_json(encode_edu(edu))
+    received, skipped = decode(decoded, origin=HERE)
 
     wanted: list[ReceivedEdu] = [
         PushReceived(HERE, p.user_id, p.state, p.last_active_ago, p.status_msg, p.currently_active)
@@ -396,12 +408,14 @@ def test_decoding_undoes_encoding_of_presence(edu: PresenceEdu) -> None:
     if edu.unpoll:
         wanted.append(UnpollReceived(HERE, edu.unpoll))
     assert (received, skipped) == (wanted, [])
+    assert encode_edu(edu) == encode_canonical(decoded)  # what is signed is what others make of it
 
 
 @given(list_edus(HERE, THERE))
 def test_decoding_undoes_encoding_of_list_edus(edu: ListEdu) -> None:
     """What one side's rows owe is what the other side's rows learn."""
-    received, skipped = decode(decode_json(encode_canonical(encode_edu(edu))), origin=HERE)
+    decoded = decode_json(encode_edu(edu))
+    received, skipped = decode(decoded, origin=HERE)
 
     assert received == [ListEduReceived(edu.kind, HERE, edu.observer, edu.observed)]
     assert skipped == []
