@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import engine, latency, memory, receive, send
+from benchmarks import engine, herds, latency, memory, neighbours, outage, receive, recovery, send
 from benchmarks.report import CheckFailedError, as_json, as_table
 
 SCENARIOS = {
@@ -14,6 +14,10 @@ SCENARIOS = {
     "receive": receive,
     "memory": memory,
     "engine": engine,
+    "herds": herds,
+    "outage": outage,
+    "recovery": recovery,
+    "neighbours": neighbours,
 }
 
 

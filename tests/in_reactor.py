@@ -28,5 +28,8 @@ def in_reactor(work: Callable[[Any], Awaitable[T]]) -> T:
     async def awaited() -> T:
         return await work(any_reactor)
 
-    answer: T = blockingCallFromThread(any_reactor, lambda: Deferred.fromCoroutine(awaited()))
+    def begin() -> Any:
+        return Deferred.fromCoroutine(awaited())
+
+    answer: T = blockingCallFromThread(any_reactor, begin)
     return answer

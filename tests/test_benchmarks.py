@@ -1,7 +1,11 @@
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.receivers import most_within
 
 
 def test_the_latency_benchmark_measures_two_real_servers(tmp_path: Path) -> None:
@@ -25,3 +29,31 @@ def test_the_engine_benchmark_checks_what_it_measures(tmp_path: Path) -> None:
 
     assert code == 0
     assert len(json.loads(file.read_text("utf-8"))["cases"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "number"),
+    [
+        ("herds", "most transactions in a second"),
+        ("outage", "connections tried, each destination"),
+        ("recovery", "worst"),
+        ("neighbours", "change until the others hear of it p99"),
+    ],
+)
+def test_the_benchmarks_in_virtual_time_check_what_is_promised(
+    scenario: str, number: str, tmp_path: Path
+) -> None:
+    """Nobody expires, nothing owed is lost, recovery is in time, nobody delays another; or it ends with 1."""
+    file = tmp_path / "report.json"
+
+    code = main([scenario, "--smoke", "--json", str(file)])
+
+    assert code == 0
+    cases: dict[str, Any] = json.loads(file.read_text("utf-8"))["cases"]
+    assert any(case.get(number, {}).get("value", 0) > 0 for case in cases.values())
+
+
+def test_the_most_in_any_second_is_found_wherever_the_second_begins() -> None:
+    """Counted by whole seconds of the clock, a herd that straddles two would look half as large."""
+    assert most_within([0, 900, 950, 1000, 1050, 1899, 2000], 1000) == 5
+    assert most_within([]) == 0

@@ -4,7 +4,7 @@ Always true:
 - the first retry comes within 2 s, later ones after at most 15 % of the time the destination has been
   away; jitter only ever shortens;
 - never before the destination's own `Retry-After`, unless an operator says so;
-- something authentic from the destination wakes it at most once a minute.
+- something authentic from the destination wakes it at most once a minute, also out of a try that waits.
 
 Source: decision 15, F:X-7, F:X-8, Z-20; S:O-16 and S:T-26 for the fortnight.
 """
@@ -13,8 +13,8 @@ SECOND_MS = 1000
 DAY_MS = 86_400_000
 FIRST_RETRY_MS = 2 * SECOND_MS
 AWAY_SHARE = 0.15
-MAX_DELAY_FIRST_DAY_MS = 60 * SECOND_MS
-MAX_DELAY_LATER_MS = 600 * SECOND_MS
+MAX_DELAY_FIRST_DAY_MS = 50 * SECOND_MS  # a minute from its return, with time to connect and to tell
+MAX_DELAY_LATER_MS = 540 * SECOND_MS  # ten minutes, likewise
 DARK_AFTER_MS = 14 * DAY_MS  # then only a daily connection, whatever it sends, or an operator (S:O-16)
 DARK_DELAY_MS = DAY_MS
 JITTER_SHARE = 0.2
@@ -59,9 +59,12 @@ class Backoff:
         self._first_ms = None
         self._not_before_ms = 0
 
-    def wake(self, now_ms: int) -> bool:
-        """Something authentic came from it; whether it is tried at once."""
-        if self.next_try_ms <= now_ms or now_ms < self._not_before_ms:
+    def wake(self, now_ms: int, *, trying: bool = False) -> bool:
+        """Something authentic came from it; whether it is tried at once.
+
+        `trying`: a try is under way that began while it was away, and is worth less than a new one.
+        """
+        if (self.next_try_ms <= now_ms and not trying) or now_ms < self._not_before_ms:
             return False
         if self._woken_ms is not None and now_ms - self._woken_ms < WAKE_INTERVAL_MS:
             return False

@@ -37,6 +37,12 @@ class TokenBucket:
         self._empty_at_ms = max(self._empty_at_ms, now_ms) + self._interval_ms
         return True
 
+    def reserve(self, now_ms: int) -> int:
+        """Draw one token that may be there only later: when it is; those who wait get theirs in order."""
+        at_ms = max(now_ms, self.ready_ms())
+        self._empty_at_ms = max(self._empty_at_ms, at_ms) + self._interval_ms
+        return at_ms
+
 
 class Turns(Generic[N]):
     """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins."""

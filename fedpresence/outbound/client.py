@@ -9,7 +9,7 @@ Source: F:6, F:7.1, F:X-6, Z-5.
 """
 
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from random import Random
 from typing import Any, Protocol, TypeVar
 
@@ -54,9 +54,9 @@ class Link:
         self._destination = destination
         self._connection = connection
 
-    async def send_transaction(self, txn_id: str, content: Mapping[str, object]) -> int:
-        """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed."""
-        return await self._client.send_transaction(self._destination, self._connection, txn_id, content)
+    async def send_transaction(self, txn_id: str, body: bytes) -> int:
+        """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed. `body` is canonical JSON."""
+        return await self._client.send_transaction(self._destination, self._connection, txn_id, body)
 
     def abort(self) -> None:
         """There is nothing to send after all."""
@@ -81,7 +81,8 @@ class Client:
         self, destination: ServerName, method: str, uri: str, content: object | None
     ) -> tuple[int, bytes]:
         """One signed request: its 2xx status and body, or DeliveryFailed. `content` None: no body."""
-        return await self._signed(destination, await self._connection_to(destination), method, uri, content)
+        body = None if content is None else encode_canonical(content)
+        return await self._signed(destination, await self._connection_to(destination), method, uri, body)
 
     async def get_unsigned(self, server_name: ServerName, path: str) -> bytes:
         """The body of a 200 to an unsigned GET (keys); DeliveryFailed otherwise."""
@@ -94,7 +95,7 @@ class Client:
         return answer.body
 
     async def send_transaction(
-        self, destination: ServerName, connection: Connection, txn_id: str, content: Mapping[str, object]
+        self, destination: ServerName, connection: Connection, txn_id: str, body: bytes
     ) -> int:
         """`PUT /send/{txn_id}` over this connection; old servers want a slash behind it (F:7.1).
 
@@ -103,7 +104,7 @@ class Client:
         slashed = destination in self._slashed
         uri = f"{SEND_PATH}{txn_id}{'/' if slashed else ''}"
         try:
-            status, _ = await self._signed(destination, connection, "PUT", uri, content)
+            status, _ = await self._signed(destination, connection, "PUT", uri, body)
         except DeliveryFailed as error:
             if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
                 raise
@@ -139,9 +140,8 @@ class Client:
         connection: Connection,
         method: str,
         uri: str,
-        content: object | None,
+        body: bytes | None,
     ) -> tuple[int, bytes]:
-        body = None if content is None else encode_canonical(content)
         headers = {
             "Authorization": self._signer.authorization_of(method, uri, destination, body),
             "User-Agent": USER_AGENT,

@@ -128,10 +128,12 @@ class Connections:
             raise DeliveryFailed(route.server_name, "too many connections wait to be opened")
         self._waiting += 1
         try:
-            while not self._budget.take(now := now_ms(self._clock)):
-                await deferLater(
-                    cast(IReactorTime, self._clock), max(1, self._budget.ready_ms() - now) / 1000
-                )
+            now = now_ms(self._clock)
+            at_ms = self._budget.reserve(
+                now
+            )  # in order: asked again and again, it would go to whoever is lucky
+            if at_ms > now:
+                await deferLater(cast(IReactorTime, self._clock), (at_ms - now) / 1000)
         finally:
             self._waiting -= 1
 

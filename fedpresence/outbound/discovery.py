@@ -60,6 +60,7 @@ class Discovery:
         self._fetch = fetch
         self._lookup_srv = lookup_srv
         self._resolve = resolve  # not a copy: a test rig's servers come and go
+        self._fixed: dict[ServerName, Route] = {}
         self._random = random
         self._found: OrderedDict[ServerName, _Found] = OrderedDict()
         self._delegations: OrderedDict[ServerName, Delegation] = OrderedDict()
@@ -70,7 +71,10 @@ class Discovery:
         """Where `name` is reached; DeliveryFailed (not heard) where that cannot be found out."""
         address = self._resolve.get(name)
         if address is not None:
-            return route_at(name, name, (address,), trusted=True)
+            fixed = self._fixed.get(name)
+            if fixed is None or fixed.addresses != (address,):
+                fixed = self._fixed[name] = route_at(name, name, (address,), trusted=True)
+            return fixed
         route = direct_route(name, name)
         if route is not None:
             return route

@@ -4,16 +4,21 @@ Twisted starts a protocol as soon as TCP stands, and tells it later that TLS fai
 difference between "surely not heard" and "perhaps" (F:X-3), and between this address and the next.
 """
 
+import socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
+from twisted.internet.interfaces import IHandshakeListener, ISystemHandle, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fedpresence.clock import Clock
+
+# What left and is not acknowledged for so long was lost with the line. Left to itself, TCP tries again after
+# pauses that double, and may be silent for half a minute after the line is back.
+UNACKNOWLEDGED_MS = 10_000
 
 
 async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
@@ -51,6 +56,8 @@ class _Handshake(Protocol):
         transport: Any = self.transport
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
+        if ISystemHandle.providedBy(connection := transport.transport):
+            give_up_early(connection.getHandle())
 
     def handshakeCompleted(self) -> None:
         if self.done.called:
@@ -72,3 +79,12 @@ class _Handshake(Protocol):
     def _abort(self) -> None:
         transport: Any = self.transport
         transport.abortConnection()
+
+
+def give_up_early(connected: socket.socket) -> None:
+    """Lose the connection once what was sent is not acknowledged for too long, where the system can do that.
+
+    A server that takes all and answers nothing acknowledges: for that there is the deadline of the request.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)

@@ -5,12 +5,15 @@ Always true:
 - a user leaves the set only with a 2xx, and only if no newer news came since it was taken;
 - EDUs of a pair leave in order, at most one of a pair in a transaction (decision 10);
 - what is tried once (polls, unpolls, drops that nobody owes) is gone when taken;
-- a change is left out only where the destination confirmed the very same content (decision 13).
+- a change is left out only where the destination confirmed the very same content (decision 13);
+- users are told again at a phase that belongs to the destination: the first that is due takes the others
+  along, so of phases of their own the smallest would count, and be about the same everywhere.
 
 Source: decisions 9 to 14; Z-15, Z-17; S:3.5, S:T-28.
 """
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
@@ -32,7 +35,7 @@ from fedpresence.outbound.budget import TokenBucket
 QueueEffect = SendPush | SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
 
 MAX_OWED = 10_000  # what does not fit stays owed in its row, and is asked for again by S:3.5
-MAX_ONCE = 1_000  # drops, polls and unpolls waiting, each
+MAX_ONCE = 10_000  # drops, polls and unpolls waiting, each: a restart asks for all users of a server
 MAX_EDUS_TAKEN = 40  # list EDUs a transaction: with final pushes and m.presence well below 100 (F:7.1)
 MAX_POLLS_TAKEN = 100  # receivers skip more (E:Q-1)
 EDUS_PER_MINUTE = 100  # S:3.5, per destination
@@ -44,7 +47,9 @@ PATIENCE_MS = {  # how long each may wait for a turn before it is as urgent as a
     Urgency.TIMER: 5_000,
     Urgency.REFRESH: 60_000,
 }
-OVERDRAWN_PATIENCE_MS = 60_000  # news of a user who has spent their share (Z-18)
+OVERDRAWN_PATIENCE_MS = (
+    60_000  # news of a user who has spent their share, and what is asked for in bulk (Z-18)
+)
 
 Pair = tuple[UserID, UserID]  # observer, observed
 OwedKey = tuple[UserID, UserID, int, EduKind]
@@ -64,12 +69,10 @@ class _News:
 class _Told:
     """What the destination confirmed of a user: `published` None where that is not sure."""
 
-    __slots__ = ("due_ms", "heap_ms", "published", "told_ms")
+    __slots__ = ("published", "told_ms")
 
-    def __init__(self, told_ms: int, due_ms: int, published: Published | None) -> None:
+    def __init__(self, told_ms: int, published: Published | None) -> None:
         self.told_ms = told_ms
-        self.due_ms = due_ms  # its refresh
-        self.heap_ms = due_ms  # where its only heap entry stands
         self.published = published
 
 
@@ -89,14 +92,22 @@ class DestinationQueue:
     `revision` changes whenever something is withdrawn: bytes made before are not sent again.
     """
 
-    def __init__(self, destination: ServerName, *, batch_window_ms: int, refresh_interval_ms: int) -> None:
-        self.destination = destination
+    def __init__(
+        self,
+        origin: ServerName,
+        destination: ServerName,
+        *,
+        batch_window_ms: int,
+        refresh_interval_ms: int,
+    ) -> None:
         self.revision = 0
         self._window_ms = batch_window_ms
-        self._refresh_ms = refresh_interval_ms
+        phase = spread(origin, destination)
+        self._ride_after_ms = refresh_interval_ms // 2
+        self._refresh_after_ms = int(refresh_interval_ms * (0.6 + 0.3 * phase))
+        self._boot_within_ms = int(refresh_interval_ms * 0.2 * phase)
         self._pending: dict[UserID, _News] = {}
-        self._told: dict[UserID, _Told] = {}  # in the order of told_ms: the oldest first
-        self._refresh_heap: list[tuple[int, UserID]] = []
+        self._told: OrderedDict[UserID, _Told] = OrderedDict()  # in the order of told_ms: the oldest first
         self._owed: dict[OwedKey, _Owed] = {}
         self._drops: dict[Pair, ListEdu] = {}
         self._polls: dict[UserID, None] = {}
@@ -123,23 +134,26 @@ class DestinationQueue:
                 self._add_drop((effect.observer, effect.observed), now_ms)
             case SendPoll():
                 _add_bounded(self._polls, effect.user_id)
-                self._expect(now_ms)
+                self._expect(now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else 0))
             case SendUnpoll():
                 _add_bounded(self._unpolls, effect.user_id)
                 self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])
 
     def add_at_boot(self, user_id: UserID, now_ms: int) -> None:
         """A user this destination may see: told again in the first fifth of a refresh interval (S:T-28)."""
-        spread_ms = int(0.2 * self._refresh_ms * spread(user_id, self.destination))
-        # As if told half an interval ago: rides along with whatever goes first.
-        self._remember(user_id, now_ms - self._refresh_ms // 2, now_ms + spread_ms, None)
+        # As if told so long ago that it is due then; it rides along with whatever goes before.
+        self._remember(user_id, now_ms + self._boot_within_ms - self._refresh_after_ms, None)
 
     def wake(self, now_ms: int) -> None:
-        """The destination is heard of again: EDUs that it refused are offered once more."""
+        """The destination is heard of again: EDUs that it refused are offered once more.
+
+        What waits is old, and is no reason any more to go before the news of others.
+        """
         for owed in self._owed.values():
             owed.aside = False
-        if self._owed:
-            self._expect(now_ms)
+        for news in self._pending.values():
+            news.deadline_ms = max(news.deadline_ms, now_ms + PATIENCE_MS[Urgency.REFRESH])
+        self._reckon(now_ms)
 
     # --- what goes out ---------------------------------------------------------------------------
 
@@ -153,7 +167,8 @@ class DestinationQueue:
         polls = _pop_some(self._polls, MAX_POLLS_TAKEN)
         unpolls = _pop_some(self._unpolls, MAX_POLLS_TAKEN)
         self._taken = {user: news.count if (news := self._pending.get(user)) else 0 for user in users}
-        self._left_ms = now_ms
+        # Nothing is gained by waiting where the next transaction is full already.
+        self._left_ms = None if len(self._pending) >= 2 * limit else now_ms
         return Wanted(users=users, owed=owed, drops=drops, polls=polls, unpolls=unpolls)
 
     def unchanged(self, published: dict[UserID, Published], now_ms: int) -> frozenset[UserID]:
@@ -166,7 +181,7 @@ class DestinationQueue:
                 and told is not None
                 and told.published is not None
                 and news.urgency in (Urgency.CHANGE, Urgency.TIMER)
-                and told.due_ms > now_ms
+                and told.told_ms + self._refresh_after_ms > now_ms
                 and _same(told.published, content)
             ):
                 same.add(user)
@@ -182,7 +197,7 @@ class DestinationQueue:
         """The destination took these with a 2xx; `published` is what was said of the users."""
         for user in users:
             self._forget_news(user)
-            self._remember(user, now_ms, self._refresh_due_ms(user, now_ms), published[user])
+            self._remember(user, now_ms, published[user])
         for edu in owed:
             self._owed.pop(_owed_key(edu), None)
         self._reckon(now_ms)
@@ -215,24 +230,25 @@ class DestinationQueue:
         """
         for user in users:
             self._forget_news(user)
-            self._remember(user, now_ms, self._refresh_due_ms(user, now_ms), None)
+            self._remember(user, now_ms, None)
         for edu in owed:
             if item := self._owed.get(_owed_key(edu)):
                 item.aside = True
         self._reckon(now_ms)
 
     def prune(self, now_ms: int, needs_refresh: Callable[[UserID], bool]) -> None:
-        """Forget users whose refresh is due and who need none: offline, or no right remains."""
-        kept: list[tuple[int, UserID]] = []
-        while (due_ms := self._next_refresh_ms()) is not None and due_ms <= now_ms:
-            entry = heapq.heappop(self._refresh_heap)
-            told = self._told[entry[1]]
-            if _may_refresh(told) and needs_refresh(entry[1]):
-                kept.append(entry)
-            else:
-                del self._told[entry[1]]
-        for entry in kept:
-            heapq.heappush(self._refresh_heap, entry)
+        """Forget users whose refresh is due and who need none: offline, or no right remains.
+
+        Only up to the first who does need one: then it is worth a transaction, and with thousands in vain
+        each try of a week's outage would ask for all of them.
+        """
+        while self._told:
+            user, told = next(iter(self._told.items()))
+            if told.told_ms + self._refresh_after_ms > now_ms:
+                return
+            if _may_refresh(told) and needs_refresh(user):
+                return
+            del self._told[user]
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -321,7 +337,7 @@ class DestinationQueue:
             urgent = sorted(self._pending.items(), key=lambda item: item[1].deadline_ms)
         users = [user for user, _ in urgent]
         for user, told in self._told.items():  # the longest untold first
-            if len(users) >= limit or told.told_ms + self._refresh_ms // 2 > now_ms:
+            if len(users) >= limit or told.told_ms + self._ride_after_ms > now_ms:
                 break
             if user not in self._pending and _may_refresh(told):
                 users.append(user)
@@ -345,30 +361,13 @@ class DestinationQueue:
             del self._pending[user]
             self._urgent -= news.urgency <= Urgency.CHANGE
 
-    def _remember(self, user: UserID, told_ms: int, due_ms: int, published: Published | None) -> None:
-        told = self._told.pop(user, None)
-        if told is None or told.heap_ms > due_ms:
-            told = _Told(told_ms, due_ms, published)
-            heapq.heappush(self._refresh_heap, (due_ms, user))
-        else:  # its heap entry is early, and moves when it comes up
-            told.told_ms, told.due_ms, told.published = told_ms, due_ms, published
-        self._told[user] = told
-
-    def _refresh_due_ms(self, user: UserID, now_ms: int) -> int:
-        return now_ms + int(self._refresh_ms * (0.6 + 0.3 * spread(user, self.destination)))
+    def _remember(self, user: UserID, told_ms: int, published: Published | None) -> None:
+        self._told[user] = _Told(told_ms, published)
+        self._told.move_to_end(user)
 
     def _next_refresh_ms(self) -> int | None:
-        heap = self._refresh_heap
-        while heap:
-            at_ms, user = heap[0]
-            told = self._told.get(user)
-            if told is None or told.heap_ms != at_ms:
-                heapq.heappop(heap)
-            elif told.due_ms > at_ms:
-                told.heap_ms = told.due_ms
-                heapq.heapreplace(heap, (told.due_ms, user))
-            else:
-                return at_ms
+        for told in self._told.values():
+            return told.told_ms + self._refresh_after_ms
         return None
 
     def _expect(self, deadline_ms: int) -> None:
@@ -376,15 +375,17 @@ class DestinationQueue:
             self._deadline_ms = deadline_ms
 
     def _reckon(self, now_ms: int) -> None:
+        if not self._pending:
+            self._pending.clear()  # or it would keep the room of the largest crowd it ever held
         deadlines = [news.deadline_ms for news in self._pending.values()]
         if self._polls or self._unpolls or self._drops or any(not o.aside for o in self._owed.values()):
             deadlines.append(now_ms)
         self._deadline_ms = min(deadlines, default=None)
 
 
-def spread(user_id: UserID, destination: ServerName) -> float:
-    """A number in 0..1 that is always the same for a user and a destination, and even over all."""
-    digest = blake2b(f"{user_id}\0{destination}".encode(), digest_size=8).digest()
+def spread(origin: ServerName, destination: ServerName) -> float:
+    """A number in 0..1 that is always the same for two servers, and even over all."""
+    digest = blake2b(f"{origin}\0{destination}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 

@@ -21,7 +21,7 @@ Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, Protocol
@@ -47,6 +47,9 @@ _log = Logger()
 
 MAX_USERS = 500  # in a transaction: ten EDUs of fifty
 FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from those that do not (Z-18)
+WOKEN_PATIENCE_MS = 60_000  # thousands that are back too; as any backlog
+REFUSING_PATIENCE_MS = 60_000  # and who refuses costs twenty turns where others cost one (Z-17)
+CONNECTING_MS = 2_000  # a connection that takes longer waits for packets that were lost
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
 # 401: mostly it could not fetch our keys, because we were away ourselves a moment ago (as F:7.2 of Synapse).
@@ -56,8 +59,8 @@ FOR_NOW_STATUSES = frozenset({401, 429})
 class OpenLink(Protocol):
     """A connection for one transaction."""
 
-    async def send_transaction(self, txn_id: str, content: Mapping[str, object]) -> int:
-        """The 2xx status; DeliveryFailed otherwise."""
+    async def send_transaction(self, txn_id: str, body: bytes) -> int:
+        """The 2xx status; DeliveryFailed otherwise. `body` is canonical JSON."""
 
     def abort(self) -> None:
         """There is nothing to send after all."""
@@ -134,8 +137,10 @@ class DestinationSender(Service):
         self._backoff = Backoff()
         self._parts: deque[Wanted] = deque()  # of a transaction that was refused as a whole
         self._refusals = 0
+        self._is_refusing = False  # it refused the last that it answered
         self._unclear: _Sealed | None = None
         self._told_alive = False
+        self._connecting_ms: int | None = None  # since when, while it does
         self._in_flight: Deferred[None] | None = None
         self._timer: Timer | None = None
         self._timer_ms: int | None = None
@@ -176,7 +181,10 @@ class DestinationSender(Service):
             self._told_alive = True
             self.queue.wake(now)
             self._submit(DestinationAlive(self.destination))
-        if self._backoff.wake(now):
+        in_vain = self._is_connecting_in_vain(now)
+        if self._backoff.wake(now, trying=in_vain):
+            if in_vain and self._in_flight is not None:
+                self._in_flight.cancel()
             self.schedule()
 
     def retry(self) -> None:
@@ -268,12 +276,15 @@ class DestinationSender(Service):
         due_ms = self.next_due_ms()
         if due_ms is None or due_ms > now:
             return
+        self._connecting_ms = now
         try:
             link = await self._tools.client.open(self.destination)
         except DeliveryFailed as error:
             self._parts.clear()
             self._try_later(error)
             return
+        finally:
+            self._connecting_ms = None
         sealed = None
         try:
             sealed = await self._seal()
@@ -303,7 +314,7 @@ class DestinationSender(Service):
             self.queue.settled(same, now)
             composed = _without(composed, same)
         packed = pack(composed, self._tools.origin, now)
-        if not packed.content["edus"]:
+        if not packed.edu_count:
             return None
         txn_id = self._tools.next_txn_id()
         return _Sealed(txn_id, wanted, packed, composed.published, composed.rights, self.queue.revision)
@@ -311,7 +322,7 @@ class DestinationSender(Service):
     async def _send(self, link: OpenLink, sealed: _Sealed) -> None:
         sent_ms = self._now_ms()
         try:
-            status = await link.send_transaction(sealed.txn_id, sealed.packed.content)
+            status = await link.send_transaction(sealed.txn_id, sealed.packed.body)
         except DeliveryFailed as error:
             self._report(sealed, sent_ms, error.status)
             self._not_delivered(sealed, error)
@@ -327,6 +338,7 @@ class DestinationSender(Service):
         packed = sealed.packed
         self.queue.delivered(packed.users, packed.owed, sealed.published, now)
         self._refusals = 0
+        self._is_refusing = False
         self._answered(now)
         self._last_success_ms = now
         self._last_error = None
@@ -383,6 +395,7 @@ class DestinationSender(Service):
         self._answered(now)
         self._last_error = error.reason
         self._refusals += 1
+        self._is_refusing = True
         halves = _halves(sealed) if error.status in SPLIT_STATUSES else None
         if halves is not None and self._refusals < MAX_REFUSALS_IN_A_ROW:
             self._parts.extendleft(reversed(halves))
@@ -408,22 +421,26 @@ class DestinationSender(Service):
         now = self._now_ms()
         outcome = "unanswered" if status is None else f"{status // 100}xx"
         self._tools.counters.count("outbound_transactions", outcome=outcome)
-        content = sealed.packed.content
-        edus = content["edus"]
         _log.debug(
             "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
             destination=self.destination,
             txn_id=sealed.txn_id,
-            edus=len(edus) if isinstance(edus, list) else 0,
+            edus=sealed.packed.edu_count,
             status=status,
             delay_ms=now - sent_ms,
         )
         answered_ms = None if status is None else now
         self._tools.on_transaction(
-            TransactionSeen(self.destination, sealed.txn_id, sent_ms, answered_ms, status, content)
+            TransactionSeen(self.destination, sealed.txn_id, sent_ms, answered_ms, status, sealed.packed.body)
         )
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _is_connecting_in_vain(self, now: int) -> bool:
+        """Whether a try is under way that began while the destination was away, as it seems."""
+        if self._connecting_ms is None:
+            return False
+        return self._backoff.failing_since_ms is not None or now - self._connecting_ms >= CONNECTING_MS
 
     def _now_ms(self) -> int:
         return now_ms(self._tools.clock)
@@ -439,10 +456,14 @@ class DestinationSender(Service):
 
     def _deadline_ms(self) -> int:
         """By when it should have its turn. What waits for one that fails is old, and must not go first."""
-        deadline_ms = self.queue.deadline_ms(self._now_ms())
-        if self._backoff.failing_since_ms is None or self._backoff.is_woken:
+        now = self._now_ms()
+        deadline_ms = self.queue.deadline_ms(now)
+        if self._is_refusing:
+            return max(deadline_ms, now + REFUSING_PATIENCE_MS)
+        if self._backoff.failing_since_ms is None:
             return deadline_ms
-        return max(deadline_ms, self._backoff.next_try_ms + FAILING_PATIENCE_MS)
+        patience_ms = WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS
+        return max(deadline_ms, self._backoff.next_try_ms + patience_ms)
 
     def _set_timer(self, due_ms: int | None) -> None:
         if due_ms is not None and due_ms == self._timer_ms:

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters, NullCounters
-from fedpresence.engine.effects import SendPush, Urgency
+from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.settings import ServerLists
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.budget import TokenBucket, Turns
@@ -91,6 +91,7 @@ class Outbound(MultiService):
         )
         self._senders: dict[ServerName, DestinationSender] = {}
         self._turns: Turns[ServerName] = Turns(settings.max_transactions_per_second)
+        self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
         self._turn_timer: Timer | None = None
         self._sweep_timer: Timer | None = None
@@ -121,8 +122,7 @@ class Outbound(MultiService):
 
     def enqueue(self, effect: QueueEffect) -> None:
         """Something is to be sent; never waits, never raises."""
-        overdrawn = isinstance(effect, SendPush) and self._is_overdrawn(effect)
-        self._sender(effect.destination).add(effect, overdrawn=overdrawn)
+        self._sender(effect.destination).add(effect, overdrawn=self._is_overdrawn(effect))
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -165,6 +165,7 @@ class Outbound(MultiService):
         sender = self._senders.get(destination)
         if sender is None:
             queue = DestinationQueue(
+                self._settings.server_name,
                 destination,
                 batch_window_ms=self._settings.batch_window_ms,
                 refresh_interval_ms=self._settings.refresh_interval_ms,
@@ -175,15 +176,26 @@ class Outbound(MultiService):
             MultiService.addService(self, sender)
         return sender
 
-    def _is_overdrawn(self, effect: SendPush) -> bool:
-        """Whether the user has spent more than one user's share: such news goes when there is room (Z-18)."""
-        if effect.urgency is not Urgency.CHANGE:
-            return False
-        bucket = self._users.pop(effect.user_id, None)
+    def _is_overdrawn(self, effect: QueueEffect) -> bool:
+        """Whether such news goes when there is room (Z-18).
+
+        Either the user has spent more than one user's share, or so much is asked for at once (a room of
+        thousands) that people's changes would have to wait behind it.
+        """
+        match effect:
+            case SendPoll() | SendPush(urgency=Urgency.ASKED):
+                return not self._asked.take(now_ms(self._clock))
+            case SendPush(user_id=user_id, urgency=Urgency.CHANGE):
+                return self._has_spent_their_share(user_id)
+            case _:
+                return False
+
+    def _has_spent_their_share(self, user_id: UserID) -> bool:
+        bucket = self._users.pop(user_id, None)
         if bucket is None:
             rate = self._settings.max_transactions_per_second
             bucket = TokenBucket(rate / USER_SHARE, rate * USER_BURST_S)
-        self._users[effect.user_id] = bucket
+        self._users[user_id] = bucket
         if len(self._users) > MAX_USER_BUCKETS:
             self._users.popitem(last=False)
         return not bucket.take(now_ms(self._clock))

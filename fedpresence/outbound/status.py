@@ -3,7 +3,6 @@
 Source: contract.md, "Admin API" and "Test rig".
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,11 +24,14 @@ class DestinationStatus:
 
 @dataclass(frozen=True, slots=True)
 class TransactionSeen:
-    """One attempt at a transaction; `status` and `answered_ms` are None where no answer came."""
+    """One attempt at a transaction; `status` and `answered_ms` are None where no answer came.
+
+    `body` is canonical JSON.
+    """
 
     destination: ServerName
     txn_id: str
     sent_ms: int
     answered_ms: int | None
     status: int | None
-    content: Mapping[str, object]
+    body: bytes

@@ -40,7 +40,7 @@ def main() -> int:
                 "sent_ms": seen.sent_ms,
                 "answered_ms": seen.answered_ms,
                 "status": seen.status,
-                "body": seen.content,
+                "body": json.loads(seen.body),
             }
             wire.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -34,20 +34,7 @@ MAX_PUSHES = 50  # sent, per EDU: E:P-7
 MAX_EDU_BYTES = 65_535  # sent: proxies refuse 65 536
 MAX_POLL_EDUS = 40  # at most so many places are kept for polls and unpolls, the rest is for what is owed
 
-# What a push needs at most beside its ID and its message; a character is at most 6 bytes (`\u00xx`).
-_PUSH_FRAME = len(
-    encode_canonical(
-        {
-            "user_id": "",
-            "presence": "org.matrix.msc3026.busy",
-            "last_active_ago": MAX_SAFE_INT,
-            "currently_active": False,
-            "status_msg": "",
-        }
-    )
-)
-_SMALL_PUSH = 1_200  # bytes; fifty of these fit in one EDU, so their exact size does not matter
-_EDU_FRAME = len(encode_canonical(encode_presence([])))
+_EDU_FRAME = len(encode_presence([]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +50,10 @@ class ReceivedTransaction:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A transaction's content, and what is really in it; the rest waits for the next one.
+    """A transaction in canonical JSON, and what is really in it; the rest waits for the next one."""
 
-    `content["edus"]` is empty where there is nothing to send.
-    """
-
-    content: dict[str, object]
+    body: bytes
+    edu_count: int = 0
     users: tuple[UserID, ...] = ()
     owed: tuple[OwedEdu, ...] = ()
     polls: tuple[UserID, ...] = ()
@@ -107,7 +92,7 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
     Where not all that stands before fits, no push goes either: it might overtake its accept.
     """
     asking = list(_poll_edus(composed))[:MAX_POLL_EDUS]
-    edus: list[dict[str, object]] = []
+    edus: list[bytes] = []
     owed: list[OwedEdu] = []
     complete = True
     for group, of_group in _groups(composed):
@@ -122,14 +107,14 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
         for items, users_of_edu in _push_edus(composed.pushes, MAX_EDUS_SENT - len(edus)):
             edus.append(encode_presence(items))
             users.extend(users_of_edu)
-    content: dict[str, object] = {
-        "origin": origin,
-        "origin_server_ts": now_ms,
-        "pdus": [],
-        "edus": edus,
-    }
+    body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[]}' % (
+        b",".join(edus),
+        encode_canonical(origin),
+        now_ms,
+    )
     return Packed(
-        content=content,
+        body,
+        len(edus),
         users=tuple(users),
         owed=tuple(owed),
         polls=tuple(user_id for edu in asking for user_id in edu.poll),
@@ -189,16 +174,14 @@ def _by_size(user_ids: tuple[UserID, ...]) -> Iterator[tuple[UserID, ...]]:
         yield tuple(part)
 
 
-def _push_edus(
-    pushes: tuple[Push, ...], max_edus: int
-) -> Iterator[tuple[list[dict[str, object]], list[UserID]]]:
+def _push_edus(pushes: tuple[Push, ...], max_edus: int) -> Iterator[tuple[list[bytes], list[UserID]]]:
     """Encoded push items and their users, for at most `max_edus` EDUs."""
-    items: list[dict[str, object]] = []
+    items: list[bytes] = []
     users: list[UserID] = []
     free = 0
     for push in pushes:
         item = encode_push(push)
-        needed = _bytes_of(item, push) + 1  # and the comma
+        needed = len(item) + 1  # and the comma
         if items and (len(items) == MAX_PUSHES or needed > free):
             yield items, users
             max_edus -= 1
@@ -212,9 +195,3 @@ def _push_edus(
         free -= needed
     if items:
         yield items, users
-
-
-def _bytes_of(item: dict[str, object], push: Push) -> int:
-    """How many bytes of canonical JSON at most; exact only where it can matter, to encode only once."""
-    most = _PUSH_FRAME + 6 * (len(push.user_id) + len(push.status_msg or ""))
-    return most if most <= _SMALL_PUSH else len(encode_canonical(item))

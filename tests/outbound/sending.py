@@ -1,5 +1,6 @@
 """A destination, an engine and a client that say what a test tells them."""
 
+import json
 from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
@@ -132,7 +133,8 @@ class _Link:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    async def send_transaction(self, txn_id: str, content: Mapping[str, object]) -> int:
+    async def send_transaction(self, txn_id: str, body: bytes) -> int:
+        content: dict[str, object] = json.loads(body)
         self._server.sent.append((txn_id, content))
         outcomes = self._server.outcomes
         return await _as_said(outcomes.pop(0) if outcomes else self._server.otherwise(txn_id, content))

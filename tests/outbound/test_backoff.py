@@ -24,10 +24,11 @@ def failing_for(away_ms: int, jitter: float = 0.0) -> tuple[Backoff, int]:
         (2_000, 2_000),
         (20_000, 3_000),
         (100_000, 15_000),
-        (400_000, 60_000),
-        (DAY_MS - 1, 60_000),
-        (DAY_MS, 600_000),
-        (14 * DAY_MS - 1, 600_000),
+        (300_000, 45_000),
+        (400_000, 50_000),
+        (DAY_MS - 1, 50_000),
+        (DAY_MS, 540_000),
+        (14 * DAY_MS - 1, 540_000),
         (14 * DAY_MS, DAY_MS),
     ],
 )
@@ -79,14 +80,51 @@ def test_a_retry_after_of_a_year_is_a_day() -> None:
 
 def test_something_authentic_wakes_it_at_most_once_a_minute() -> None:
     """A peer that sends much but takes nothing would otherwise be tried all the time (Z-20)."""
-    backoff, _ = failing_for(10 * MINUTE_MS)
-    now = NOW_MS + 10 * MINUTE_MS
+    backoff, _ = failing_for(DAY_MS)
+    now = NOW_MS + DAY_MS
 
     assert backoff.wake(now)
     assert backoff.next_try_ms == now
     backoff.failed(now + 1, 0.0)
     assert not backoff.wake(now + MINUTE_MS - 1)
     assert backoff.wake(now + MINUTE_MS)
+
+
+def test_a_try_that_waits_is_given_up_for_a_new_one_when_it_is_heard_of() -> None:
+    """A connection asked for while a server was away may wait for seconds after its return (F:X-8)."""
+    backoff, _ = failing_for(MINUTE_MS)
+    now = backoff.next_try_ms
+
+    assert not backoff.wake(now + 1)
+    assert backoff.wake(now + 1, trying=True)
+    assert not backoff.wake(now + 2, trying=True)
+
+
+@given(st.integers(1, 7 * DAY_MS), st.floats(0, 1))
+def test_a_destination_is_tried_soon_after_its_return(away_ms: int, jitter: float) -> None:
+    """Within 5 s after 30 s, a minute after an hour, ten minutes after a week; less what sending takes."""
+    backoff = Backoff()
+    backoff.failed(NOW_MS, jitter)
+    while backoff.next_try_ms < NOW_MS + away_ms:
+        backoff.failed(backoff.next_try_ms, jitter)
+
+    delay_ms = backoff.next_try_ms - NOW_MS - away_ms
+    assert delay_ms <= max(2_000, 0.15 * away_ms)
+    assert delay_ms <= (50_000 if away_ms < DAY_MS else 540_000)
+
+
+def test_what_a_dead_destination_costs_a_day_is_bounded() -> None:
+    """Thousands of servers never come back, and each is asked: often at first, then every few minutes."""
+    backoff = Backoff()
+    tries: dict[int, int] = {}
+    backoff.failed(NOW_MS, 0.5)
+    while (day := (backoff.next_try_ms - NOW_MS) // DAY_MS) < 20:
+        tries[day] = tries.get(day, 0) + 1
+        backoff.failed(backoff.next_try_ms, 0.5)
+
+    assert tries[0] < 2_000
+    assert all(tries[day] < 200 for day in range(1, 14))
+    assert all(tries[day] <= 2 for day in range(15, 20))
 
 
 def test_an_operator_always_gets_a_try() -> None:

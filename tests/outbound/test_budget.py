@@ -37,6 +37,31 @@ def test_a_bucket_is_ready_exactly_when_it_says(rate: int, burst: int, steps: li
         assert bucket.take(now) == (now >= ready)
 
 
+@given(
+    st.integers(1, 200),
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(0, 400), st.booleans()), max_size=100),
+)
+def test_what_is_reserved_comes_in_order_and_within_the_rate(
+    rate: int, burst: int, steps: list[tuple[int, bool]]
+) -> None:
+    """Who waits for a connection must not be overtaken for ever by those who come later (decision 15)."""
+    bucket = TokenBucket(rate, burst)
+    now = NOW_MS
+    granted: list[int] = []
+    for step, waits in steps:
+        now += step
+        if waits:
+            granted.append(bucket.reserve(now))
+        elif bucket.take(now):
+            granted.append(now)
+
+    assert granted == sorted(granted)
+    for index, first in enumerate(granted):
+        for count, later in enumerate(granted[index:], start=1):
+            assert count <= burst + (later - first) * rate / 1000 + 1e-6
+
+
 def test_the_earliest_deadline_goes_first() -> None:
     """Latency where a person waits, batching where nobody does (decision 12)."""
     turns: Turns[str] = Turns(10)

@@ -11,6 +11,7 @@ from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
 from fedpresence.outbound.client import Client
 from fedpresence.outbound.tls import TlsPolicy
+from fedpresence.wire.json import encode_canonical
 from tests.asynchronous import as_deferred, failure_of, result_of
 from tests.outbound.network import PUBLIC, PUBLIC_2, START_S, Authority, Network, Recorder
 
@@ -29,7 +30,7 @@ def done(network: Network, awaitable: Awaitable[T]) -> "Deferred[T]":
 def put(network: Network, client: Client, txn_id: str = "fp1") -> "Deferred[Any]":
     async def send() -> int:
         link = await client.open(THERE)
-        return await link.send_transaction(txn_id, CONTENT)
+        return await link.send_transaction(txn_id, encode_canonical(CONTENT))
 
     return done(network, send())
 

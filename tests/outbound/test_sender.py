@@ -338,6 +338,54 @@ def test_something_authentic_wakes_a_failing_destination() -> None:
     assert rig.engine.events == [DestinationAlive(THERE)]
 
 
+def test_something_authentic_ends_a_try_that_waits_for_nobody() -> None:
+    """It began while the destination was away; its packets are lost, and it would wait for ten seconds."""
+    rig = Rig().start()
+    rig.server.reachable = unreachable()
+    rig.push()
+    rig.wait(1)
+    rig.server.reachable = Deferred()
+    rig.wait(60)
+    tries = len(rig.server.opened)
+    rig.server.reachable = 200
+
+    rig.outbound.seen_alive(THERE)
+    rig.wait()
+
+    assert len(rig.server.opened) == tries + 1
+    assert rig.server.pushed() == [[ALICE]]
+
+
+def test_something_authentic_ends_even_a_first_try_that_takes_long() -> None:
+    """Its outage was not noticed yet; the packets are lost all the same."""
+    rig = Rig().start()
+    rig.server.reachable = Deferred()
+    rig.push()
+    rig.wait(3)
+    rig.server.reachable = 200
+
+    rig.outbound.seen_alive(THERE)
+    rig.wait()
+
+    assert rig.server.pushed() == [[ALICE]]
+
+
+def test_something_authentic_does_not_disturb_a_first_try() -> None:
+    """A destination that is not known to be away is connected to in its own time."""
+    rig = Rig().start()
+    connecting: Deferred[int] = Deferred()
+    rig.server.reachable = connecting
+    rig.push()
+    rig.wait(1)
+
+    rig.outbound.seen_alive(THERE)
+    connecting.callback(200)
+    rig.wait()
+
+    assert len(rig.server.opened) == 1
+    assert rig.server.pushed() == [[ALICE]]
+
+
 def test_a_destination_that_lives_but_takes_nothing_is_told_alive_once() -> None:
     """Its every request would otherwise make us resend (Z-20)."""
     rig = Rig().start()

@@ -1,6 +1,8 @@
 import re
 
-from fedpresence.engine.effects import Urgency
+from twisted.internet.defer import Deferred
+
+from fedpresence.engine.effects import SendPoll, Urgency
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.service import SWEEP_INTERVAL_S
 from tests.outbound.sending import ALICE, CAROL, START_MS, THERE, Rig, refusal, silence, unreachable
@@ -96,7 +98,7 @@ def test_every_attempt_is_seen_on_the_wire() -> None:
     assert [seen.status for seen in rig.seen] == [None, 500, 200]
     assert [seen.answered_ms is None for seen in rig.seen] == [True, False, False]
     assert rig.seen[0].txn_id == rig.seen[1].txn_id
-    assert rig.seen[0].content is rig.seen[1].content
+    assert rig.seen[0].body is rig.seen[1].body
 
 
 def test_a_destination_with_nothing_to_do_is_forgotten() -> None:
@@ -149,3 +151,80 @@ def test_thousands_that_are_away_do_not_take_the_turns_of_those_that_are_there()
     rig.wait(2)
 
     assert "quiet.test" in [name for name, _ in rig.server.opened[opened : opened + 2]]
+
+
+def test_a_room_of_thousands_does_not_hold_up_what_people_do_now() -> None:
+    """All its members are introduced everywhere; whoever changes meanwhile goes before (decision 12)."""
+    rig = Rig(max_transactions_per_second=5).start()
+    for number in range(200):
+        rig.push(ALICE, Urgency.ASKED, ServerName(f"{number}.test"))
+    rig.wait(1)
+    for number in range(200):  # and those who are there are asked for
+        name = ServerName(f"{number}.test")
+        rig.outbound.enqueue(SendPoll(name, UserID(f"@dan:{name}")))
+    rig.wait(2)
+    sent = len(rig.server.sent)
+
+    rig.push(CAROL, destination=ServerName("quiet.test"))
+    rig.wait(1)
+
+    assert [CAROL] in rig.server.pushed()[sent : sent + 2]
+    rig.wait(60)
+    assert rig.server.pushed().count([ALICE]) == 200
+
+
+def test_thousands_that_are_back_do_not_hold_up_what_people_do_now() -> None:
+    """They were away for hours and wait some seconds more; who is there is told at once (decision 12)."""
+    rig = Rig(max_transactions_per_second=5).start()
+    rig.server.reachable = unreachable()
+    names = [ServerName(f"away{number}.test") for number in range(100)]
+    for name in names:
+        rig.push(destination=name)
+    rig.wait(600)
+    rig.server.reachable = 200
+    for name in names:
+        rig.outbound.seen_alive(name)
+    rig.wait(2)
+    sent = len(rig.server.sent)
+
+    rig.push(CAROL, destination=ServerName("quiet.test"))
+    rig.wait(1)
+
+    assert [CAROL] in rig.server.pushed()[sent : sent + 2]
+
+
+def test_a_destination_that_hangs_delays_nobody() -> None:
+    """One slow server among thousands must not be noticed by the others, connecting or answering."""
+    rig = Rig(max_transactions_per_second=5).start()
+    rig.server.reachable = Deferred()
+    rig.push(destination=ServerName("silent.test"))
+    rig.wait(1)
+    rig.server.reachable = 200
+    rig.server.outcomes = [Deferred()]
+    rig.push(destination=ServerName("hanging.test"))
+    rig.wait(1)
+
+    for number in range(5):
+        rig.push(CAROL, destination=ServerName(f"{number}.test"))
+    rig.wait()
+
+    assert rig.server.pushed() == [[ALICE], *[[CAROL]] * 5]
+    assert rig.outbound.in_flight() == 2
+
+
+def test_many_that_refuse_everything_do_not_take_the_turns_of_those_that_are_there() -> None:
+    """Looking for the offender takes many transactions; where all of it offends, for nothing (Z-17, Z-18)."""
+    rig = Rig(max_transactions_per_second=5).start()
+    bad = [ServerName(f"bad{number}.test") for number in range(20)]
+    rig.server.otherwise = lambda txn_id, content: 200 if "@carol" in str(content) else refusal(400)
+    for _ in range(20):
+        for name in bad:
+            for number in range(10):
+                rig.push(UserID(f"@{number}:here.test"), destination=name)
+        rig.wait(2)
+    sent = len(rig.server.sent)
+
+    rig.push(CAROL, destination=ServerName("quiet.test"))
+    rig.wait(1)
+
+    assert [CAROL] in rig.server.pushed()[sent : sent + 2]

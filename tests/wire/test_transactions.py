@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -42,9 +43,17 @@ def composed(
     return Composed(before, pushes, {}, polls, unpolls, owed, (), 1)
 
 
+def content_of(packed: Packed) -> Any:
+    """What the body says; it is canonical."""
+    content = json.loads(packed.body)
+    assert encode_canonical(content) == packed.body
+    return content
+
+
 def edus_of(packed: Packed) -> list[Any]:
     """The EDUs in the content."""
-    edus = packed.content["edus"]
+    edus = content_of(packed)["edus"]
+    assert packed.edu_count == len(edus)
     assert isinstance(edus, list)
     return edus
 
@@ -159,7 +168,7 @@ def test_a_transaction_has_the_four_keys_of_the_specification() -> None:
     """`pdus` is required even where there are none (F:7.1)."""
     packed = pack(composed(pushes=(push(1),)), HERE, NOW_MS)
 
-    assert packed.content == {
+    assert content_of(packed) == {
         "origin": "here.test",
         "origin_server_ts": NOW_MS,
         "pdus": [],

@@ -7,13 +7,14 @@ import pytest
 from fedpresence.engine.events import Activity, ListChanged
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import ConfigError
-from fedpresence.ids import UserID
+from fedpresence.ids import ServerName, UserID
 from fedpresence.testing.rig.faults import Faults
 from fedpresence.testing.rig.twisted import DEVICE, RigOptions, TwistedRig
 from tests.in_reactor import in_reactor
 
 T = TypeVar("T")
 
+HERE, THERE = ServerName("here.test"), ServerName("there.test")
 ALICE, BOB = UserID("@alice:here.test"), UserID("@bob:there.test")
 PAIR = RigOptions(
     ("here.test", "there.test"), ("alice@here.test", "@bob:there.test"), start_ms=1_700_000_000_000
@@ -194,7 +195,7 @@ def test_a_servers_wrong_clock_shows_in_its_stamps_and_not_in_its_ages() -> None
         await rig.server("there.test").set_clock(3_600_000)
         await befriend(rig)
         await rig.advance(MINUTE_MS + 200)
-        body = rig.wire.transactions("there.test", "here.test")[-1].body
+        body = rig.wire.transactions(THERE, HERE)[-1].body
         (push,) = body["edus"][0]["content"]["push"]
         return body["origin_server_ts"] - rig.now_ms, push["last_active_ago"]
 
