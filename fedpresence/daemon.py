@@ -205,8 +205,6 @@ class Daemon:
                 "the clock stands {ms} ms before the last write: expiries wait an hour",
                 ms=stored.saved_at_ms - now,
             )
-        del stored
-        gc.freeze()  # what was loaded stays: no collection need look at it again
         return engine
 
     async def _listen(self, parts: Parts) -> None:

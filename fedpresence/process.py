@@ -3,6 +3,7 @@
 Source: contract.md, `fedpresence run` and "Exit codes".
 """
 
+import gc
 import json
 import os
 import resource
@@ -140,6 +141,7 @@ class _Process:
     def _ready(self, _: object) -> None:
         if self._stopping:
             return
+        gc.freeze()  # what was loaded stays: no collection need look at it again
         self._watch_wall_clock()
         if self._ready_file is None:
             return
