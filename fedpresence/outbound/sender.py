@@ -45,7 +45,7 @@ from fedpresence.wire.transactions import Packed, pack
 
 _log = Logger()
 
-MAX_USERS = 500  # in a transaction: ten EDUs of fifty
+MAX_USERS = 1_000  # in a transaction: twenty EDUs of fifty
 FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from those that do not (Z-18)
 WOKEN_PATIENCE_MS = 60_000  # thousands that are back too; as any backlog
 REFUSING_PATIENCE_MS = 60_000  # and who refuses costs twenty turns where others cost one (Z-17)
