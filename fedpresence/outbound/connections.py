@@ -164,7 +164,9 @@ class Connection:
 
     def abort(self) -> None:
         """Close it at once: it was not needed, or its answer is not worth reading on."""
-        self._protocol.transport.abortConnection()
+        transport = self._protocol.transport
+        if getattr(transport, "connected", True):  # Twisted's TLS fails where the other end was quicker
+            transport.abortConnection()
 
     def _refuse_encoding(self, response: Any) -> Any:
         encodings = response.headers.getRawHeaders(b"Content-Encoding", [])

@@ -109,6 +109,7 @@ class DestinationQueue:
         self._pending: dict[UserID, _News] = {}
         self._told: OrderedDict[UserID, _Told] = OrderedDict()  # in the order of told_ms: the oldest first
         self._owed: dict[OwedKey, _Owed] = {}
+        self._any_aside = False  # since the last wake: mostly nothing is, and nothing need be looked for
         self._drops: dict[Pair, ListEdu] = {}
         self._polls: dict[UserID, None] = {}
         self._unpolls: dict[UserID, None] = {}
@@ -151,6 +152,7 @@ class DestinationQueue:
         """
         for owed in self._owed.values():
             owed.aside = False
+        self._any_aside = False
         for news in self._pending.values():
             news.deadline_ms = max(news.deadline_ms, now_ms + PATIENCE_MS[Urgency.REFRESH])
         self._reckon(now_ms)
@@ -233,7 +235,7 @@ class DestinationQueue:
             self._remember(user, now_ms, None)
         for edu in owed:
             if item := self._owed.get(_owed_key(edu)):
-                item.aside = True
+                item.aside = self._any_aside = True
         self._reckon(now_ms)
 
     def prune(self, now_ms: int, needs_refresh: Callable[[UserID], bool]) -> None:
@@ -276,7 +278,7 @@ class DestinationQueue:
             due.append(window_end_ms)
         elif self._pending or self._drops or self._unpolls:
             due.append(timer_end_ms)
-        if any(not owed.aside for owed in self._owed.values()):
+        if self._has_owed_to_offer():
             due.append(max(window_end_ms, self._edus_left.ready_ms()))
         refresh_ms = self._next_refresh_ms()
         if refresh_ms is not None:
@@ -308,12 +310,14 @@ class DestinationQueue:
 
     def _add_edu(self, edu: OwedEdu, now_ms: int) -> None:
         key = _owed_key(edu)
-        if key in self._owed:
-            self._owed[key].aside = False
-        elif len(self._owed) < MAX_OWED:
+        if key not in self._owed:
+            if len(self._owed) >= MAX_OWED:
+                return
             self._owed[key] = _Owed(edu)
-        else:
-            return
+        if self._any_aside:  # what was refused goes first still, so it is offered again too
+            for (observer, observed, *_), owed in self._owed.items():
+                if (observer, observed) == (edu.observer, edu.observed):
+                    owed.aside = False
         self._expect(now_ms)
 
     def _add_drop(self, pair: Pair, now_ms: int) -> None:
@@ -347,13 +351,22 @@ class DestinationQueue:
         taken: list[OwedEdu] = []
         for owed in self._owed.values():
             pair = (owed.edu.observer, owed.edu.observed)
-            if owed.aside or pair in pairs:
+            if owed.aside:
+                pairs.add(pair)  # nothing of a pair overtakes what it owed before (decision 10)
+            if pair in pairs:
                 continue
             if len(taken) >= MAX_EDUS_TAKEN or not self._edus_left.take(now_ms):
                 break
             pairs.add(pair)
             taken.append(owed.edu)
         return tuple(taken)
+
+    def _has_owed_to_offer(self) -> bool:
+        """Whether an EDU is owed that neither is set aside nor stands behind one of its pair that is."""
+        if not self._any_aside:
+            return bool(self._owed)
+        aside = {key[:2] for key, owed in self._owed.items() if owed.aside}
+        return any(key[:2] not in aside for key in self._owed)
 
     def _forget_news(self, user: UserID) -> None:
         news = self._pending.get(user)
@@ -378,7 +391,7 @@ class DestinationQueue:
         if not self._pending:
             self._pending.clear()  # or it would keep the room of the largest crowd it ever held
         deadlines = [news.deadline_ms for news in self._pending.values()]
-        if self._polls or self._unpolls or self._drops or any(not o.aside for o in self._owed.values()):
+        if self._polls or self._unpolls or self._drops or self._has_owed_to_offer():
             deadlines.append(now_ms)
         self._deadline_ms = min(deadlines, default=None)
 

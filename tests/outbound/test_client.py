@@ -3,7 +3,9 @@ from typing import Any, TypeVar
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.config import FederationConfig
@@ -204,6 +206,16 @@ def test_a_connection_lost_after_sending_may_have_been_heard(network: Network) -
     error = failure_of(put(network, network.client()), DeliveryFailed)
 
     assert (error.heard, error.status) == (True, None)
+
+
+def test_a_connection_that_the_other_end_closed_first_can_be_aborted(network: Network) -> None:
+    """What was to be sent is no more, and neither is the server: Twisted's TLS would raise."""
+    a_server(network)
+    link = result_of(done(network, network.client().open(THERE)))
+    tls: Any = link._connection._protocol.transport
+    tls.connectionLost(Failure(ConnectionLost()))
+
+    link.abort()
 
 
 def an_error(status: int, body: bytes, **headers: str) -> Any:

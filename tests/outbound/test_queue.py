@@ -282,6 +282,23 @@ def test_a_refused_edu_is_offered_when_the_destination_wakes() -> None:
     assert queue.take(NOW_MS + 1_000, 500).owed == (edu(),)
 
 
+def test_nothing_of_a_pair_overtakes_an_edu_of_it_that_was_refused() -> None:
+    """A drop that came after the new invite would end what the invite began (decision 10)."""
+    queue = a_queue()
+    drop, again = edu(EduKind.DROP, generation=1), edu(EduKind.INVITE, generation=2)
+    queue.add(SendEdu(THERE, drop), NOW_MS)
+    queue.add(SendEdu(THERE, again), NOW_MS)
+    queue.set_aside((), queue.take(NOW_MS, 500).owed, NOW_MS)
+    behind = queue.next_due_ms(), queue.take(NOW_MS + 1_000, 500).owed
+
+    queue.add(SendEdu(THERE, again), NOW_MS + 2_000)
+
+    assert behind == (None, ())
+    assert queue.take(NOW_MS + 2_000, 500).owed == (drop,)
+    queue.delivered((), (drop,), {}, NOW_MS + 2_000)
+    assert queue.take(NOW_MS + 3_000, 500).owed == (again,)
+
+
 def test_a_refused_push_waits_for_its_refresh() -> None:
     """A peer that refuses presence is not told it again at once (F:X-6)."""
     queue = a_queue()
