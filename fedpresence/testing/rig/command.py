@@ -39,7 +39,7 @@ from fedpresence.testing.rig.twisted import RigOptions, TwistedRig
 _log = Logger()
 
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0  # what is open then is abandoned: a rig's data are thrown away in any case
 MAX_SEED = 2**32
 # What a rig decides for each of its servers; another value would only break it.
 RIGS_OWN = ("server_name", "signing_key_path", "listeners")
@@ -159,7 +159,8 @@ class _Process:
         self._stopping = True
         if self._order.ready_file is not None and self._said_ready:  # else it is that of another process
             self._order.ready_file.unlink(missing_ok=True)
-        return within(ensureDeferred(self._stop()), STOP_TIMEOUT_S, self._clock).addErrback(self._failed)
+        stopped = within(ensureDeferred(self._stop()), STOP_TIMEOUT_S, self._clock)
+        return stopped.addErrback(_abandoned).addErrback(self._failed)
 
     async def _stop(self) -> None:
         if self._starting is not None and not self._starting.called:
@@ -186,13 +187,18 @@ class _Process:
         if isinstance(error, ConfigError):
             self.wrong_config = error
         elif isinstance(error, TookTooLong):
-            _log.error("{what} takes too long", what="stopping" if self._stopping else "starting")
+            _log.error("starting takes too long")
         elif isinstance(error, FedpresenceError | OSError | CannotListenError | ValueError):
             _log.error("stopping: {error}", error=error)
         else:
             _log.failure("stopping: a bug in fedpresence", failure)
         if self._reactor.running and not self._stopping:
             self._reactor.stop()
+
+
+def _abandoned(failure: Failure) -> None:
+    failure.trap(TookTooLong)
+    _log.warn("stopping took longer than {seconds} s: something was left open", seconds=STOP_TIMEOUT_S)
 
 
 # --- what the arguments say ------------------------------------------------------------------

@@ -204,8 +204,7 @@ class Channel(HTTPChannel):
     def abort(self) -> None:
         """Close at once."""
         self.is_closing = True
-        transport: Any = self.transport
-        transport.abortConnection()
+        _abort(self.transport)
 
     def _upstream_lost(self) -> None:
         if not self.requests:  # whoever waits for an answer that never comes shall wait
@@ -331,8 +330,7 @@ class Client(HTTP11ClientProtocol):
 
     def abort_now(self) -> None:
         """Close at once."""
-        transport: Any = self.transport
-        transport.abortConnection()
+        _abort(self.transport)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Whoever asked hears of it first."""
@@ -402,3 +400,8 @@ class _Body(Protocol):
             self.done.callback(b"".join(self._parts))
         else:
             self.done.errback(reason)
+
+
+def _abort(transport: Any) -> None:
+    if getattr(transport, "connected", True):  # Twisted's TLS fails where the other end was quicker
+        transport.abortConnection()
