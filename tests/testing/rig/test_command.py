@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -152,6 +153,15 @@ def test_the_log_is_quiet_unless_told_otherwise(tmp_path: Path) -> None:
 # --- the process --------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is begun in the background of a shell ignores SIGINT, and so would the rigs that it begins."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_rig_from_its_beginning_to_its_end(tmp_path: Path, number: signal.Signals) -> None:
     """The contract's ready file, everything in it answers, and nothing is left behind."""
