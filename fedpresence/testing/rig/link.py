@@ -11,6 +11,7 @@ Source: contract.md, "Test rig".
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class _Held:
     number: int | None
 
 
-class _Path:
+class _Path(ABC):
     """What links and doors have in common: a port that is open or shut, and requests on their way."""
 
     def __init__(
@@ -149,14 +150,17 @@ class _Path:
 
     # --- what links and doors do differently -----------------------------------------------------
 
+    @abstractmethod
     def _is_down(self) -> bool:
-        raise NotImplementedError
+        """Whether the port is shut, whatever the destination does."""
 
+    @abstractmethod
     def _origin_of(self, asked: Asked) -> ServerName:
-        raise NotImplementedError
+        """Who sends a request."""
 
+    @abstractmethod
     def _faults_of(self, origin: ServerName) -> Faults:
-        raise NotImplementedError
+        """What is wrong with the path for whom."""
 
     # --- the port --------------------------------------------------------------------------------
 
