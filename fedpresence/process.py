@@ -123,9 +123,9 @@ class _Process:
         except ConfigError as error:
             _log.error("not reloaded, the old configuration stays: {error}", error=error)
             return
-        _log.info("reloaded the configuration")
         if later:
             _log.warn("a restart is needed for what changed in: {keys}", keys=", ".join(later))
+        _log.info("reloaded the configuration")
 
     def _watch_wall_clock(self) -> None:
         """A stepped wall clock changes nothing here, which is worth a line in the diary (Z-21)."""
