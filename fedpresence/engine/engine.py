@@ -41,6 +41,8 @@ from fedpresence.engine.events import (
     PresenceSet,
     PushReceived,
     ReceivedEdu,
+    RoomJoinRuleChanged,
+    RoomMemberChanged,
     RoomMembersSet,
     SettingsChanged,
     Started,
@@ -145,6 +147,10 @@ class Engine:
                 self._lists.change(turn, event)
             case RoomMembersSet():
                 self._sharing.set_members(turn, event.room_id, event.members)
+            case RoomMemberChanged():
+                self._sharing.change_member(turn, event.room_id, event.user_id, joined=event.joined)
+            case RoomJoinRuleChanged():
+                self._sharing.set_join_rule(turn, event.room_id, event.join_rule)
             case UserAdded():
                 if self._people.add(turn, event.user_id):
                     self._lists.user_added(turn, event.user_id)

@@ -103,6 +103,30 @@ class RoomMembersSet:
     members: frozenset[UserID]
 
 
+@dataclass(frozen=True, slots=True)
+class RoomMemberChanged:
+    """One user is joined to a room now, or is not. Idempotent: a join may be told again, as profiles change.
+
+    When the last of our users leaves, the room is forgotten: nobody tells us what happens in it then. Whoever
+    tells of rooms one change at a time tells the whole set (`RoomMembersSet`) when a user of ours comes first.
+    """
+
+    room_id: RoomID
+    user_id: UserID
+    joined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoomJoinRuleChanged:
+    """Who may join a room, in the words of `m.room.join_rules`; None: not known. Idempotent.
+
+    It may be told before any member; it is forgotten with the room.
+    """
+
+    room_id: RoomID
+    join_rule: str | None
+
+
 # --- other servers ---------------------------------------------------------------------------
 
 
@@ -222,6 +246,8 @@ Event = (
     | ListChanged
     | StatusWanted
     | RoomMembersSet
+    | RoomMemberChanged
+    | RoomJoinRuleChanged
     | TransactionReceived
     | InboxDue
     | EdusDelivered

@@ -30,6 +30,19 @@ class Sharing:
         new = self._world.rooms.put(room_id, members, counts)
         self._changed(turn, old, new)
 
+    def change_member(self, turn: Turn, room_id: RoomID, user_id: UserID, *, joined: bool) -> None:
+        """One user is joined to the room now, or is not; the last of ours to leave takes the room along."""
+        room = self._world.rooms.get(room_id)
+        if joined == (user_id in room.members):
+            return
+        if not joined and room.ours == {user_id}:
+            self.set_members(turn, room_id, frozenset())
+            return
+        self.set_members(turn, room_id, room.members | {user_id} if joined else room.members - {user_id})
+
+    def set_join_rule(self, turn: Turn, room_id: RoomID, join_rule: str | None) -> None:
+        """The room is joined by this rule now; no policy asks for it yet."""
+
     def judge_again(self, turn: Turn) -> None:
         """The settings about rooms changed."""
         for room_id, room in self._world.rooms.all():
