@@ -30,7 +30,7 @@ from fedpresence.config_model import (
     RoomsConfig,
 )
 from fedpresence.config_parsers import length_of_time, shown
-from fedpresence.engine.settings import EngineSettings, InvitePolicy, ServerLists
+from fedpresence.engine.settings import EngineSettings, InvitePolicy, RoomPolicy, ServerLists
 from fedpresence.errors import ConfigError, ConfigProblem
 
 __all__ = (
@@ -121,6 +121,12 @@ def engine_settings(config: Config) -> EngineSettings:
         max_entries=config.lists.max_entries,
         share_presence_in_rooms=config.rooms.share_presence,
         max_room_members=config.rooms.max_members,
+        room_policy=RoomPolicy(
+            allow=config.rooms.allow,
+            deny=config.rooms.deny,
+            join_rules=config.rooms.join_rules,
+            servers=ServerLists(allow=config.rooms.allow_servers, deny=config.rooms.deny_servers),
+        ),
         news_burst=max(1, int(config.limits.client_changes.per_second * NEWS_BURST_S)),
         servers=ServerLists(allow=config.federation.allow, deny=config.federation.deny),
     )
@@ -139,6 +145,9 @@ def warnings(config: Config) -> list[str]:
         found.append(
             "lists.invite_policy: accept_shared_room accepts nobody while rooms.share_presence is false."
         )
+    for key, names in (("rooms.allow", config.rooms.allow), ("rooms.join_rules", config.rooms.join_rules)):
+        if names == () and config.rooms.share_presence:
+            found.append(f"{key}: an empty list leaves no room to share presence in; null means all.")
     if not config.federation.verify_certificates:
         found.append("federation.verify_certificates: false lets anybody on the path pose as another server.")
     if config.federation.allow == ():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedpresence import config_parsers as parse
 from fedpresence.config_model import DEFAULT_BLOCKED_NETWORKS
-from fedpresence.engine.settings import InvitePolicy
+from fedpresence.engine.settings import JOIN_RULES, InvitePolicy
 
 EXAMPLE_SERVER_NAME = "example.org"
 BATCH_WINDOW_BESIDE_A_HOMESERVER = "5s"  # it tells its own users at once; ours ride along
@@ -189,6 +189,44 @@ KEYS: tuple[Key, ...] = (
         parse.whole(1),
         "500",
         "From this many members on, a room no longer is one.",
+    ),
+    Key(
+        "rooms.allow",
+        "rooms.allow",
+        parse.optional(parse.list_of(parse.room_glob)),
+        "null",
+        'IDs or globs of the rooms that may be: ["!ops:example.org", "*:example.net"]. null: all.',
+    ),
+    Key(
+        "rooms.deny",
+        "rooms.deny",
+        parse.list_of(parse.room_glob),
+        "[]",
+        "IDs or globs of rooms that may not; stronger than allow.",
+    ),
+    Key(
+        "rooms.join_rules",
+        "rooms.join_rules",
+        parse.optional(parse.list_of(parse.choice(*JOIN_RULES))),
+        "null",
+        "Only rooms with one of these join rules: invite, knock, restricted, knock_restricted, public, "
+        "private; and unknown for rooms whose rule nobody told us (the admin API tells none). null: all. "
+        "Whoever joins a public room sees the presence of those in it: leave out public to prevent that.",
+    ),
+    Key(
+        "rooms.allow_servers",
+        "rooms.allow_servers",
+        parse.optional(parse.list_of(parse.glob)),
+        "null",
+        "Names or globs of the other servers with whose users a shared room may be an interest; presence "
+        "lists do not ask this. null: all that federation.allow and federation.deny leave.",
+    ),
+    Key(
+        "rooms.deny_servers",
+        "rooms.deny_servers",
+        parse.list_of(parse.glob),
+        "[]",
+        "Names or globs of servers with whose users it may not; stronger than allow_servers.",
     ),
     Key(
         "federation.allow",

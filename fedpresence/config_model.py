@@ -83,10 +83,15 @@ class ListsConfig:
 
 @dataclass(frozen=True, slots=True)
 class RoomsConfig:
-    """`rooms.*`."""
+    """`rooms.*`; None in place of a list means all."""
 
     share_presence: bool = True
     max_members: int = 500
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+    join_rules: tuple[str, ...] | None = None
+    allow_servers: tuple[str, ...] | None = None
+    deny_servers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

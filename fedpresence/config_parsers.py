@@ -35,6 +35,7 @@ _LENGTH = re.compile(r"(?P<count>[0-9]{1,15})(?P<unit>ms|s|m|h|d)?\Z")
 _LENGTH_UNITS_MS = {None: 1, "ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SIZE = re.compile(r"(?P<count>[0-9]{1,15})(?P<unit>B|KiB|MiB|GiB)?\Z")
 _SIZE_UNITS = {None: 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_ROOM_GLOB = re.compile(r"[!*][^\x00-\x20]{0,254}\Z")
 _GLOB = re.compile(r"[0-9A-Za-z.:*?\[\]-]{1,255}\Z")
 _NAMESPACE = re.compile(r"[A-Za-z_][\w.]*\Z")
 _LEVELS = ("debug", "info", "warn", "error", "critical")
@@ -160,6 +161,17 @@ def glob(value: object, key: str, folder: Path) -> str:
         key,
         f"{shown(value)} is not a server name or a glob.",
         'Use for example example.org or "*.example.org".',
+    )
+
+
+def room_glob(value: object, key: str, folder: Path) -> str:
+    """A room ID, or a pattern of one. Newer rooms have an ID without a server name."""
+    if isinstance(value, str) and _ROOM_GLOB.match(value):
+        return value
+    raise ConfigError.of(
+        key,
+        f"{shown(value)} is not a room ID or a glob.",
+        'Use for example "!ops:example.org" or "*:example.org".',
     )
 
 

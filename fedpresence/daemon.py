@@ -352,7 +352,9 @@ def _reloaded(old: EngineSettings, new: EngineSettings) -> EngineSettings:
         old,
         servers=new.servers,
         max_entries=new.max_entries,
+        share_presence_in_rooms=new.share_presence_in_rooms,
         max_room_members=new.max_room_members,
+        room_policy=new.room_policy,
         news_burst=new.news_burst,
     )
 
@@ -376,6 +378,4 @@ def _needing_restart(old: Config, new: Config) -> list[str]:
         changed.append("federation")
     if replace(old.lists, max_entries=new.lists.max_entries) != new.lists:
         changed.append("lists")
-    if replace(old.rooms, max_members=new.rooms.max_members) != new.rooms:
-        changed.append("rooms")
     return sorted(changed)

@@ -22,7 +22,7 @@ from fedpresence.config import (
     warnings,
 )
 from fedpresence.config_keys import EXAMPLE_SERVER_NAME, KEYS, SECTIONS
-from fedpresence.engine.settings import InvitePolicy
+from fedpresence.engine.settings import InvitePolicy, RoomPolicy, ServerLists
 from fedpresence.errors import ConfigError
 from fedpresence.ops.keys import generate_key_file, load_signing_keys
 
@@ -149,6 +149,11 @@ WRONG = {
     "lists.max_entries": "0",
     "rooms.share_presence": "null",
     "rooms.max_members": '"500"',
+    "rooms.allow": "['#alias:here.test']",
+    "rooms.deny": "['room:here.test']",
+    "rooms.join_rules": "[anybody]",
+    "rooms.allow_servers": "here.test",
+    "rooms.deny_servers": "['bad_server!']",
     "federation.allow": "here.test",
     "federation.deny": '["bad name"]',
     "federation.verify_certificates": "[]",
@@ -508,6 +513,8 @@ def test_a_key_file_that_is_wrong_is_told_with_the_rest(tmp_path: Path) -> None:
     [
         ("lists: {invite_policy: accept}", "who has an account here"),
         ("lists: {invite_policy: accept_shared_room}\nrooms: {share_presence: false}", "accepts nobody"),
+        ("rooms: {allow: []}", "leaves no room"),
+        ("rooms: {join_rules: []}", "leaves no room"),
         ("federation: {verify_certificates: false}", "pose as another server"),
         ("federation: {allow: []}", "with nobody"),
         ("admin: {token: short}", "guessed"),
@@ -526,7 +533,8 @@ def test_the_engine_is_given_its_share(tmp_path: Path) -> None:
 presence: {idle_timeout: 11m, last_active_granularity: 2m, sync_online_timeout: 31s, remote_timeout: 41m,
   refresh_interval: 21m}
 lists: {invite_policy: deny, max_entries: 7}
-rooms: {share_presence: false, max_members: 8}
+rooms: {share_presence: false, max_members: 8, allow: ["!ops:*"], deny: ["!v12room"],
+  join_rules: [invite, unknown], allow_servers: [c.test], deny_servers: ["*.d.test"]}
 federation: {allow: [a.test], deny: [b.test]}
 """,
     )
@@ -543,6 +551,9 @@ federation: {allow: [a.test], deny: [b.test]}
         8,
     )
     assert (settings.servers.allow, settings.servers.deny) == (("a.test",), ("b.test",))
+    assert settings.room_policy == RoomPolicy(
+        ("!ops:*",), ("!v12room",), ("invite", "unknown"), ServerLists(("c.test",), ("*.d.test",))
+    )
 
 
 def test_a_secret_of_the_environment_stays_out_of_complaints(tmp_path: Path) -> None:

@@ -74,14 +74,27 @@ class ForgetObservedRow:
 
 @dataclass(frozen=True, slots=True)
 class SaveRoom:
-    """A room given by the admin API: its whole membership, and whether it counts now (Z-19).
-
-    No members: the room is forgotten.
-    """
+    """A room is known: its join rule, as far as it was told, and whether it counts now (Z-19)."""
 
     room_id: RoomID
-    members: frozenset[UserID]
+    join_rule: str | None
     counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRoom:
+    """The room goes, and all its members with it."""
+
+    room_id: RoomID
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRoomMembers:
+    """Who joined a room that is saved, and who left it; all others stay."""
+
+    room_id: RoomID
+    joined: tuple[UserID, ...]
+    left: tuple[UserID, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +139,8 @@ Durable = (
     | SaveObservedRow
     | ForgetObservedRow
     | SaveRoom
+    | ForgetRoom
+    | SaveRoomMembers
     | SaveAnswer
     | ForgetAnswer
     | SaveInbox

@@ -23,7 +23,6 @@ from fedpresence.engine.effects import (
     InboxFilled,
     SaveAnswer,
     SaveInbox,
-    SaveRoom,
     SendPush,
     TellObservers,
     Urgency,
@@ -72,9 +71,18 @@ from fedpresence.engine.presence import (
     View,
     view_of,
 )
-from fedpresence.engine.queries import Counts, DeviceDetail, ListEntry, ObserverEntry, Pair, UserDetail
-from fedpresence.engine.settings import DAY_MS, HOUR_MS, EngineSettings
-from fedpresence.engine.sharing import Sharing
+from fedpresence.engine.queries import (
+    Counts,
+    DeviceDetail,
+    ListEntry,
+    ObserverEntry,
+    Pair,
+    RoomDetail,
+    UserDetail,
+)
+from fedpresence.engine.rooms import StoredRoom
+from fedpresence.engine.settings import DAY_MS, HOUR_MS, EngineSettings, ServerLists
+from fedpresence.engine.sharing import ROOMS, Sharing
 from fedpresence.engine.subscription import (
     ObservedRow,
     ObservedStage,
@@ -83,7 +91,7 @@ from fedpresence.engine.subscription import (
     OwedEdu,
 )
 from fedpresence.engine.world import Turn, World
-from fedpresence.ids import DeviceID, ServerName, UserID, server_of
+from fedpresence.ids import DeviceID, RoomID, ServerName, UserID, server_of
 
 HOUSEKEEPING = UserID("\0housekeeping")  # a deadline of our own: no user can have this ID
 UNREACHABLE_MS = 14 * DAY_MS  # S:O-16
@@ -96,7 +104,7 @@ class Memory(Protocol):
     hidden: Iterable[tuple[UserID, DeviceID | None]]
     observer_rows: Iterable[ObserverRow]
     observed_rows: Iterable[ObservedRow]
-    rooms: Iterable[SaveRoom]
+    rooms: Iterable[StoredRoom]
     answers: Iterable[SaveAnswer]
     inbox: Iterable[SaveInbox]
     presence: Iterable[PresenceRecord]
@@ -182,7 +190,7 @@ class Engine:
         for user_id, deactivated in stored.users:
             (world.deactivated if deactivated else world.users).add(user_id)
         for room in stored.rooms:
-            self._sharing.restore(room)
+            world.rooms.restore(room)
         for mine in stored.observer_rows:
             world.put_observer_row(_clamped_observer(mine, now_ms))
         for theirs in stored.observed_rows:
@@ -221,6 +229,8 @@ class Engine:
                 self._answers.sweep(turn)
                 if len(self._answers):
                     world.deadlines.set(HOUSEKEEPING, turn.now_ms + HOUR_MS)
+            elif key == ROOMS:
+                self._sharing.time_passed(turn)
             elif world.is_local(key):
                 self._people.time_passed(turn, key)
             else:
@@ -271,21 +281,25 @@ class Engine:
                     assert_never(edu)
 
     def _settings_changed(self, turn: Turn, settings: EngineSettings) -> None:
-        """A reload: server lists count from this moment on (Z-9)."""
+        """A reload: server lists and policies count from this moment on (Z-9)."""
         world = self._world
-        old = world.settings
-        servers = {server_of(user_id) for user_id in world.remotes}
-        servers.update(server for _, server in self._rights())
-        servers.update(world.open_pairs)
+        old = world.settings.servers
+        servers = {server for _, server in self._rights()} if old != settings.servers else set()
         world.settings = settings
-        self._sharing.judge_again(turn)
-        for server in sorted(servers):
-            before, after = old.servers.permit(server), settings.servers.permit(server)
-            if before and not after:
-                world.rights_ended[server] += 1
-            elif after and not before:
+        self._sharing.settings_changed(turn)
+        if old != settings.servers:
+            self._server_lists_changed(turn, old, servers)
+
+    def _server_lists_changed(self, turn: Turn, old: ServerLists, servers: set[ServerName]) -> None:
+        world = self._world
+        servers.update(server_of(user_id) for user_id in world.remotes)
+        servers.update(world.open_pairs)
+        changed = {server for server in servers if old.permit(server) != world.permits(server)}
+        for server in sorted(changed):
+            if world.permits(server):
                 self._lists.alive(turn, server)
-        changed = {s for s in servers if old.servers.permit(s) != settings.servers.permit(s)}
+            else:
+                world.rights_ended[server] += 1
         for user_id, server in self._rights():
             if server in changed and world.permits(server):
                 turn.add(SendPush(server, user_id, Urgency.ASKED))
@@ -300,11 +314,10 @@ class Engine:
             for observer, row in theirs.items():
                 if row.stage is ObservedStage.GRANTED and not row.muted and not world.is_local(observer):
                     yield observed, server_of(observer)
-        for _, room in world.rooms.all():
-            for user_id in room.ours if room.counts else ():
-                for server in room.servers:
-                    if server != world.our_name:
-                        yield user_id, server
+        for user_id in world.rooms.ours():
+            for server in world.rooms.servers_of(user_id):
+                if server != world.our_name:
+                    yield user_id, server
 
     # --- what leaves ------------------------------------------------------------------------------
 
@@ -480,6 +493,17 @@ class Engine:
             invites=self.invites_of(user_id),
             observers=self.observers_of(user_id),
         )
+
+    def room(self, room_id: RoomID) -> RoomDetail | None:
+        """What is known of a room; None: nothing."""
+        room = self._world.rooms.get(room_id)
+        if room is None:
+            return None
+        return RoomDetail(len(room.members), len(room.ours), room.join_rule, room.counts)
+
+    def rooms(self) -> tuple[RoomID, ...]:
+        """Every room that is known, for whoever tells of rooms to compare with."""
+        return tuple(room_id for room_id, _ in self._world.rooms.all())
 
     def counts(self) -> Counts:
         """The engine at a glance, at a cost that does not grow with it."""

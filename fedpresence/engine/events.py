@@ -105,10 +105,10 @@ class RoomMembersSet:
 
 @dataclass(frozen=True, slots=True)
 class RoomMemberChanged:
-    """One user is joined to a room now, or is not. Idempotent: a join may be told again, as profiles change.
+    """One user is joined to a room now, or is not. Idempotent: profiles change by joins too.
 
-    When the last of our users leaves, the room is forgotten: nobody tells us what happens in it then. Whoever
-    tells of rooms one change at a time tells the whole set (`RoomMembersSet`) when a user of ours comes first.
+    When the last of our users leaves, the room is forgotten: nobody tells us what happens in it from
+    then on. So when one of ours is the first to join, tell the whole set (`RoomMembersSet`).
     """
 
     room_id: RoomID

@@ -3,6 +3,8 @@
 Source: presence.md sections 3 to 8 and 11.
 """
 
+from collections.abc import Iterable
+
 from fedpresence.engine.effects import SaveHidden, SavePresence, SaveUser, SendPush, TellObservers, Urgency
 from fedpresence.engine.events import Activity, PresenceSet, StreamClosed, StreamOpened
 from fedpresence.engine.presence import OFFLINE, LocalUser, PresenceRecord
@@ -135,8 +137,8 @@ class People:
                 turn.add(SendPush(server, user_id, Urgency.CHANGE))
         self._untold.clear()
 
-    def introduce(self, turn: Turn, user_id: UserID, server: ServerName) -> None:
-        """`server` newly shares a room with the user: send the state, unless it is nobody's news (P:11)."""
+    def introduce(self, turn: Turn, user_id: UserID, servers: Iterable[ServerName]) -> None:
+        """Servers newly share a room with the user: send the state, unless it is nobody's news (P:11)."""
         published = self._world.published(user_id, turn.now_ms)
         if (
             published.state is OFFLINE
@@ -144,7 +146,7 @@ class People:
             and turn.now_ms - published.last_active_ms > LONG_AWAY_MS
         ):
             return
-        if self._world.permits(server):
+        for server in servers:
             turn.add(SendPush(server, user_id, Urgency.ASKED))
 
     def _settle(

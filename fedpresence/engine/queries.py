@@ -71,6 +71,16 @@ class UserDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class RoomDetail:
+    """A room: how many are in it, how many of them are ours, its join rule if told, whether it counts."""
+
+    members: int
+    ours: int
+    join_rule: str | None
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """The engine at a glance; `offline` counts every local user who is not anything else."""
 

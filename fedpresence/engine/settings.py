@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 
-from fedpresence.ids import ServerName
+from fedpresence.ids import RoomID, ServerName
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -34,9 +34,38 @@ class ServerLists:
 
     def permit(self, server_name: ServerName) -> bool:
         """Whether presence may be exchanged with `server_name`."""
-        if self.deny and any(_glob(pattern).match(server_name) for pattern in self.deny):
+        return _permits(self.allow, self.deny, server_name, re.IGNORECASE)
+
+    @property
+    def permit_all(self) -> bool:
+        """Whether no server is refused."""
+        return self.allow is None and not self.deny
+
+
+UNKNOWN_JOIN_RULE = "unknown"  # in the operator's list: the rooms whose rule nobody told us
+JOIN_RULES = ("invite", "knock", "restricted", "knock_restricted", "public", "private", UNKNOWN_JOIN_RULE)
+
+
+@dataclass(frozen=True, slots=True)
+class RoomPolicy:
+    """Which rooms are an interest, and `servers`: with whom they are. Lists ask nothing of this.
+
+    `allow` and `deny` are room IDs or globs, `join_rules` the rules a room may have; None means all. Once
+    join rules are named, a room whose rule was never told (as the admin API never does) counts only where
+    "unknown" is named too.
+    """
+
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+    join_rules: tuple[str, ...] | None = None
+    servers: ServerLists = field(default_factory=ServerLists)
+
+    def admits(self, room_id: RoomID, join_rule: str | None) -> bool:
+        """Whether the room may count, its size left aside."""
+        rules = self.join_rules
+        if rules is not None and (UNKNOWN_JOIN_RULE if join_rule is None else join_rule) not in rules:
             return False
-        return self.allow is None or any(_glob(pattern).match(server_name) for pattern in self.allow)
+        return _permits(self.allow, self.deny, room_id, re.NOFLAG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +83,20 @@ class EngineSettings:
     max_entries: int = 1000
     share_presence_in_rooms: bool = True
     max_room_members: int = 500
+    room_policy: RoomPolicy = field(default_factory=RoomPolicy)
     news_burst: int = 600  # changes of one user told to other servers without any pause (Z-18)
     servers: ServerLists = field(default_factory=ServerLists)
 
 
+def _permits(allow: tuple[str, ...] | None, deny: tuple[str, ...], name: str, flags: re.RegexFlag) -> bool:
+    """A deny wins over an allow; no list of those allowed allows all."""
+    if deny and any(_glob(pattern, flags).match(name) for pattern in deny):
+        return False
+    return allow is None or any(_glob(pattern, flags).match(name) for pattern in allow)
+
+
 @lru_cache(maxsize=10_000)
-def _glob(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression: `*` and `?` only, the whole name, any case."""
+def _glob(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
+    """A glob as a regular expression: `*` and `?` only, the whole name; server names in any case."""
     parts = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
-    return re.compile("".join(parts) + r"\Z", re.IGNORECASE)
+    return re.compile("".join(parts) + r"\Z", flags | re.DOTALL)

@@ -1,15 +1,27 @@
-"""Rooms as a reason to share presence: what a change of members begins and ends.
+"""Rooms as a reason to share presence: what a change of members, join rule or policy begins and ends.
+
+Always true:
+- a change costs what it changes: nobody is looked at whom it does not bring together or part;
+- on single changes a room that became too large stops counting at once, and one that became small again
+  counts within the hour (Z-19); whole sets, join rules and settings are judged at once both ways.
 
 Source: presence.md 11; security.md Z-10, Z-11, Z-19; decision 1.
 """
 
-from fedpresence.engine.effects import SaveRoom, TellObservers
+from collections import Counter
+from collections.abc import Callable, Collection, Set
+
+from fedpresence.engine.effects import ForgetRoom, SaveRoom, SaveRoomMembers, TellObservers
 from fedpresence.engine.lists import Lists
 from fedpresence.engine.people import People
 from fedpresence.engine.rooms import Room, should_count
-from fedpresence.engine.subscription import ObservedMove, ObservedStage
+from fedpresence.engine.settings import HOUR_MS
+from fedpresence.engine.subscription import ObservedMove, ObservedRow, ObservedStage
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
+
+ROOMS = UserID("\0rooms")  # a deadline of our own: no user can have this ID
+NOBODY: frozenset[UserID] = frozenset()
 
 
 class Sharing:
@@ -19,97 +31,209 @@ class Sharing:
         self._world = world
         self._people = people
         self._lists = lists
+        self._small_again: dict[RoomID, None] = {}  # to be judged at the next full hour
+
+    # --- what is told ---------------------------------------------------------------------------
 
     def set_members(self, turn: Turn, room_id: RoomID, members: frozenset[UserID]) -> None:
-        """The room has exactly these members now."""
-        old = self._world.rooms.get(room_id)
-        counts = bool(members) and should_count(old, len(members), self._world.settings)
-        if old.members == members and old.counts == counts:
-            return
-        turn.add(SaveRoom(room_id, members, counts))
-        new = self._world.rooms.put(room_id, members, counts)
-        self._changed(turn, old, new)
+        """The room has exactly these members now; none forgets it."""
+        room = self._world.rooms.get(room_id)
+        if not members:
+            self._forget(turn, room_id)
+        elif room is None:
+            self._change(turn, room_id, members, NOBODY)
+        else:
+            self._change(turn, room_id, members - room.members.keys(), room.members.keys() - members)
 
     def change_member(self, turn: Turn, room_id: RoomID, user_id: UserID, *, joined: bool) -> None:
         """One user is joined to the room now, or is not; the last of ours to leave takes the room along."""
         room = self._world.rooms.get(room_id)
-        if joined == (user_id in room.members):
+        if joined == (room is not None and user_id in room.members):
             return
-        if not joined and room.ours == {user_id}:
-            self.set_members(turn, room_id, frozenset())
-            return
-        self.set_members(turn, room_id, room.members | {user_id} if joined else room.members - {user_id})
+        user = frozenset((user_id,))
+        if joined:
+            self._change(turn, room_id, user, NOBODY, may_begin=room is None or not room.members)
+        elif room is not None and (room.ours.keys() == user or room.members.keys() == user):
+            self._forget(turn, room_id)
+        else:
+            self._change(turn, room_id, NOBODY, user, may_begin=False)
 
     def set_join_rule(self, turn: Turn, room_id: RoomID, join_rule: str | None) -> None:
-        """The room is joined by this rule now; no policy asks for it yet."""
+        """The room is joined by this rule now."""
+        rooms = self._world.rooms
+        room = rooms.get(room_id)
+        if join_rule == (None if room is None else room.join_rule):
+            return
+        room = rooms.make(room_id)
+        room.join_rule = join_rule
+        if join_rule is None and not room.members:
+            self._forget(turn, room_id)
+            return
+        if not self._change(turn, room_id, NOBODY, NOBODY):
+            turn.add(SaveRoom(room_id, join_rule, room.counts))
 
-    def judge_again(self, turn: Turn) -> None:
-        """The settings about rooms changed."""
-        for room_id, room in self._world.rooms.all():
-            self.set_members(turn, room_id, room.members)
+    # --- what is judged again -------------------------------------------------------------------
 
-    def restore(self, room: SaveRoom) -> None:
-        """A room as it was stored; called once, before `started` (Z-11)."""
-        self._world.rooms.put(room.room_id, room.members, room.counts)
+    def settings_changed(self, turn: Turn) -> None:
+        """A reload: servers first, while the rooms count that counted, then each room."""
+        world = self._world
+        old, world.rooms.policy = world.rooms.policy, world.settings.room_policy
+        if old.servers != world.rooms.policy.servers:
+            self._servers_changed(turn, old.servers.permit)
+        self._judge_all(turn)
 
     def started(self, turn: Turn) -> None:
         """The settings may be others than in the last run: what rested on a room may be over (Z-10)."""
-        self.judge_again(turn)
-        for observed, theirs in list(self._world.observers.items()):
-            for observer, row in list(theirs.items()):
-                ended = row.stage is ObservedStage.GRANTED and row.by_room
-                if ended and not self._world.rooms.users_meet(observed, observer):
-                    self._lists.observed_move(turn, observed, observer, ObservedMove.CONDITION_ENDED)
+        self._judge_all(turn)
+        for theirs in list(self._world.observers.values()):
+            for row in [row for row in theirs.values() if row.by_room]:
+                self._end_grant(turn, row)
 
-    def _changed(self, turn: Turn, old: Room, new: Room) -> None:
-        before = old.members if old.counts else frozenset()
-        after = new.members if new.counts else frozenset()
-        joined, left = after - before, before - after
-        if joined:
-            self._begin(turn, new, joined)
-        if left:
-            self._end(turn, old, left)
+    def time_passed(self, turn: Turn) -> None:
+        """The hour is over after which a room that became small may count again (Z-19)."""
+        rooms, self._small_again = self._small_again, {}
+        for room_id in rooms:
+            if self._world.rooms.get(room_id) is not None:
+                self._change(turn, room_id, NOBODY, NOBODY)
 
-    def _begin(self, turn: Turn, room: Room, joined: frozenset[UserID]) -> None:
+    def _judge_all(self, turn: Turn) -> None:
+        for room_id, _ in self._world.rooms.all():
+            self._change(turn, room_id, NOBODY, NOBODY)
+
+    def _servers_changed(self, turn: Turn, was_permitted: Callable[[ServerName], bool]) -> None:
+        """With some servers a shared room is an interest no more, with others it is now."""
+        rooms = self._world.rooms
+        moved: dict[ServerName, bool] = {}  # server, is it now?
+        known: set[ServerName] = set()
+        for _, room in rooms.all():
+            if not room.counts:
+                continue
+            for server in room.servers.keys() - known:
+                known.add(server)
+                if server != self._world.our_name and was_permitted(server) != rooms.permits(server):
+                    moved[server] = rooms.permits(server)
+            here = {member for member in room.members if server_of(member) in moved}
+            admitted = {member for member in here if moved[server_of(member)]}
+            if admitted:
+                self._begin(turn, room, admitted)
+            if here - admitted:
+                self._end(turn, room, here - admitted, NOBODY)
+
+    # --- what follows ---------------------------------------------------------------------------
+
+    def _change(
+        self, turn: Turn, room_id: RoomID, joined: Set[UserID], left: Set[UserID], *, may_begin: bool = True
+    ) -> bool:
+        """Some who were not in the room join and some who were leave; whether the room itself was saved."""
+        rooms, settings = self._world.rooms, self._world.settings
+        is_new = rooms.get(room_id) is None
+        room = rooms.make(room_id)
+        size, counted = len(room.members) + len(joined) - len(left), room.counts
+        counts = should_count(room_id, room.join_rule, counted, size, settings)
+        if counts and not counted and not may_begin:
+            self._judge_in_an_hour(turn, room_id)
+            counts = False
+        if is_new or counts != counted:
+            turn.add(SaveRoom(room_id, room.join_rule, counts))
+        if joined or left:
+            turn.add(SaveRoomMembers(room_id, tuple(sorted(joined)), tuple(sorted(left))))
+        parted: Set[UserID] = frozenset(room.members) if counted and not counts else left
+        rooms.change(room_id, joined, left)
+        rooms.set_counts(room_id, counts)
+        met: Set[UserID] = frozenset(room.members) if counts and not counted else joined
+        if counts and met:
+            self._begin(turn, room, frozenset(rooms.permitted(met)))
+        if counted and parted:
+            self._end(turn, room, frozenset(rooms.permitted(parted)), joined)
+        return is_new or counts != counted
+
+    def _forget(self, turn: Turn, room_id: RoomID) -> None:
+        rooms = self._world.rooms
+        room = rooms.get(room_id)
+        if room is None:
+            return
+        turn.add(ForgetRoom(room_id))
+        counted = room.counts
+        rooms.forget(room_id)
+        if counted:
+            self._end(turn, room, frozenset(rooms.permitted(room.members)), NOBODY)
+
+    def _judge_in_an_hour(self, turn: Turn, room_id: RoomID) -> None:
+        if not self._small_again:
+            self._world.deadlines.set(ROOMS, turn.now_ms + HOUR_MS)
+        self._small_again[room_id] = None
+
+    def _begin(self, turn: Turn, room: Room, joined: Set[UserID]) -> None:
+        """All in the room meet those who joined; whose servers are not permitted is not among these."""
         world = self._world
-        new_servers = {s for s, n in room.servers.items() if n == _count(joined, s)} - {world.our_name}
-        for user_id in sorted(room.ours):
-            for server in sorted(room.servers if user_id in joined else new_servers):
-                if server != world.our_name:
-                    self._people.introduce(turn, user_id, server)
-        newcomers = tuple(sorted(room.ours & joined))
-        for member in sorted(room.members):
-            observers = tuple(sorted(room.ours)) if member in joined else newcomers
-            observers = tuple(o for o in observers if o != member)
-            if not observers:
+        ours = tuple(sorted(room.ours))
+        if not ours:
+            return
+        newcomers = tuple(sorted(joined & room.ours.keys()))
+        numbers = Counter(map(server_of, joined))
+        new_servers = self._told({s for s, number in numbers.items() if room.servers[s] == number})
+        servers = self._told({s for s in room.servers if world.rooms.permits(s)}) if newcomers else []
+        for user_id in ours if new_servers else newcomers:
+            self._people.introduce(turn, user_id, servers if user_id in joined else new_servers)
+        for member in sorted(world.rooms.permitted(room.members) if newcomers else joined):
+            observers = ours if member in joined else newcomers
+            if world.is_local(member):
+                observers = tuple(o for o in observers if o != member)
+                if observers:
+                    turn.add(TellObservers(member, observers))
                 continue
             remote = world.remotes.get(member)
-            if world.is_local(member) or (remote is not None and remote.heard_ms):
+            if remote is not None and remote.heard_ms:
                 turn.add(TellObservers(member, observers))
             else:
                 self._lists.watching.meet(turn, member)
 
-    def _end(self, turn: Turn, room: Room, left: frozenset[UserID]) -> None:
-        """Rights and sights that rested on this room alone are over."""
+    def _end(self, turn: Turn, room: Room, left: Set[UserID], joined: Collection[UserID]) -> None:
+        """Rights and sights that rested on this room alone are over.
+
+        `left` are those who were permitted; a room that does not count now has been left by all. `joined`
+        came meanwhile.
+        """
         world = self._world
-        lost_servers = {s for s, n in room.servers.items() if n == _count(left, s)} - {world.our_name}
-        for user_id in sorted(room.ours):
-            servers: set[ServerName] = set(room.servers) if user_id in left else lost_servers
-            for server in sorted(servers - {world.our_name}):
-                if not world.has_right(server, user_id):
-                    world.rights_ended[server] += 1
-            for observer, row in list(world.observers.get(user_id, {}).items()):
-                ended = row.stage is ObservedStage.GRANTED and row.by_room
-                if ended and not world.rooms.users_meet(user_id, observer):
-                    self._lists.observed_move(turn, user_id, observer, ObservedMove.CONDITION_ENDED)
-        for member in sorted(room.members):
-            observers = room.ours if member in left else room.ours & left
-            blind = tuple(sorted(o for o in observers if not world.may_see(o, member)))
+        gone = sorted(user_id for user_id in left if world.is_local(user_id))
+        stayed = sorted(room.ours.keys() - left - set(joined)) if room.counts else []
+        servers = {s for s in room.servers if world.rooms.permits(s)} if room.counts else set()
+        everyone = {*left, *world.rooms.permitted(room.members)} if room.counts and gone else left
+        lost = {server_of(user_id) for user_id in left} - servers - {world.our_name}
+        for server in sorted(lost | (servers - {world.our_name} if gone else set())):
+            affected = (*gone, *stayed) if server in lost else gone
+            if any(not world.has_right(server, user_id) for user_id in affected):
+                world.rights_ended[server] += 1
+        for user_id in (*gone, *stayed):
+            self._end_grants(turn, user_id, everyone if user_id in left else left)
+        ours = sorted((*gone, *stayed))
+        for member in sorted(everyone - set(joined)):
+            if member in left:
+                seeing = set(world.local_observers_of(member))
+                blind = tuple(o for o in ours if o not in seeing)
+            else:
+                blind = tuple(o for o in gone if not world.may_see(o, member))
             if blind:
                 turn.add(TellObservers(member, blind, gone=True))
             if not world.is_local(member):
                 self._lists.watching.let_go(member)
 
+    def _end_grants(self, turn: Turn, observed: UserID, parted: Set[UserID]) -> None:
+        """Grants of `observed` to some of these, where they rested on meeting in a room."""
+        world = self._world
+        theirs = world.observers.get(observed)
+        for observer in sorted(theirs.keys() & parted) if theirs else ():
+            row = world.observed_row(observed, observer)
+            if row is not None:
+                self._end_grant(turn, row)
 
-def _count(users: frozenset[UserID], server: ServerName) -> int:
-    return sum(server_of(user_id) == server for user_id in users)
+    def _end_grant(self, turn: Turn, row: ObservedRow) -> None:
+        """The grant is over where it rested on meeting in a room, and the two meet in none (Z-10)."""
+        rests = row.stage is ObservedStage.GRANTED and row.by_room
+        if rests and not self._world.rooms.users_meet(row.observed, row.observer):
+            self._lists.observed_move(turn, row.observed, row.observer, ObservedMove.CONDITION_ENDED)
+
+    def _told(self, servers: Set[ServerName]) -> list[ServerName]:
+        """Those of the servers that are told about our users, in a fixed order."""
+        our_name = self._world.our_name
+        return sorted(s for s in servers if s != our_name and self._world.permits(s))

@@ -55,7 +55,7 @@ class World:
         self.deactivated: set[UserID] = set()
         self.locals: dict[UserID, LocalUser] = {}
         self.remotes: dict[UserID, RemoteUser] = {}
-        self.rooms = Rooms(settings.server_name)
+        self.rooms = Rooms(settings.server_name, settings.room_policy)
         self.lists: dict[UserID, dict[UserID, ObserverRow]] = {}  # observer, observed
         self.watchers: dict[UserID, set[UserID]] = {}  # observed, observers with a row of any stage
         self.observers: dict[UserID, dict[UserID, ObservedRow]] = {}  # observed, observer
@@ -116,9 +116,8 @@ class World:
 
     def destinations_of(self, observed: UserID) -> set[ServerName]:
         """Every server with a right to `observed`."""
-        servers = set(self._grants.get(observed, ()))
-        for room in self.rooms.of(observed):
-            servers.update(room.servers)
+        servers = self.rooms.servers_of(observed)
+        servers.update(self._grants.get(observed, ()))
         servers.discard(self.our_name)
         return {server for server in servers if self.permits(server)}
 
@@ -143,15 +142,13 @@ class World:
         for observed, row in self.lists.get(observer, {}).items():
             if row.stage is ObserverStage.ACCEPTED:
                 seen.add(observed)
-        for room in self.rooms.of(observer):
-            seen.update(room.members)
+        seen.update(self.rooms.mates_of(observer))
         return frozenset(seen)
 
     def local_observers_of(self, observed: UserID) -> tuple[UserID, ...]:
         """Every local user who may see `observed`, in a fixed order."""
         seeing = {o for o in self.watchers.get(observed, ()) if self.accepts(o, observed)}
-        for room in self.rooms.of(observed):
-            seeing.update(room.ours)
+        seeing.update(self.rooms.ours_near(observed))
         if self.is_local(observed):
             seeing.add(observed)
         return tuple(sorted(seeing))

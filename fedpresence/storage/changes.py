@@ -1,7 +1,7 @@
 """A turn's durable effects, folded: of each row only the last word.
 
-Always true: applying the folded changes, table by table and in any order, leaves what applying the
-effects one after the other would leave.
+Always true: applying the folded changes, table by table (rooms before their members), leaves what
+applying the effects one after the other would leave.
 
 So a store can write each table in one go, however the effects of a turn were mixed.
 """
@@ -16,6 +16,7 @@ from fedpresence.engine.effects import (
     ForgetInbox,
     ForgetObservedRow,
     ForgetObserverRow,
+    ForgetRoom,
     SaveAnswer,
     SaveHidden,
     SaveInbox,
@@ -23,6 +24,7 @@ from fedpresence.engine.effects import (
     SaveObserverRow,
     SavePresence,
     SaveRoom,
+    SaveRoomMembers,
     SaveUser,
 )
 from fedpresence.engine.presence import PresenceRecord
@@ -36,7 +38,8 @@ Pair = tuple[UserID, UserID]  # observer, observed
 class Changes:
     """What one commit does to each table; None means that the row goes.
 
-    `lost_tokens` are users that were deactivated, even where a later effect took that back.
+    `lost_tokens` are users that were deactivated, even where a later effect took that back; `emptied` are
+    rooms that lost all members, before `members` (joined or not, by room) count.
     """
 
     users: dict[UserID, bool] = field(default_factory=dict)  # deactivated?
@@ -45,7 +48,9 @@ class Changes:
     presence: dict[UserID, PresenceRecord] = field(default_factory=dict)
     observer_rows: dict[Pair, ObserverRow | None] = field(default_factory=dict)
     observed_rows: dict[Pair, ObservedRow | None] = field(default_factory=dict)
-    rooms: dict[RoomID, SaveRoom] = field(default_factory=dict)
+    rooms: dict[RoomID, SaveRoom | None] = field(default_factory=dict)
+    emptied: set[RoomID] = field(default_factory=set)
+    members: dict[RoomID, dict[UserID, bool]] = field(default_factory=dict)
     answers: dict[tuple[ServerName, str], SaveAnswer | None] = field(default_factory=dict)
     newest_origin_ts: dict[ServerName, int] = field(default_factory=dict)
     inbox: dict[int, SaveInbox | None] = field(default_factory=dict)
@@ -90,5 +95,13 @@ class Changes:
                 self.presence[record.user_id] = record
             case SaveRoom(room_id):
                 self.rooms[room_id] = effect
+            case ForgetRoom(room_id):
+                self.rooms[room_id] = None
+                self.emptied.add(room_id)
+                self.members.pop(room_id, None)
+            case SaveRoomMembers(room_id, joined, left):
+                members = self.members.setdefault(room_id, {})
+                members.update((user_id, True) for user_id in joined)
+                members.update((user_id, False) for user_id in left)
             case _:
                 assert_never(effect)

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from fedpresence.engine.effects import Durable, SaveAnswer, SaveInbox, SaveRoom
 from fedpresence.engine.presence import PresenceRecord
+from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.subscription import ObservedRow, ObserverRow
 from fedpresence.errors import StoreError
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
@@ -33,6 +34,7 @@ class _Data:
     observer_rows: dict[Pair, ObserverRow] = field(default_factory=dict)
     observed_rows: dict[Pair, ObservedRow] = field(default_factory=dict)
     rooms: dict[RoomID, SaveRoom] = field(default_factory=dict)
+    members: dict[RoomID, dict[UserID, tuple[()]]] = field(default_factory=dict)
     answers: dict[tuple[ServerName, str], SaveAnswer] = field(default_factory=dict)
     newest_origin_ts: dict[ServerName, int] = field(default_factory=dict)
     inbox: dict[int, SaveInbox] = field(default_factory=dict)
@@ -86,7 +88,10 @@ class MemoryStore:
                 hidden=list(data.hidden),
                 observer_rows=list(data.observer_rows.values()),
                 observed_rows=list(data.observed_rows.values()),
-                rooms=list(data.rooms.values()),
+                rooms=[
+                    StoredRoom(r.room_id, r.join_rule, r.counts, tuple(data.members.get(r.room_id, ())))
+                    for r in data.rooms.values()
+                ],
                 answers=sorted(data.answers.values(), key=lambda answer: answer.at_ms),
                 inbox=sorted(data.inbox.values(), key=lambda entry: entry.entry_id),
                 presence=list(data.presence.values()),
@@ -107,9 +112,12 @@ class MemoryStore:
         _apply(data.observed_rows, changes.observed_rows)
         _apply(data.answers, changes.answers)
         _apply(data.inbox, changes.inbox)
-        _apply(
-            data.rooms, {room_id: room if room.members else None for room_id, room in changes.rooms.items()}
-        )
+        _apply(data.rooms, changes.rooms)
+        for room_id in changes.emptied:
+            data.members.pop(room_id, None)
+        for room_id, members in changes.members.items():
+            here = data.members.setdefault(room_id, {})
+            _apply(here, {user_id: () if joined else None for user_id, joined in members.items()})
         data.users.update(changes.users)
         self._known_users.update(changes.users)
         for user_id in changes.lost_tokens:

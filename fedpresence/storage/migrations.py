@@ -17,6 +17,7 @@ from fedpresence.errors import ConfigError
 APPLICATION_ID = 0x66507273  # "fPrs": tells our file from another program's; `file` shows it too
 STEPS: tuple[str, ...] = (  # STEPS[0] turns version 1 into 2, and so on
     "ALTER TABLE observed_rows ADD COLUMN confirmed_ms INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE rooms ADD COLUMN join_rule TEXT;",
 )
 
 

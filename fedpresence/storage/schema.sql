@@ -53,10 +53,12 @@ CREATE TABLE observed_rows (
     PRIMARY KEY (observed, observer)
 ) WITHOUT ROWID;
 
--- Rooms given by the admin API. counts: whether the room is small enough now (Z-19).
+-- Rooms we were told of. counts: whether sharing it is an interest now (Z-19). join_rule: NULL where it was
+-- never told. Each join or leave is one row of room_members.
 CREATE TABLE rooms (
     room_id TEXT PRIMARY KEY,
-    counts INTEGER NOT NULL
+    counts INTEGER NOT NULL,
+    join_rule TEXT
 ) WITHOUT ROWID;
 CREATE TABLE room_members (
     room_id TEXT NOT NULL REFERENCES rooms (room_id) ON DELETE CASCADE,

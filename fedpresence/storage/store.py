@@ -15,8 +15,9 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred
 
-from fedpresence.engine.effects import Durable, SaveAnswer, SaveInbox, SaveRoom
+from fedpresence.engine.effects import Durable, SaveAnswer, SaveInbox
 from fedpresence.engine.presence import PresenceRecord
+from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.subscription import ObservedRow, ObserverRow
 from fedpresence.ids import DeviceID, ServerName, UserID
 
@@ -35,7 +36,7 @@ class Stored:
     hidden: Iterable[tuple[UserID, DeviceID | None]] = ()
     observer_rows: Iterable[ObserverRow] = ()
     observed_rows: Iterable[ObservedRow] = ()
-    rooms: Iterable[SaveRoom] = ()
+    rooms: Iterable[StoredRoom] = ()
     answers: Iterable[SaveAnswer] = ()  # oldest first
     inbox: Iterable[SaveInbox] = ()  # by entry_id
     presence: Iterable[PresenceRecord] = ()

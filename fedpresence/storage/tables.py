@@ -8,9 +8,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fedpresence.engine.effects import SaveAnswer, SaveInbox, SaveRoom
+from fedpresence.engine.effects import SaveAnswer, SaveInbox
 from fedpresence.engine.events import ListEduReceived
 from fedpresence.engine.presence import PresenceRecord, PresenceState
+from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.subscription import (
     EduKind,
     ObservedRow,
@@ -35,6 +36,10 @@ _SAVE_USER = (
 _SAVE_ORIGIN = (
     "INSERT INTO origins VALUES (?,?) "
     "ON CONFLICT (origin) DO UPDATE SET newest_ts = max(newest_ts, excluded.newest_ts)"
+)
+_SAVE_ROOM = (
+    "INSERT INTO rooms VALUES (?,?,?) "
+    "ON CONFLICT (room_id) DO UPDATE SET counts = excluded.counts, join_rule = excluded.join_rule"
 )
 CHUNK = 1000  # rows read at a time: what exists twice, as a row and as a value, stays small
 _UNPOLL, _FINAL_PUSH = 1, 2  # flags of an owed EDU
@@ -100,8 +105,7 @@ def write_changes(cursor: Cursor, changes: Changes) -> None:
             (key for key, hidden in changes.hidden.items() if hidden),
         )
     write_presence(cursor, changes.presence.values())  # after the users, who may lose theirs
-    for room in changes.rooms.values():
-        _write_room(cursor, room)
+    _write_rooms(cursor, changes)
 
 
 def write_presence(cursor: Cursor, records: Iterable[PresenceRecord]) -> None:
@@ -115,25 +119,21 @@ def write_presence(cursor: Cursor, records: Iterable[PresenceRecord]) -> None:
     )
 
 
-def _write_room(cursor: Cursor, room: SaveRoom) -> None:
-    """Only who came and who went is written: the whole set is named again at each change."""
-    cursor.execute("SELECT user_id FROM room_members WHERE room_id = ?", (room.room_id,))
-    before = {user_id for (user_id,) in cursor.fetchall()}
-    if not room.members:
-        cursor.execute("DELETE FROM rooms WHERE room_id = ?", (room.room_id,))
-        return
-    cursor.execute(
-        "INSERT INTO rooms VALUES (?,?) ON CONFLICT (room_id) DO UPDATE SET counts = excluded.counts",
-        (room.room_id, room.counts),
-    )
+def _write_rooms(cursor: Cursor, changes: Changes) -> None:
+    """Rooms before their members. A room that goes takes its members along, be it back in the same turn."""
+    cursor.executemany("DELETE FROM rooms WHERE room_id = ?", ((room_id,) for room_id in changes.emptied))
     cursor.executemany(
-        "DELETE FROM room_members WHERE room_id = ? AND user_id = ?",
-        ((room.room_id, user_id) for user_id in before - room.members),
+        _SAVE_ROOM, ((r.room_id, r.counts, r.join_rule) for r in changes.rooms.values() if r is not None)
     )
-    cursor.executemany(
-        "INSERT INTO room_members VALUES (?,?)",
-        ((room.room_id, user_id) for user_id in room.members - before),
-    )
+    for room_id, members in changes.members.items():
+        cursor.executemany(
+            "DELETE FROM room_members WHERE room_id = ? AND user_id = ?",
+            ((room_id, user_id) for user_id, joined in members.items() if not joined),
+        )
+        cursor.executemany(
+            "INSERT OR IGNORE INTO room_members VALUES (?,?)",
+            ((room_id, user_id) for user_id, joined in members.items() if joined),
+        )
 
 
 K = TypeVar("K")
@@ -202,9 +202,9 @@ def _compact(value: object) -> str:
 def read_stored(cursor: Cursor) -> Stored:
     """Everything, inside the transaction that is open."""
     reader = _Reader(cursor)
-    rooms: dict[RoomID, set[UserID]] = {}
+    members: dict[RoomID, list[UserID]] = {}
     for room_id, user_id in reader.rows("SELECT room_id, user_id FROM room_members"):
-        rooms.setdefault(room_id, set()).add(reader.one(user_id))
+        members.setdefault(room_id, []).append(reader.one(user_id))
     return Stored(
         users=[
             (reader.one(user_id), bool(deactivated))
@@ -217,8 +217,8 @@ def read_stored(cursor: Cursor) -> Stored:
         observer_rows=[reader.observer_row(*row) for row in reader.rows("SELECT * FROM observer_rows")],
         observed_rows=[reader.observed_row(*row) for row in reader.rows("SELECT * FROM observed_rows")],
         rooms=[
-            SaveRoom(room_id, frozenset(rooms[room_id]), bool(counts))
-            for room_id, counts in reader.rows("SELECT room_id, counts FROM rooms")
+            StoredRoom(room_id, join_rule, bool(counts), members.get(room_id, ()))
+            for room_id, join_rule, counts in reader.rows("SELECT room_id, join_rule, counts FROM rooms")
         ],
         answers=[
             SaveAnswer(reader.one(origin), txn_id, at_ms, origin_server_ts)

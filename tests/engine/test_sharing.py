@@ -6,7 +6,7 @@ from fedpresence.engine.effects import SaveRoom, SendPush, TellObservers, Urgenc
 from fedpresence.engine.events import RoomMembersSet, SettingsChanged
 from fedpresence.engine.outgoing import Wanted
 from fedpresence.engine.presence import PresenceState
-from fedpresence.engine.rooms import EMPTY_ROOM, Room, should_count
+from fedpresence.engine.rooms import should_count
 from fedpresence.engine.settings import EngineSettings, InvitePolicy
 from fedpresence.engine.subscription import EduKind, ObservedStage
 from fedpresence.ids import RoomID, ServerName, UserID
@@ -269,12 +269,12 @@ def test_a_grant_by_room_of_one_of_ours_ends_too() -> None:
 def test_the_size_of_a_room_has_hysteresis() -> None:
     """Toggling a 500-member room at its limit must not flood anybody."""
     settings = EngineSettings(HERE, max_room_members=500)
-    on = Room(frozenset({ALICE}), True, {HERE: 1}, frozenset({ALICE}))
-    off = Room(frozenset({ALICE}), False, {HERE: 1}, frozenset({ALICE}))
 
-    assert [should_count(EMPTY_ROOM, size, settings) for size in (499, 500)] == [True, False]
-    assert [should_count(on, size, settings) for size in (500, 550, 551)] == [True, True, False]
-    assert [should_count(off, size, settings) for size in (550, 500, 499)] == [False, False, True]
+    def counts(before: bool, *sizes: int) -> list[bool]:
+        return [should_count(ROOM, None, before, size, settings) for size in sizes]
+
+    assert counts(True, 500, 550, 551) == [True, True, False]
+    assert counts(False, 550, 500, 499, 0) == [False, False, True, False]
 
 
 def test_a_room_that_grew_keeps_its_place_over_a_restart() -> None:

@@ -20,12 +20,13 @@ from fedpresence.engine.effects import (
     ForgetInbox,
     ForgetObservedRow,
     ForgetObserverRow,
+    ForgetRoom,
     SaveAnswer,
     SaveHidden,
     SaveInbox,
     SaveObservedRow,
     SaveObserverRow,
-    SaveRoom,
+    SaveRoomMembers,
 )
 from fedpresence.engine.events import ListEduReceived
 from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow
@@ -53,7 +54,7 @@ class Kept:
         return cls(
             {(row.observer, row.observed): row for row in stored.observer_rows},
             {(row.observer, row.observed): row for row in stored.observed_rows},
-            {room.room_id: room.members for room in stored.rooms if room.members},
+            {room.room_id: frozenset(room.members) for room in stored.rooms if room.members},
             set(stored.hidden),
             {(answer.origin, answer.txn_id) for answer in stored.answers},
             {entry.entry_id: entry.edus for entry in stored.inbox},
@@ -71,10 +72,10 @@ class Kept:
                     self.observed_rows[theirs.observer, theirs.observed] = theirs
                 case ForgetObservedRow(observer=observer, observed=observed):
                     self.observed_rows.pop((observer, observed), None)
-                case SaveRoom(room_id=room_id, members=members):
+                case SaveRoomMembers(room_id=room_id, joined=joined, left=left):
+                    self.rooms[room_id] = self.rooms.get(room_id, frozenset()).difference(left).union(joined)
+                case ForgetRoom(room_id=room_id):
                     self.rooms.pop(room_id, None)
-                    if members:
-                        self.rooms[room_id] = members
                 case SaveHidden(user_id=user_id, device_id=device_id, hidden=hidden):
                     (self.hidden.add if hidden else self.hidden.discard)((user_id, device_id))
                 case SaveAnswer(origin=origin, txn_id=txn_id):

@@ -10,7 +10,7 @@ from fedpresence.engine.effects import (
     SaveHidden,
     SaveObservedRow,
     SaveObserverRow,
-    SaveRoom,
+    SaveRoomMembers,
 )
 from fedpresence.engine.settings import InvitePolicy
 from fedpresence.engine.subscription import (
@@ -91,7 +91,7 @@ def test_presence_with_a_grant_or_a_room_is_no_leak(world: World) -> None:
     """The two grounds."""
     world.commit(B, SaveObservedRow(GRANTED))
     assert not world.send(push())
-    world.commit(B, ForgetObservedRow(ALICE, BOB), SaveRoom(ROOMS[0], frozenset({ALICE, BOB}), True))
+    world.commit(B, ForgetObservedRow(ALICE, BOB), SaveRoomMembers(ROOMS[0], (ALICE, BOB), ()))
     world.now_ms += 1
     assert not world.send(push(4_001), txn_id="t2")
 

@@ -11,12 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from fedpresence.engine.effects import Durable, SaveAnswer, SaveObserverRow, SaveUser
+from fedpresence.engine.effects import (
+    Durable,
+    ForgetRoom,
+    SaveAnswer,
+    SaveObserverRow,
+    SaveRoom,
+    SaveRoomMembers,
+    SaveUser,
+)
 from fedpresence.engine.subscription import ObserverRow, ObserverStage
 from fedpresence.errors import ConfigError, StoreError
-from fedpresence.ids import ServerName, UserID
+from fedpresence.ids import RoomID, ServerName, UserID
 from fedpresence.storage.lock import DatabaseLock
 from fedpresence.storage.migrations import APPLICATION_ID, is_ready, migrate, newest_schema
+from fedpresence.storage.migrations import STEPS as CURRENT_STEPS
 from fedpresence.storage.sqlite import SQLiteStore
 from fedpresence.storage.store import Stored, TokenOwner
 from fedpresence.storage.tables import Cursor
@@ -24,6 +33,7 @@ from tests.storage.threads import ThreadReactor
 
 NOW_MS = 1_700_000_000_000
 ALICE = UserID("@alice:here.test")
+BOB = UserID("@bob:there.test")
 THERE = ServerName("there.test")
 PROJECT = Path(__file__).parents[2]
 
@@ -352,20 +362,48 @@ def test_a_fresh_database_gets_the_newest_schema_at_once(path: Path) -> None:
     connection.close()
 
 
-def test_the_schema_of_each_version_leads_to_this_one(path: Path) -> None:
-    """Version 1 had no `confirmed_ms`; whoever upgrades has the same tables as whoever begins."""
-    (added,) = [line for line in newest_schema().splitlines() if "last invite of the observer" in line]
-    first, fresh = connect(path), connect(path.with_name("fresh.db"))
-    migrate(first, newest_schema().replace(added + "\n", ""), ())
+SCHEMA_2 = Path(__file__).with_name("schema_2.sql").read_text(encoding="utf-8")
+(CONFIRMED_MS,) = [line for line in SCHEMA_2.splitlines() if "last invite of the observer" in line]
+SCHEMA_1 = SCHEMA_2.replace(CONFIRMED_MS + "\n", "")
 
-    migrate(first, newest_schema())
+
+@pytest.mark.parametrize(("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2)])
+def test_the_schema_of_each_version_leads_to_this_one(path: Path, version: int, schema: str) -> None:
+    """Whoever upgrades has the same tables as whoever begins."""
+    old, fresh = connect(path), connect(path.with_name("fresh.db"))
+    migrate(old, schema, CURRENT_STEPS[: version - 1])
+
+    migrate(old, newest_schema())
     migrate(fresh, newest_schema())
 
-    for table in ("observed_rows", "observer_rows", "presence"):
+    tables = [name for (name,) in fresh.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    for table in tables:
         columns = f"PRAGMA table_info({table})"
-        assert first.execute(columns).fetchall() == fresh.execute(columns).fetchall()
-    first.close()
+        assert old.execute(columns).fetchall() == fresh.execute(columns).fetchall()
+    old.close()
     fresh.close()
+
+
+def test_rooms_of_version_2_keep_their_members(path: Path, reactor: ThreadReactor) -> None:
+    """A room that was lost in an upgrade would be a right lost; one whose place was lost, one found."""
+    room, crowd = RoomID("!room:here.test"), RoomID("!crowd:here.test")
+    connection = connect(path)
+    migrate(connection, SCHEMA_2, CURRENT_STEPS[:1])
+    connection.executemany("INSERT INTO rooms VALUES (?,?)", [(room, 1), (crowd, 0)])
+    connection.executemany(
+        "INSERT INTO room_members VALUES (?,?)", [(room, ALICE), (room, BOB), (crowd, ALICE)]
+    )
+    connection.close()
+
+    store = SQLiteStore.open(path, reactor)
+    found = {r.room_id: (r.join_rule, r.counts, set(r.members)) for r in reactor.wait(store.load()).rooms}
+    assert found == {room: (None, True, {ALICE, BOB}), crowd: (None, False, {ALICE})}
+
+    changes: list[Durable] = [SaveRoom(room, "invite", True), SaveRoomMembers(room, (), (BOB,))]
+    reactor.wait(store.commit([*changes, ForgetRoom(crowd)], NOW_MS))
+    found = {r.room_id: (r.join_rule, r.counts, set(r.members)) for r in reactor.wait(store.load()).rooms}
+    assert found == {room: ("invite", True, {ALICE})}
+    reactor.wait(store.close())
 
 
 def test_a_step_that_fails_leaves_the_version_before(path: Path) -> None:

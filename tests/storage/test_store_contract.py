@@ -15,6 +15,7 @@ from fedpresence.engine.effects import (
     ForgetInbox,
     ForgetObservedRow,
     ForgetObserverRow,
+    ForgetRoom,
     SaveAnswer,
     SaveHidden,
     SaveInbox,
@@ -22,6 +23,7 @@ from fedpresence.engine.effects import (
     SaveObserverRow,
     SavePresence,
     SaveRoom,
+    SaveRoomMembers,
     SaveUser,
 )
 from fedpresence.engine.events import ListEduReceived
@@ -284,7 +286,7 @@ def test_forgetting_what_is_not_there_changes_nothing(world: World) -> None:
         ForgetAnswer(THERE, "t1"),
         ForgetInbox(1),
         SaveHidden(ALICE, PHONE, False),
-        SaveRoom(ROOM, frozenset(), True),
+        ForgetRoom(ROOM),
     )
 
     assert list(stored(world).observer_rows) == []
@@ -299,17 +301,50 @@ def test_hidden_devices_are_told_apart_and_a_missing_device_is_one(world: World)
     assert sorted(stored(world).hidden, key=str) == [(ALICE, PHONE), (ALICE, None)]
 
 
-def test_a_room_is_replaced_whole_and_forgotten_without_members(world: World) -> None:
-    """The admin API names the whole set: who is missing in it has left and may see nothing more."""
-    commit(world, SaveRoom(ROOM, frozenset({ALICE, BOB}), True))
-    commit(world, SaveRoom(ROOM, frozenset({BOB, CAROL}), False))
-    assert list(stored(world).rooms) == [SaveRoom(ROOM, frozenset({BOB, CAROL}), False)]
+def test_a_room_changes_member_by_member(world: World) -> None:
+    """Who has left may see nothing more, and a join is one row however large the room is."""
+    commit(world, SaveRoom(ROOM, None, True), SaveRoomMembers(ROOM, (ALICE, BOB), ()))
+    commit(world, SaveRoomMembers(ROOM, (CAROL,), (ALICE,)), SaveRoomMembers(ROOM, (BOB,), ()))
 
-    commit(world, SaveRoom(ROOM, frozenset(), False))
-    assert list(stored(world).rooms) == []
+    assert rooms_in(world) == {ROOM: (None, True, {BOB, CAROL})}
 
-    commit(world, SaveRoom(ROOM, frozenset({ALICE}), True))
-    assert list(stored(world).rooms) == [SaveRoom(ROOM, frozenset({ALICE}), True)]
+
+def test_a_rule_changes_without_its_members(world: World) -> None:
+    """The rows of a room of thousands are not touched by what is said about the room."""
+    commit(world, SaveRoom(ROOM, "public", False), SaveRoomMembers(ROOM, (ALICE,), ()))
+    commit(world, SaveRoom(ROOM, "invite", True))
+
+    assert rooms_in(world) == {ROOM: ("invite", True, {ALICE})}
+
+
+def test_a_room_without_members_is_kept_for_its_rule(world: World) -> None:
+    """The rule may be told before the first member."""
+    commit(world, SaveRoom(ROOM, "invite", False))
+
+    assert rooms_in(world) == {ROOM: ("invite", False, set())}
+
+
+def test_a_room_is_forgotten_with_its_members(world: World) -> None:
+    """A room that comes back, be it in the same turn, begins with those who are told then."""
+    commit(world, SaveRoom(ROOM, None, True), SaveRoomMembers(ROOM, (ALICE, BOB), ()))
+    commit(world, ForgetRoom(ROOM))
+    assert rooms_in(world) == {}
+
+    commit(world, SaveRoom(ROOM, "knock", True), SaveRoomMembers(ROOM, (ALICE,), ()))
+    commit(
+        world,
+        SaveRoomMembers(ROOM, (BOB,), ()),
+        ForgetRoom(ROOM),
+        SaveRoom(ROOM, None, False),
+        SaveRoomMembers(ROOM, (CAROL,), ()),
+    )
+
+    assert rooms_in(world) == {ROOM: (None, False, {CAROL})}
+
+
+def rooms_in(world: World) -> dict[RoomID, tuple[str | None, bool, set[UserID]]]:
+    """Join rule, whether it counts, and members of each room."""
+    return {r.room_id: (r.join_rule, r.counts, set(r.members)) for r in stored(world).rooms}
 
 
 def test_answers_come_oldest_first_and_are_forgotten_one_by_one(world: World) -> None:
@@ -545,6 +580,8 @@ def test_a_closed_store_answers_with_an_error_and_closes_again_quietly(world: Wo
 # --- both stores, one meaning ----------------------------------------------------------------
 
 _USERS = st.sampled_from([ALICE, BOB, CAROL])
+_ROOMS = st.sampled_from([ROOM, RoomID("!b:x.test")])
+_SOME = st.lists(_USERS, max_size=2, unique=True)
 _EFFECTS: st.SearchStrategy[Durable] = st.one_of(
     st.builds(SaveUser, _USERS, st.booleans()),
     st.builds(SaveHidden, _USERS, st.sampled_from([None, PHONE]), st.booleans()),
@@ -570,7 +607,8 @@ _EFFECTS: st.SearchStrategy[Durable] = st.one_of(
         st.builds(ObservedRow, _USERS, _USERS, st.sampled_from(ObservedStage), st.just(1), st.integers(0, 9)),
     ),
     st.builds(ForgetObservedRow, _USERS, _USERS),
-    st.builds(SaveRoom, st.sampled_from([ROOM, RoomID("!b:x.test")]), st.frozensets(_USERS), st.booleans()),
+    st.builds(SaveRoom, _ROOMS, st.sampled_from([None, "invite"]), st.booleans()),
+    st.builds(ForgetRoom, _ROOMS),
     st.builds(
         SaveAnswer,
         st.sampled_from([HERE, THERE]),
@@ -582,6 +620,24 @@ _EFFECTS: st.SearchStrategy[Durable] = st.one_of(
     st.builds(SaveInbox, st.integers(1, 3), st.just(())),
     st.builds(ForgetInbox, st.integers(1, 3)),
 )
+_MEMBERS: st.SearchStrategy[list[Durable]] = st.builds(
+    lambda room_id, some, number: [
+        SaveRoom(room_id, None, True),  # members are of a room that is saved
+        SaveRoomMembers(room_id, tuple(some[:number]), tuple(some[number:])),
+    ],
+    _ROOMS,
+    _SOME,
+    st.integers(0, 2),
+)
+
+
+def _joined(parts: list[list[Durable]]) -> list[Durable]:
+    return [effect for part in parts for effect in part]
+
+
+_TURN: st.SearchStrategy[list[Durable]] = st.lists(
+    st.builds(lambda effect: [effect], _EFFECTS) | _MEMBERS, max_size=12
+).map(_joined)
 
 
 def _comparable(found: Stored) -> list[object]:
@@ -597,7 +653,7 @@ def _comparable(found: Stored) -> list[object]:
     )
     return [
         *(sorted(map(repr, table)) for table in tables[:4]),
-        sorted((room.room_id, sorted(room.members), room.counts) for room in found.rooms),
+        sorted((r.room_id, str(r.join_rule), r.counts, sorted(r.members)) for r in found.rooms),
         *(sorted(map(repr, table)) for table in tables[5:]),
         found.newest_origin_ts,
         found.saved_at_ms,
@@ -605,7 +661,7 @@ def _comparable(found: Stored) -> list[object]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(turns=st.lists(st.lists(_EFFECTS, max_size=12), max_size=5))
+@given(turns=st.lists(_TURN, max_size=5))
 def test_memory_and_sqlite_hold_the_same_after_any_turns(turns: list[list[Durable]]) -> None:
     """Tests run against memory; what they show must hold on the disk."""
     memory = MemoryStore()
@@ -622,7 +678,7 @@ def test_memory_and_sqlite_hold_the_same_after_any_turns(turns: list[list[Durabl
 
 
 @settings(max_examples=40, deadline=None)
-@given(turns=st.lists(st.lists(_EFFECTS, max_size=12), max_size=5))
+@given(turns=st.lists(_TURN, max_size=5))
 def test_a_turn_leaves_what_its_effects_one_by_one_would(turns: list[list[Durable]]) -> None:
     """Sharing a commit is for speed; it must not change what is stored."""
     together, apart = MemoryStore(), MemoryStore()
