@@ -82,7 +82,7 @@ from fedpresence.engine.queries import (
 )
 from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, EngineSettings, ServerLists
-from fedpresence.engine.sharing import ROOMS, Sharing
+from fedpresence.engine.sharing import SMALL_AGAIN, UNFINISHED, Sharing
 from fedpresence.engine.subscription import (
     ObservedRow,
     ObservedStage,
@@ -229,8 +229,10 @@ class Engine:
                 self._answers.sweep(turn)
                 if len(self._answers):
                     world.deadlines.set(HOUSEKEEPING, turn.now_ms + HOUR_MS)
-            elif key == ROOMS:
-                self._sharing.time_passed(turn)
+            elif key == SMALL_AGAIN:
+                self._sharing.judge_small(turn)
+            elif key == UNFINISHED:
+                self._sharing.go_on(turn)
             elif world.is_local(key):
                 self._people.time_passed(turn, key)
             else:

@@ -3,13 +3,15 @@
 Always true:
 - a change costs what it changes: nobody is looked at whom it does not bring together or part;
 - on single changes a room that became too large stops counting at once, and one that became small again
-  counts within the hour (Z-19); whole sets, join rules and settings are judged at once both ways.
+  counts within the hour (Z-19); whole sets, join rules and settings are judged at once both ways;
+- what ends, ends in the same turn; of what begins a turn does so much, and the next turns do the rest.
 
 Source: presence.md 11; security.md Z-10, Z-11, Z-19; decision 1.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Set
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence, Set
 
 from fedpresence.engine.effects import ForgetRoom, SaveRoom, SaveRoomMembers, TellObservers
 from fedpresence.engine.lists import Lists
@@ -20,7 +22,9 @@ from fedpresence.engine.subscription import ObservedMove, ObservedRow, ObservedS
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
 
-ROOMS = UserID("\0rooms")  # a deadline of our own: no user can have this ID
+SMALL_AGAIN = UserID("\0small again")  # deadlines of our own: no user can have these IDs
+UNFINISHED = UserID("\0unfinished rooms")
+MAX_BEGINNINGS = 10_000  # introductions, or members met, in a turn: some 20 ms
 NOBODY: frozenset[UserID] = frozenset()
 
 
@@ -32,6 +36,8 @@ class Sharing:
         self._people = people
         self._lists = lists
         self._small_again: dict[RoomID, None] = {}  # to be judged at the next full hour
+        self._beginning: deque[RoomID] = deque()  # to be judged as soon as there is time
+        self._introductions: deque[tuple[UserID, Sequence[ServerName]]] = deque()
 
     # --- what is told ---------------------------------------------------------------------------
 
@@ -89,7 +95,25 @@ class Sharing:
             for row in [row for row in theirs.values() if row.by_room]:
                 self._end_grant(turn, row)
 
-    def time_passed(self, turn: Turn) -> None:
+    def go_on(self, turn: Turn) -> None:
+        """The next part of what the turns before had no time for."""
+        left = MAX_BEGINNINGS
+        while self._introductions and left > 0:
+            user_id, servers = self._introductions.popleft()
+            self._people.introduce(turn, user_id, servers)
+            left -= len(servers)
+        while self._beginning and left > 0:
+            room = self._world.rooms.get(room_id := self._beginning.popleft())
+            if room is not None:
+                left -= len(room.members)
+                self._change(turn, room_id, NOBODY, NOBODY)
+        self._go_on_later(turn)
+
+    def _go_on_later(self, turn: Turn) -> None:
+        if self._introductions or self._beginning:
+            self._world.deadlines.set(UNFINISHED, turn.now_ms + 1)
+
+    def judge_small(self, turn: Turn) -> None:
         """The hour is over after which a room that became small may count again (Z-19)."""
         rooms, self._small_again = self._small_again, {}
         for room_id in rooms:
@@ -97,8 +121,23 @@ class Sharing:
                 self._change(turn, room_id, NOBODY, NOBODY)
 
     def _judge_all(self, turn: Turn) -> None:
-        for room_id, _ in self._world.rooms.all():
-            self._change(turn, room_id, NOBODY, NOBODY)
+        """All that stop do so before it is asked what ended: with most rooms gone, that is soon answered."""
+        rooms = self._world.rooms
+        stopped: list[Room] = []
+        for room_id, room in rooms.all():
+            counts = self._should_count(room_id, room, len(room.members))
+            if counts and not room.counts:
+                self._beginning.append(room_id)
+            elif room.counts and not counts:
+                turn.add(SaveRoom(room_id, room.join_rule, False))
+                rooms.set_counts(room_id, False)
+                stopped.append(room)
+        for room in stopped:
+            self._end(turn, room, frozenset(rooms.permitted(room.members)), NOBODY)
+        self.go_on(turn)
+
+    def _should_count(self, room_id: RoomID, room: Room, size: int) -> bool:
+        return should_count(room_id, room.join_rule, room.counts, size, self._world.settings)
 
     def _servers_changed(self, turn: Turn, was_permitted: Callable[[ServerName], bool]) -> None:
         """With some servers a shared room is an interest no more, with others it is now."""
@@ -125,11 +164,11 @@ class Sharing:
         self, turn: Turn, room_id: RoomID, joined: Set[UserID], left: Set[UserID], *, may_begin: bool = True
     ) -> bool:
         """Some who were not in the room join and some who were leave; whether the room itself was saved."""
-        rooms, settings = self._world.rooms, self._world.settings
+        rooms = self._world.rooms
         is_new = rooms.get(room_id) is None
         room = rooms.make(room_id)
-        size, counted = len(room.members) + len(joined) - len(left), room.counts
-        counts = should_count(room_id, room.join_rule, counted, size, settings)
+        counted = room.counts
+        counts = self._should_count(room_id, room, len(room.members) + len(joined) - len(left))
         if counts and not counted and not may_begin:
             self._judge_in_an_hour(turn, room_id)
             counts = False
@@ -160,7 +199,7 @@ class Sharing:
 
     def _judge_in_an_hour(self, turn: Turn, room_id: RoomID) -> None:
         if not self._small_again:
-            self._world.deadlines.set(ROOMS, turn.now_ms + HOUR_MS)
+            self._world.deadlines.set(SMALL_AGAIN, turn.now_ms + HOUR_MS)
         self._small_again[room_id] = None
 
     def _begin(self, turn: Turn, room: Room, joined: Set[UserID]) -> None:
@@ -173,17 +212,22 @@ class Sharing:
         numbers = Counter(map(server_of, joined))
         new_servers = self._told({s for s, number in numbers.items() if room.servers[s] == number})
         servers = self._told({s for s in room.servers if world.rooms.permits(s)}) if newcomers else []
+        at_once = MAX_BEGINNINGS
         for user_id in ours if new_servers else newcomers:
-            self._people.introduce(turn, user_id, servers if user_id in joined else new_servers)
+            theirs = servers if user_id in joined else new_servers
+            if at_once > 0:
+                self._people.introduce(turn, user_id, theirs)
+            else:
+                self._introductions.append((user_id, theirs))
+            at_once -= len(theirs)
+        self._go_on_later(turn)
         for member in sorted(world.rooms.permitted(room.members) if newcomers else joined):
             observers = ours if member in joined else newcomers
-            if world.is_local(member):
-                observers = tuple(o for o in observers if o != member)
-                if observers:
-                    turn.add(TellObservers(member, observers))
-                continue
             remote = world.remotes.get(member)
-            if remote is not None and remote.heard_ms:
+            if world.is_local(member):
+                if others := _without(observers, member):
+                    turn.add(TellObservers(member, others))
+            elif remote is not None and remote.heard_ms:
                 turn.add(TellObservers(member, observers))
             else:
                 self._lists.watching.meet(turn, member)
@@ -237,3 +281,9 @@ class Sharing:
         """Those of the servers that are told about our users, in a fixed order."""
         our_name = self._world.our_name
         return sorted(s for s in servers if s != our_name and self._world.permits(s))
+
+
+def _without(users: tuple[UserID, ...], user_id: UserID) -> tuple[UserID, ...]:
+    """Sorted users but one."""
+    at = bisect_left(users, user_id)
+    return users[:at] + users[at + 1 :] if users[at : at + 1] == (user_id,) else users
