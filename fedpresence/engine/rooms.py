@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from sys import intern
 
-from fedpresence.engine.settings import EngineSettings, RoomPolicy
+from fedpresence.engine.settings import EngineSettings, RoomPolicy, ServerLists
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
 
 
@@ -129,6 +129,13 @@ class Rooms:
         """Whether a room shared with users of `server` is an interest; with our own always."""
         return server == self._our_name or self.policy.servers.permit(server)
 
+    def permitted(self, users: Iterable[UserID], by: ServerLists | None = None) -> Iterable[UserID]:
+        """Those of `users` with whom a shared room is an interest, by the policy or by other lists."""
+        lists = self.policy.servers if by is None else by
+        if lists.permit_all:
+            return users
+        return (u for u in users if (server := server_of(u)) == self._our_name or lists.permit(server))
+
     def user_meets_server(self, user_id: UserID, server: ServerName) -> bool:
         """Whether the local user shares a room that counts with a user of `server`."""
         return any(server in room.servers for room in self._of(user_id)) and self.permits(server)
@@ -170,12 +177,6 @@ class Rooms:
     def ours(self) -> Iterator[UserID]:
         """Every local user in a room that counts."""
         return (user_id for user_id in self._of_user if server_of(user_id) == self._our_name)
-
-    def permitted(self, users: Iterable[UserID]) -> Iterable[UserID]:
-        """Those of `users` with whom a shared room is an interest, as far as their server goes."""
-        if self.policy.servers.permit_all:
-            return users
-        return (user_id for user_id in users if self.permits(server_of(user_id)))
 
     def _of(self, user_id: UserID) -> Iterator[Room]:
         return (self._rooms[room_id] for room_id in self._of_user.get(user_id, ()))

@@ -11,13 +11,13 @@ Source: presence.md 11; security.md Z-10, Z-11, Z-19; decision 1.
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 from fedpresence.engine.effects import ForgetRoom, SaveRoom, SaveRoomMembers, TellObservers
 from fedpresence.engine.lists import Lists
 from fedpresence.engine.people import People
 from fedpresence.engine.rooms import Room, should_count
-from fedpresence.engine.settings import HOUR_MS
+from fedpresence.engine.settings import HOUR_MS, ServerLists
 from fedpresence.engine.subscription import ObservedMove, ObservedRow, ObservedStage
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
@@ -81,16 +81,14 @@ class Sharing:
     # --- what is judged again -------------------------------------------------------------------
 
     def settings_changed(self, turn: Turn) -> None:
-        """A reload: servers first, while the rooms count that counted, then each room."""
-        world = self._world
-        old, world.rooms.policy = world.rooms.policy, world.settings.room_policy
-        if old.servers != world.rooms.policy.servers:
-            self._servers_changed(turn, old.servers.permit)
-        self._judge_all(turn)
+        """A reload."""
+        rooms = self._world.rooms
+        old, rooms.policy = rooms.policy, self._world.settings.room_policy
+        self._judge_all(turn, old.servers)
 
     def started(self, turn: Turn) -> None:
         """The settings may be others than in the last run: what rested on a room may be over (Z-10)."""
-        self._judge_all(turn)
+        self._judge_all(turn, self._world.rooms.policy.servers)
         for theirs in list(self._world.observers.values()):
             for row in [row for row in theirs.values() if row.by_room]:
                 self._end_grant(turn, row)
@@ -120,10 +118,14 @@ class Sharing:
             if self._world.rooms.get(room_id) is not None:
                 self._change(turn, room_id, NOBODY, NOBODY)
 
-    def _judge_all(self, turn: Turn) -> None:
-        """All that stop do so before it is asked what ended: with most rooms gone, that is soon answered."""
+    def _judge_all(self, turn: Turn, before: ServerLists) -> None:
+        """Every room by the settings of now; `before` says with which servers rooms were an interest.
+
+        What stops does so first, then others begin, and only then it is asked what is over: so nobody is
+        told that something ended which goes on for another reason.
+        """
         rooms = self._world.rooms
-        stopped: list[Room] = []
+        ended: list[tuple[Room, Set[UserID]]] = []
         for room_id, room in rooms.all():
             counts = self._should_count(room_id, room, len(room.members))
             if counts and not room.counts:
@@ -131,32 +133,29 @@ class Sharing:
             elif room.counts and not counts:
                 turn.add(SaveRoom(room_id, room.join_rule, False))
                 rooms.set_counts(room_id, False)
-                stopped.append(room)
-        for room in stopped:
-            self._end(turn, room, frozenset(rooms.permitted(room.members)), NOBODY)
+                ended.append((room, frozenset(rooms.permitted(room.members, before))))
+        if before != rooms.policy.servers:
+            ended.extend(self._servers_changed(turn, before))
         self.go_on(turn)
+        for room, left in ended:
+            self._end(turn, room, left, NOBODY)
+
+    def _servers_changed(self, turn: Turn, before: ServerLists) -> list[tuple[Room, Set[UserID]]]:
+        """With some servers a shared room is an interest from now on; answers with whose users it was."""
+        rooms = self._world.rooms
+        ended: list[tuple[Room, Set[UserID]]] = []
+        for _, room in rooms.all():
+            if room.counts:
+                was = frozenset(rooms.permitted(room.members, before))
+                now = frozenset(rooms.permitted(room.members))
+                if now - was:
+                    self._begin(turn, room, now - was)
+                if was - now:
+                    ended.append((room, was - now))
+        return ended
 
     def _should_count(self, room_id: RoomID, room: Room, size: int) -> bool:
         return should_count(room_id, room.join_rule, room.counts, size, self._world.settings)
-
-    def _servers_changed(self, turn: Turn, was_permitted: Callable[[ServerName], bool]) -> None:
-        """With some servers a shared room is an interest no more, with others it is now."""
-        rooms = self._world.rooms
-        moved: dict[ServerName, bool] = {}  # server, is it now?
-        known: set[ServerName] = set()
-        for _, room in rooms.all():
-            if not room.counts:
-                continue
-            for server in room.servers.keys() - known:
-                known.add(server)
-                if server != self._world.our_name and was_permitted(server) != rooms.permits(server):
-                    moved[server] = rooms.permits(server)
-            here = {member for member in room.members if server_of(member) in moved}
-            admitted = {member for member in here if moved[server_of(member)]}
-            if admitted:
-                self._begin(turn, room, admitted)
-            if here - admitted:
-                self._end(turn, room, here - admitted, NOBODY)
 
     # --- what follows ---------------------------------------------------------------------------
 
