@@ -290,6 +290,35 @@ def test_a_server_that_is_let_in_is_introduced_and_one_that_is_not_is_parted() -
     assert (hears(side), hears(side, OTHER)) == (False, True)
 
 
+def test_a_room_that_stops_parts_those_who_met_by_the_policy_of_before() -> None:
+    """One reload may end the room and the server: what is over is judged by what was."""
+    side = a_side()
+    side.do(joins(ALICE), joins(BOB))
+    side.hear(a_push())
+    rights = side.engine.rights(THERE)
+    denied = ServerLists(deny=("there.test",))
+
+    effects = reload(side, share_presence_in_rooms=False, room_policy=RoomPolicy(servers=denied))
+
+    assert TellObservers(BOB, (ALICE,), gone=True) in effects
+    assert side.engine.rights(THERE) > rights
+    assert side.engine.user_detail(BOB, side.now_ms) is None
+
+
+def test_what_goes_on_by_another_room_is_not_told_as_over() -> None:
+    """A reload that exchanges one room for another is no news to anybody."""
+    other = RoomID("!other:here.test")
+    side = a_side(room_policy=RoomPolicy(deny=(other,)))
+    side.do(joins(ALICE), joins(BOB), joins(ALICE, other), joins(BOB, other))
+    rights = side.engine.rights(THERE)
+
+    effects = reload(side, room_policy=RoomPolicy(deny=(ROOM,)))
+
+    assert not [e for e in effects if isinstance(e, TellObservers) and e.gone]
+    assert side.engine.rights(THERE) == rights
+    assert hears(side)
+
+
 def test_a_grant_by_room_ends_with_the_policy_for_its_server() -> None:
     """Z-10: the same predicate as pushing."""
     side = a_side(invite_policy=InvitePolicy.ACCEPT_SHARED_ROOM)

@@ -272,4 +272,4 @@ def _gone(effects: tuple[Effect, ...]) -> set[tuple[UserID, UserID]]:
 
 
 TestRooms = Rooms.TestCase
-TestRooms.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRooms.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
