@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fedpresence.testing.processes import ServerProcess, User
+from fedpresence.testing.processes import LocalFederation, ServerProcess, User
 
 T = TypeVar("T")
 
@@ -146,6 +146,14 @@ def notice(kind: str, **content: object) -> Callable[[Any], bool]:
         )
 
     return found
+
+
+def set_room(federation: LocalFederation, room_id: str, members: list[User]) -> None:
+    """Tell both servers who is in the room."""
+    body: dict[str, Any] = {"members": [user.user_id for user in members]}
+    for server in federation:
+        answer = server.admin("PUT", f"/rooms/{room_id}/members", body)
+        assert answer.status == 200, answer
 
 
 def seen_by(observer: User, observed: User) -> str:

@@ -26,6 +26,7 @@ from tests.scenarios.story import (
     notice,
     observers_of,
     seen_by,
+    set_room,
 )
 
 IN_ORDER_S = 5.0  # what a clean stop may take, whoever waits
@@ -295,6 +296,29 @@ def test_a_server_that_is_denied_hears_no_more(start: Start, let_in: LetIn) -> N
     reload(there)
     wire.expect("push", presence="unavailable", status_msg="secret")
     alice.presence_of(bob.user_id, presence="unavailable")
+
+
+def test_a_room_that_the_operator_denies_shares_no_more(start: Start, let_in: LetIn) -> None:
+    """All of `rooms` follows a reload, in both directions and without a restart."""
+    federation = start()
+    there = federation[THERE]
+    alice, bob = let_in(federation, "alice@here.test", "bob@there.test")
+    alice.sync()
+    set_room(federation, "!meeting:here.test", [alice, bob])
+    bob.put_status("online", "before")
+    alice.presence_of(bob.user_id, presence="online")
+    wire = Wire(there, bob)
+
+    there.configure({"rooms": {"deny": ["!meeting:*"]}})
+    reload(there)
+    bob.put_status("unavailable", "secret")
+    wire.expect_silence()
+    assert seen_by(bob, alice) == "M_FORBIDDEN"
+
+    there.configure({"rooms": {"deny": [], "deny_servers": ["elsewhere.test"]}})
+    reload(there)
+    alice.presence_of(bob.user_id, presence="unavailable")
+    assert "a restart is needed" not in there.log()
 
 
 def test_the_log_level_changes_while_it_runs(start: Start, let_in: LetIn) -> None:

@@ -2,7 +2,6 @@ import itertools
 import statistics
 import threading
 import time
-from typing import Any
 
 from fedpresence.testing.processes import LocalFederation, OpenStream, User
 from tests.scenarios.conftest import HERE, THERE, LetIn, Start
@@ -20,6 +19,7 @@ from tests.scenarios.story import (
     notice,
     observers_of,
     seen_by,
+    set_room,
 )
 
 QUICK = {"presence": {"last_active_granularity": "1500ms", "idle_timeout": "3s", "sync_online_timeout": "1s"}}
@@ -366,14 +366,6 @@ def _delay_ms(observer: User, observed: User, state: str) -> float:
     assert observed.put_status(state).status == 200
     waiting.join(30)
     return round((answered[0] - changed) * 1000, 1)
-
-
-def set_room(federation: LocalFederation, room_id: str, members: list[User]) -> None:
-    """Tell both servers who is in the room."""
-    body: dict[str, Any] = {"members": [user.user_id for user in members]}
-    for server in federation:
-        answer = server.admin("PUT", f"/rooms/{room_id}/members", body)
-        assert answer.status == 200, answer
 
 
 def seen_status(observer: User, observed: User) -> int:
