@@ -125,6 +125,7 @@ class AppService:
         ]
         if events:
             await self._submit(*events)
+        self._scan.go_on()
         self._counters.count("appservice_transactions", outcome="ok")
         for kind in happened.counted.elements():
             self._counters.count("appservice_items", kind=kind)

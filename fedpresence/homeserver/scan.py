@@ -214,6 +214,10 @@ class Scan:
             if self._frontier.passes(change, is_known=self._engine.has_our_people(change.room_id))
         ]
 
+    def go_on(self) -> None:
+        """A transaction was told to the engine: ask whatever it made worth asking."""
+        self._pump()
+
     async def _ask_for(self, items: Iterable[UserID | RoomID]) -> None:
         new = [item for item in items if not self._frontier.is_to_be_asked(item)]
         if new:
