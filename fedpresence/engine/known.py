@@ -29,7 +29,8 @@ class Known:
 
     def has_our_people(self, room_id: RoomID) -> bool:
         """Whether somebody of ours is known to be in the room: then we are told what happens in it."""
-        return bool(self._world.rooms.get(room_id).ours)
+        room = self._world.rooms.get(room_id)
+        return room is not None and bool(room.ours)
 
     def rooms(self) -> tuple[RoomID, ...]:
         """Every room we were told of."""

@@ -133,7 +133,8 @@ class Beside:
 
     def members(self, room_id: RoomID) -> set[UserID]:
         """Who the engine thinks is there."""
-        return set(self.engine._world.rooms.get(room_id).members)
+        room = self.engine._world.rooms.get(room_id)
+        return set() if room is None else set(room.members)
 
     def restarted(self) -> "Beside":
         """The same store, another run; what was in flight is lost."""
