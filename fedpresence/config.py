@@ -63,10 +63,12 @@ def load_config(
     environ: Mapping[str, str],
     *,
     check_signing_key: Callable[[Path], object] | None = None,
+    check_registration: Callable[[Path], object] | None = None,
 ) -> Config:
     """The configuration in the file at `path`, overridden by `environ`; ConfigError with every mistake.
 
-    `check_signing_key` reads the signing key file and raises ConfigError where it is wrong.
+    `check_signing_key` and `check_registration` read the files of these names and raise ConfigError where
+    they are wrong.
     """
     folder = path.absolute().parent
     problems: list[ConfigProblem] = []
@@ -85,11 +87,15 @@ def load_config(
             values[key.field] = value
     if _lookup(written, "federation.batch_window") is _ABSENT and values.get("homeserver_url"):
         values["federation.batch_window_ms"] = length_of_time()(BATCH_WINDOW_BESIDE_A_HOMESERVER, "", folder)
-    if check_signing_key is not None and "signing_key_path" in values:
-        try:
-            check_signing_key(values["signing_key_path"])
-        except ConfigError as error:
-            problems += error.problems
+    for field, check in (
+        ("signing_key_path", check_signing_key),
+        ("appservice_registration", check_registration),
+    ):
+        if check is not None and values.get(field) is not None:
+            try:
+                check(values[field])
+            except ConfigError as error:
+                problems += error.problems
     problems += _contradictions(values)
     if problems:
         raise ConfigError(problems)
@@ -159,6 +165,11 @@ def warnings(config: Config) -> list[str]:
         found.append("listeners: no listener serves federation, so no other server can reach us.")
     if config.admin_token is not None and "admin" not in served:
         found.append("listeners: admin.token is set, but no listener serves admin.")
+    if config.appservice_registration is not None and "appservice" not in served:
+        found.append(
+            "listeners: appservice.registration is given, but no listener serves appservice, so the "
+            "homeserver can tell us nothing."
+        )
     return found
 
 
@@ -383,6 +394,25 @@ def _contradictions(values: dict[str, Any]) -> list[ConfigProblem]:
                 "Use for example http://127.0.0.1:8008.",
             )
         )
+    registration = values.get("appservice_registration", _ABSENT)
+    if registration not in (None, _ABSENT) and values.get("homeserver_url", _ABSENT) is None:
+        found.append(
+            ConfigProblem(
+                "homeserver.url",
+                "is missing: appservice.registration is given.",
+                "Use for example http://127.0.0.1:8008.",
+            )
+        )
+    for index, listener in enumerate(values.get("listeners", ())):
+        if registration is None and "appservice" in listener.resources:
+            found.append(
+                ConfigProblem(
+                    "appservice.registration",
+                    f"is missing: listeners[{index}] serves appservice.",
+                    "Name a file, for example registration.yaml, and run: fedpresence generate-registration",
+                )
+            )
+            break
     if values.get("admin_token") and values.get("admin_token_path"):
         found.append(ConfigProblem("admin.token_path", "stands beside admin.token.", "Keep one of the two."))
     burst = values.get("limits.origin_bytes.burst", math.inf)

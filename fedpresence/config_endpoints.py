@@ -6,6 +6,7 @@ names are absolute and were readable. Nothing is opened here but those files.
 Source: Twisted's documentation of endpoint strings; contract.md, "Config".
 """
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def absolute_endpoint(text: str, key: str, folder: Path) -> str:
             "Use for example tcp:8008:interface=127.0.0.1 or ssl:8448:privateKey=tls.key:certKey=tls.crt.",
         ) from error
     return absolute
+
+
+def reachable(interface: str) -> str:
+    """The address to connect to for one that is listened on: "all" has a spelling of its own."""
+    try:
+        address = ipaddress.ip_address(interface or "0.0.0.0")
+    except ValueError:
+        return interface  # a name
+    if address.is_unspecified:
+        address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def _check_port(endpoint: Endpoint, key: str) -> None:

@@ -96,7 +96,7 @@ KEYS: tuple[Key, ...] = (
         parse.listeners,
         None,
         "Where to listen (Twisted endpoint strings) and what to serve there: client, federation, admin, "
-        "metrics. Plain tcp wants a proxy with TLS before it. For TLS of our own: "
+        "metrics, appservice. Plain tcp wants a proxy with TLS before it. For TLS of our own: "
         '"ssl:8448:privateKey=tls.key:certKey=tls.crt:extraCertChain=chain.pem".',
         sample="""
 - endpoint: "tcp:8008:interface=127.0.0.1"
@@ -367,9 +367,19 @@ KEYS: tuple[Key, ...] = (
     Key(
         "appservice.registration",
         "appservice_registration",
-        parse.refused("appservice"),
+        parse.optional(parse.path),
         "null",
-        "A registration file. Not served by this version: leave it null.",
+        "The registration file, which the homeserver reads too. Make it with: fedpresence "
+        "generate-registration -c FILE. Needs homeserver.url, and a listener with the resource appservice. "
+        "null: the homeserver tells us nothing.",
+        verbatim=True,
+    ),
+    Key(
+        "appservice.scan_rate",
+        "appservice_scan_rate",
+        parse.whole(1, 1000),
+        "20",
+        "How many times a second the homeserver is asked at most while we find out who is in which room.",
     ),
     Key(
         "admin.token",

@@ -15,7 +15,7 @@ from fedpresence.engine.settings import InvitePolicy
 from fedpresence.ids import KeyID, ServerName
 
 RESOURCES = ("client", "federation", "admin", "metrics", "appservice", "sync_tap")
-SERVED_RESOURCES = ("client", "federation", "admin", "metrics")  # the others belong to a homeserver behind us
+SERVED_RESOURCES = ("client", "federation", "admin", "metrics", "appservice")  # those of this version
 
 # Synapse's default list of blocked ranges, and this host's own spellings of "here": 0.0.0.0 and ::
 # reach the loopback interface on Linux (Z-5).
@@ -162,4 +162,5 @@ class Config:
     auth_mode: str = "tokens"
     homeserver_url: str | None = None
     appservice_registration: Path | None = None
+    appservice_scan_rate: int = 20  # requests a second
     admin_token: str | None = field(default=None, repr=False)

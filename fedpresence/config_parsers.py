@@ -276,6 +276,14 @@ def file(value: object, key: str, folder: Path) -> Path:
     return readable_file(folder / _text(value, key), key)
 
 
+def path(value: object, key: str, folder: Path) -> Path:
+    """The absolute path of a file that may not exist yet."""
+    text = _text(value, key)
+    if "\0" in text or (folder / text).is_dir():
+        raise ConfigError.of(key, f"{shown(text)} names no file.", "Name a file, for example in this folder.")
+    return folder / text
+
+
 def key_file(value: object, key: str, folder: Path) -> Path:
     """The absolute path of our signing key file."""
     path = folder / _text(value, key)
@@ -351,15 +359,6 @@ def secret_file(value: object, key: str, folder: Path) -> str:
     if path.stat().st_mode & stat.S_IROTH:
         raise ConfigError.of(key, f"everybody on this machine can read {path}.", f"Run: chmod 600 {path}")
     return secret(path.read_text("utf-8", "replace").strip(), key, folder)
-
-
-def refused(what: str) -> Parser[None]:
-    """Nothing but an empty value: a key of the contract that this version does not serve yet."""
-
-    def parse(value: object, key: str, folder: Path) -> None:
-        raise ConfigError.of(key, f"{what} is not served by this version.", "Take this key out.")
-
-    return optional(parse)
 
 
 def listeners(value: object, key: str, folder: Path) -> tuple[ListenerConfig, ...]:

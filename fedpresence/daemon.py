@@ -27,6 +27,7 @@ from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePassed
 from fedpresence.engine.settings import EngineSettings, ServerLists
 from fedpresence.errors import StoreError
+from fedpresence.homeserver.registration import load_registration
 from fedpresence.intake import BoundedSite
 from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
@@ -122,6 +123,8 @@ class Daemon:
         identity = Identity(
             config.server_name, load_signing_keys(config.signing_key_path), config.old_signing_keys
         )
+        path = config.appservice_registration
+        registration = load_registration(path) if path is not None else None
         open_store = self._open_store or SQLiteStore.open
         store = self._store = open_store(config.database_path, self._reactor)
         engine = await self._load(store)
@@ -129,12 +132,16 @@ class Daemon:
             return
         config = self.config  # it may have been reloaded meanwhile
         servers = NOBODY if self._held else engine_settings(config).servers
-        parts = self._parts = Parts(config, identity, store, engine, self._around, servers)
+        parts = self._parts = Parts(config, identity, store, engine, self._around, servers, registration)
         await parts.keyring.load()
+        if parts.scan is not None:
+            await parts.scan.load()
         parts.outbound.startService()
         await parts.hub.submit(Started())
         await self._listen(parts)
         self._serving = True
+        if parts.scan is not None:
+            parts.scan.start()
         if self._held:
             self._background("the self-check", self._check_ourselves(parts))
         self._look_around_soon(parts)
@@ -158,6 +165,8 @@ class Daemon:
             parts.origins.reload(settings.servers)
             parts.origin_limits.reload(config.limits)
             parts.changes.reload(config.limits)
+            if parts.scan is not None:
+                parts.scan.reload(config.rooms.max_members)
             for site in self._sites:
                 site.reload(config.limits)
             # Before the engine hears, so that what waits for a server that is denied is kept.
@@ -310,6 +319,8 @@ class Daemon:
                 await self._store.close()
 
     async def _stop_parts(self, parts: Parts) -> None:
+        if parts.scan is not None:
+            await parts.scan.stop()
         if not self._failed:
             await parts.hub.submit(Stopping(self.config.presence.offline_on_stop))
             parts.feed.close()
@@ -373,6 +384,7 @@ def _needing_restart(old: Config, new: Config) -> list[str]:
         "auth_mode": "auth",
         "homeserver_url": "homeserver",
         "appservice_registration": "appservice",
+        "appservice_scan_rate": "appservice",
         "admin_token": "admin",
     }
     changed = [key for name, key in names.items() if getattr(old, name) != getattr(new, name)]
@@ -380,4 +392,4 @@ def _needing_restart(old: Config, new: Config) -> list[str]:
         changed.append("federation")
     if replace(old.lists, max_entries=new.lists.max_entries) != new.lists:
         changed.append("lists")
-    return sorted(changed)
+    return sorted(set(changed))

@@ -5,6 +5,8 @@
       BadRequest          what we were sent breaks a rule; carries errcode and HTTP status
         NotAuthentic      unknown origin, wrong signature or expired key
       DeliveryFailed      a destination did not take a transaction; may carry retry_after_ms
+      HomeserverUnavailable  the homeserver beside us does not answer now; may carry retry_after_ms
+      HomeserverRefused   it answered, and not what was asked for; carries errcode and HTTP status
       StoreError          the disk said no
 
 The class says whose fault it is and who can act; shells make it a status, a retry or an exit code.
@@ -87,6 +89,24 @@ class DeliveryFailed(FedpresenceError):
         self.errcode = errcode
         self.retry_after_ms = retry_after_ms
         self.heard = heard
+
+
+class HomeserverUnavailable(FedpresenceError):
+    """The homeserver beside us cannot be asked now; later it may be. `reason` is fit for a log."""
+
+    def __init__(self, reason: str, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(f"the homeserver cannot be asked: {reason}")
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+
+
+class HomeserverRefused(FedpresenceError):
+    """The homeserver beside us answered, and not what was asked for: `errcode` None where it gave none."""
+
+    def __init__(self, status: int, errcode: str | None = None) -> None:
+        super().__init__(f"the homeserver answered {status} {errcode or ''}".rstrip())
+        self.status = status
+        self.errcode = errcode
 
 
 class StoreError(FedpresenceError):

@@ -55,6 +55,14 @@ def parse_user_id(text: object) -> UserID:
     raise BadRequest("M_INVALID_PARAM", "Not a valid user ID: expected @localpart:server")
 
 
+def parse_room_id(text: object) -> RoomID:
+    """`text` as a room ID, with or without a server name in it; BadRequest (`M_INVALID_PARAM`) otherwise."""
+    is_shaped = isinstance(text, str) and text.startswith("!") and text.isprintable()
+    if is_shaped and 1 < len(str(text).encode("utf-8")) <= MAX_ID_BYTES:
+        return RoomID(str(text))
+    raise BadRequest("M_INVALID_PARAM", "Not a valid room ID")
+
+
 def parse_key_id(text: object) -> KeyID:
     """`text` as the ID of an ed25519 key; BadRequest where it is something else."""
     if isinstance(text, str) and _KEY_ID.match(text):

@@ -6,7 +6,7 @@ Source: style.md's layout; decision 21.
 """
 
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -26,7 +26,13 @@ from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObserv
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import InboxDue, PushReceived, TransactionReceived, UserAdded
 from fedpresence.engine.settings import ServerLists
+from fedpresence.homeserver.api import HomeserverApi
+from fedpresence.homeserver.appservice import AppService
+from fedpresence.homeserver.existence import MAX_AT_ONCE as MAX_STRANGERS
+from fedpresence.homeserver.existence import Existence
+from fedpresence.homeserver.registration import Registration
 from fedpresence.homeserver.relay import Relay, build_pool
+from fedpresence.homeserver.scan import Scan
 from fedpresence.hub import Hub
 from fedpresence.ids import ServerName, UserID
 from fedpresence.inbound.gate import Gate
@@ -81,6 +87,7 @@ class Parts:
         engine: Engine,
         around: Surroundings,
         servers: ServerLists,
+        registration: Registration | None = None,
     ) -> None:
         clock = around.clock
         self.config = config
@@ -96,7 +103,13 @@ class Parts:
         self.relay = None
         if config.homeserver_url is not None:
             self.relay = Relay(around.reactor, config.homeserver_url, clock, build_pool(around.reactor))
-        self.tokens = self._tokens(around)
+        self._homeserver_http = self._http(around)
+        self.tokens = self._tokens()
+        self.scan: Scan | None = None
+        self.appservice: AppService | None = None
+        self._existence: Existence | None = None
+        if registration is not None:
+            self._take_part(registration, around)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         self.client = build_client(around.reactor, clock, config.federation, identity, around.random)
         self.outbound = Outbound(
@@ -134,9 +147,7 @@ class Parts:
 
     async def take_up_new_users(self) -> None:
         """Users whom another process, the command line, has made."""
-        users = await self.store.new_users()
-        if users:
-            await self.hub.submit(*(UserAdded(user_id) for user_id in users))
+        await self._add_users(await self.store.new_users())
 
     async def look_around(self) -> None:
         """Take up whatever another process changed: tokens and users."""
@@ -168,9 +179,24 @@ class Parts:
             self.outbound.enqueue(effect)
 
     async def _resolve_inbox(self) -> None:
-        """Users made meanwhile exist before an invite is looked at (Z-7)."""
+        """Users made meanwhile, here or on the homeserver, exist before an invite is looked at (Z-7)."""
         await self.take_up_new_users()
+        if self._existence is not None:
+            strangers = self.engine.known.invited_strangers(MAX_STRANGERS)
+            if strangers:
+                await self._add_users(await self._existence.existing(strangers))
         await self.hub.submit(InboxDue())
+
+    async def _add_users(self, users: Sequence[UserID]) -> None:
+        for user_id in users:
+            await self._met(user_id)
+        if users:
+            await self.hub.submit(*(UserAdded(user_id) for user_id in users))
+
+    async def _met(self, user_id: UserID) -> None:
+        """A user is about to exist: in which rooms they are is to be asked for."""
+        if self.scan is not None:
+            await self.scan.meet(user_id)
 
     async def _take_transaction(self, transaction: TransactionReceived) -> None:
         """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
@@ -192,12 +218,44 @@ class Parts:
             submit=hub.submit,
         )
 
-    def _tokens(self, around: Surroundings) -> Tokens:
+    def _http(self, around: Surroundings) -> Any:
+        """For what is asked of the homeserver, which is near."""
+        agent: Any = Agent
+        connecting = agent(around.reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self.homeserver_pool)
+        client: Any = HTTPClient
+        return client(connecting)
+
+    def _tokens(self) -> Tokens:
         config = self.config
         if config.auth_mode != "homeserver" or config.homeserver_url is None:
             return Tokens(self.store, self.hub, self.engine, self.clock)
-        agent: Any = Agent
-        connecting = agent(around.reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self.homeserver_pool)
-        http: Any = HTTPClient(connecting)
-        finder = HomeserverTokens(config.server_name, config.homeserver_url, http, self.clock)
-        return Tokens(finder, self.hub, self.engine, self.clock, unknown_for_ms=UNKNOWN_FOR_MS)
+        finder = HomeserverTokens(
+            config.server_name, config.homeserver_url, self._homeserver_http, self.clock
+        )
+        return Tokens(
+            finder, self.hub, self.engine, self.clock, unknown_for_ms=UNKNOWN_FOR_MS, before_adding=self._met
+        )
+
+    def _take_part(self, registration: Registration, around: Surroundings) -> None:
+        """Be an application service of the homeserver."""
+        config, known, submit = self.config, self.engine.known, self.hub.submit
+        assert config.homeserver_url is not None, "the configuration was checked"
+        api = HomeserverApi(
+            config.homeserver_url, registration, self._homeserver_http, self.clock, self.counters
+        )
+        self.scan = Scan(
+            api,
+            self.store,
+            known,
+            submit,
+            registration.bot(config.server_name),
+            config.rooms.max_members,
+            self.clock,
+            around.random,
+            around.fatal,
+            per_second=config.appservice_scan_rate,
+        )
+        self.appservice = AppService(
+            config.server_name, registration, self.scan, known, submit, self.clock, self.counters
+        )
+        self._existence = Existence(api, self.clock)

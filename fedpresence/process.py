@@ -23,6 +23,7 @@ from fedpresence.clock import MonotonicClock
 from fedpresence.config import Config, load_config, warnings
 from fedpresence.daemon import Daemon
 from fedpresence.errors import ConfigError, FedpresenceError
+from fedpresence.homeserver.registration import load_registration
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.ops.logs import Logging, start_logging
 
@@ -117,7 +118,12 @@ class _Process:
     def reload(self) -> None:
         """SIGHUP: certificates, log levels, server lists, limits."""
         try:
-            config = load_config(self._config_path, os.environ, check_signing_key=load_signing_keys)
+            config = load_config(
+                self._config_path,
+                os.environ,
+                check_signing_key=load_signing_keys,
+                check_registration=load_registration,
+            )
             self._logging.reload(config.log)
             later = self._daemon.reload(config)
         except ConfigError as error:

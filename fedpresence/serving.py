@@ -11,10 +11,12 @@ from twisted.web.resource import Resource
 from fedpresence.clients.parts import ClientParts, ClientSettings
 from fedpresence.clients.resource import add_clients
 from fedpresence.config import ListenerConfig
+from fedpresence.homeserver.appservice import add_appservice, admission
 from fedpresence.homeserver.send import Fronting, add_front
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.intake import Admit, BoundedSite
-from fedpresence.ops.admin import AdminParts, add_admin, admission
+from fedpresence.ops.admin import AdminParts, add_admin
+from fedpresence.ops.admin import admission as admin_admission
 from fedpresence.ops.status import add_health, add_metrics
 from fedpresence.parts import Parts
 from fedpresence.web import Unknown
@@ -36,8 +38,11 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
         )
     if "federation" in place.resources:
         asked.append(_add_federation(root, parts))
+    if "appservice" in place.resources and parts.appservice is not None:
+        asked.append(admission(parts.appservice))
+        add_appservice(root, parts.appservice)
     if "admin" in place.resources and config.admin_token is not None:
-        asked.append(admission(config.admin_token))
+        asked.append(admin_admission(config.admin_token))
         add_admin(
             root,
             AdminParts(
@@ -49,10 +54,11 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
                 parts.revoke_tokens,
                 parts.clock,
                 parts.take_up_new_users,
+                parts.scan,
             ),
         )
     if "metrics" in place.resources:
-        add_metrics(root, parts.counters, parts.hub, parts.engine, parts.outbound)
+        add_metrics(root, parts.counters, parts.hub, parts.engine, parts.outbound, parts.scan)
     return BoundedSite(root, config.limits, parts.clock, parts.budget, _first_of(asked))
 
 

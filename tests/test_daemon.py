@@ -41,7 +41,11 @@ def test_a_stop_while_the_rows_are_read_is_a_clean_one(monkeypatch: pytest.Monke
     monkeypatch.setattr(daemon, "SQLiteStore", SimpleNamespace(open=lambda *_: store))
     monkeypatch.setattr(Daemon, "_load", load)
     config: Any = SimpleNamespace(
-        server_name="here.test", signing_key_path=Path(), old_signing_keys={}, database_path=Path()
+        server_name="here.test",
+        signing_key_path=Path(),
+        old_signing_keys={},
+        appservice_registration=None,
+        database_path=Path(),
     )
     fatal: list[Failure] = []
     here = Daemon(config, None, Clock(), Random(1), fatal.append, force=True)

@@ -10,6 +10,7 @@ Source: P:9, decision 22; contract.md, `fedpresence token`.
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -47,7 +48,10 @@ class TokenFinder(Protocol):
 
 
 class Tokens:
-    """Whose tokens are whose, by a finder: our store (`auth.mode: tokens`), or the homeserver's whoami."""
+    """Whose tokens are whose, by a finder: our store (`auth.mode: tokens`), or the homeserver's whoami.
+
+    `before_adding` hears of a user who is about to exist because a token was theirs.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,9 @@ class Tokens:
         max_remembered: int = MAX_REMEMBERED,
         max_lookups: int = MAX_LOOKUPS,
         unknown_for_ms: int = UNKNOWN_FOR_MS,
+        before_adding: Callable[[UserID], Awaitable[None]] | None = None,
     ) -> None:
+        self._before_adding = before_adding
         self._max_remembered = max_remembered
         self._max_lookups = max_lookups
         self._unknown_for_ms = unknown_for_ms
@@ -113,6 +119,8 @@ class Tokens:
     async def _find(self, token: str) -> TokenOwner | None:
         owner = await self._finder.find_token(token)
         if owner is not None and not self._engine.user_exists(owner.user_id):
+            if self._before_adding is not None:
+                await self._before_adding(owner.user_id)
             await self._hub.submit(UserAdded(owner.user_id))
         return owner
 

@@ -55,6 +55,7 @@ from fedpresence.engine.events import (
     UserAdded,
     UserDeactivated,
 )
+from fedpresence.engine.known import Known
 from fedpresence.engine.lists import Lists
 from fedpresence.engine.outgoing import Composed, Edu, ListEdu, PresenceEdu, Push, Wanted
 from fedpresence.engine.people import People
@@ -123,6 +124,7 @@ class Engine:
         self._answers = Answers()
         self._inbox: deque[tuple[int | None, tuple[ReceivedEdu, ...]]] = deque()
         self._inbox_id = 0
+        self.known = Known(self._world, self._inbox)
 
     # --- events -----------------------------------------------------------------------------------
 

@@ -1,1 +1,4 @@
-"""The homeserver beside us: what goes through to it, and what we learn from it."""
+"""The homeserver beside us: what it tells us, what we ask it, and what passes through us to it.
+
+Source: homeserver-integration.md.
+"""

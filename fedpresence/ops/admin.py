@@ -24,9 +24,9 @@ from fedpresence.hub import Hub
 from fedpresence.ids import (
     MAX_ID_BYTES,
     DeviceID,
-    RoomID,
     ServerName,
     UserID,
+    parse_room_id,
     parse_server_name,
     parse_user_id,
     server_of,
@@ -59,6 +59,40 @@ class AdminViews(Protocol):
         """A user with their list; None for somebody we know nothing of."""
 
 
+class ScanProgress(Protocol):
+    """How far we are in learning who is in which room of the homeserver beside us."""
+
+    @property
+    def state(self) -> str:
+        """`scanning`, `waiting` (for the homeserver) or `following` (what it tells)."""
+
+    @property
+    def users_to_ask(self) -> int:
+        """Whose rooms are not known yet."""
+
+    @property
+    def rooms_to_ask(self) -> int:
+        """Whose members are not known yet."""
+
+    @property
+    def users_asked(self) -> int:
+        """Since the start."""
+
+    @property
+    def rooms_asked(self) -> int:
+        """Since the start."""
+
+
+class Scanning(Protocol):
+    """Who learns it."""
+
+    def progress(self) -> ScanProgress:
+        """How far it is."""
+
+    async def begin_again(self) -> None:
+        """Ask for everything once more."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdminParts:
     """What the admin API works with.
@@ -75,6 +109,7 @@ class AdminParts:
     revoke_tokens: Callable[[UserID], Awaitable[object]]
     clock: Clock
     take_up_new_users: Callable[[], Awaitable[object]] | None = None
+    scan: Scanning | None = None
 
 
 def add_admin(root: Resource, parts: AdminParts) -> None:
@@ -108,6 +143,7 @@ def add_admin(root: Resource, parts: AdminParts) -> None:
         return child
 
     serve(base, b"status", GET=admin.status)
+    serve(base, b"scan", POST=admin.begin_scan)
     serve(base, b"activity", POST=admin.activity)
     mount(base, b"destinations", Named({"GET": admin.authorized(admin.destinations)}, destination))
     mount(base, b"users", Named({}, user))
@@ -148,7 +184,10 @@ class _Admin:
 
     async def status(self, request: Request) -> object:
         counts = await self._parts.hub.read(lambda _: self._parts.engine.counts())
+        scan = self._parts.scan
+        beside = {} if scan is None else {"scan": _encode_scan(scan.progress())}
         return {
+            **beside,
             "server_name": self._parts.server_name,
             "version": __version__,
             "uptime_ms": now_ms(self._parts.clock) - self._started_ms,
@@ -163,6 +202,12 @@ class _Admin:
             "rooms": counts.rooms,
             "destinations": summary(self._parts.destinations.describe(None).values()),
         }
+
+    async def begin_scan(self, request: Request) -> object:
+        if self._parts.scan is None:
+            raise BadRequest("M_NOT_FOUND", "There is no homeserver beside us", status=404)
+        await carried_through(self._parts.scan.begin_again())
+        return {}
 
     async def destinations(self, request: Request) -> object:
         statuses = self._parts.destinations.describe(None)
@@ -201,7 +246,7 @@ class _Admin:
         await self._parts.hub.submit(UserDeactivated(user_id))
 
     async def set_members(self, name: str, request: Request) -> object:
-        room_id = _parse_room_id(name)
+        room_id = parse_room_id(name)
         members = _list(_body(request), "members", MAX_MEMBERS)
         users = frozenset(parse_user_id(member) for member in members)
         await self._parts.hub.submit(RoomMembersSet(room_id, users))
@@ -257,6 +302,16 @@ def subscriptions(counts: Counts) -> dict[str, int]:
         "accepted": counts.list_accepted,
         "requested": counts.requests,
         "granted": counts.grants,
+    }
+
+
+def _encode_scan(progress: ScanProgress) -> dict[str, object]:
+    return {
+        "state": progress.state,
+        "users_to_ask": progress.users_to_ask,
+        "rooms_to_ask": progress.rooms_to_ask,
+        "users_asked": progress.users_asked,
+        "rooms_asked": progress.rooms_asked,
     }
 
 
@@ -324,12 +379,6 @@ def _list(body: object, name: str, most: int) -> list[object]:
     if len(found) > most:
         raise BadRequest("M_TOO_LARGE", f"{name} may hold at most {most}", status=413)
     return found
-
-
-def _parse_room_id(text: str) -> RoomID:
-    if text.startswith("!") and text.isprintable() and 1 < len(text.encode("utf-8")) <= MAX_ID_BYTES:
-        return RoomID(text)
-    raise BadRequest("M_INVALID_PARAM", "Not a valid room ID")
 
 
 def _ts(moment_ms: int | None) -> int | None:

@@ -6,7 +6,6 @@ operator names and nowhere else (no redirect is followed).
 Source: contract.md, "Admin API".
 """
 
-import ipaddress
 import json
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +16,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.web.http_headers import Headers
 
 from fedpresence.config import Config
-from fedpresence.config_endpoints import parse_endpoint
+from fedpresence.config_endpoints import parse_endpoint, reachable
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import UserID
 
@@ -39,7 +38,7 @@ def admin_url(config: Config) -> str | None:
         if "admin" not in listener.resources or endpoint.kind not in ("tcp", "tcp4", "tcp6"):
             continue
         if endpoint.port and int(endpoint.port):
-            return f"http://{_reachable(endpoint.interface)}:{endpoint.port}"
+            return f"http://{reachable(endpoint.interface)}:{endpoint.port}"
     return None
 
 
@@ -113,14 +112,3 @@ class AdminClient:
 
 def _segment(text: str) -> str:
     return quote(text, safe="@:")
-
-
-def _reachable(interface: str) -> str:
-    """The address to connect to for one that is listened on: "all" has a spelling of its own."""
-    try:
-        address = ipaddress.ip_address(interface or "0.0.0.0")
-    except ValueError:
-        return interface  # a name
-    if address.is_unspecified:
-        address = ipaddress.ip_address("::1" if address.version == 6 else "127.0.0.1")
-    return f"[{address}]" if address.version == 6 else str(address)

@@ -22,7 +22,10 @@ from twisted.web.client import Agent
 from fedpresence import __version__
 from fedpresence.clock import MonotonicClock, now_ms
 from fedpresence.config import Config, engine_settings, load_config, render, warnings
+from fedpresence.config_parsers import url as parse_url
 from fedpresence.errors import BadRequest, ConfigError, ConfigProblem, DeliveryFailed, FedpresenceError
+from fedpresence.homeserver import registration
+from fedpresence.homeserver.registration import load_registration
 from fedpresence.ids import ServerName, UserID, parse_server_name, parse_user_id
 from fedpresence.ops import accounts, report
 from fedpresence.ops.admin_client import HOW_TO_SWITCH_ON, AdminClient, NotRunning, admin_url
@@ -106,6 +109,28 @@ def _generate_config(arguments: argparse.Namespace) -> int:
 def _generate_key(arguments: argparse.Namespace) -> int:
     key_id = generate_key_file(arguments.output)
     print(f"{key_id} is in {arguments.output}")
+    return DONE
+
+
+def _generate_registration(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    url = arguments.url or registration.appservice_url(config)
+    if url is None:
+        raise _WrongUsageError(
+            "--url: where the homeserver reaches us cannot be known: no plain tcp listener with a fixed port "
+            "serves appservice. Give it, for example --url http://127.0.0.1:9009"
+        )
+    try:
+        text = registration.generate_registration(config.server_name, parse_url(url, "--url", config.folder))
+    except ConfigError as error:
+        raise _WrongUsageError(str(error)) from error
+    path: Path | None = arguments.output or config.appservice_registration
+    if path is None:
+        print(text, end="")
+    else:
+        registration.write_registration(path, text)
+        print(f"The registration is in {path}")
+    print(registration.next_steps(config, path), file=sys.stderr)
     return DONE
 
 
@@ -262,8 +287,14 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace, *, with_keys: bool = False) -> Config:
-    check = load_signing_keys if with_keys else None
-    return load_config(arguments.config, os.environ, check_signing_key=check)
+    if not with_keys:
+        return load_config(arguments.config, os.environ)
+    return load_config(
+        arguments.config,
+        os.environ,
+        check_signing_key=load_signing_keys,
+        check_registration=load_registration,
+    )
 
 
 def _user(text: str) -> UserID:
@@ -384,6 +415,23 @@ def _parser() -> argparse.ArgumentParser:
         commands, "generate-key", _generate_key, "make an ed25519 signing key file", with_config=False
     )
     generate_key.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a new file")
+
+    generate_registration = _command(
+        commands,
+        "generate-registration",
+        _generate_registration,
+        "make the file that introduces us to the homeserver beside us, as an application service",
+    )
+    generate_registration.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a new file (appservice.registration of the configuration; else it is printed)",
+    )
+    generate_registration.add_argument(
+        "--url", metavar="URL", help="where the homeserver reaches us (the listener that serves appservice)"
+    )
 
     _command(commands, "check-config", _check_config, "say everything that is wrong with a configuration")
 

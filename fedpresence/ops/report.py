@@ -22,6 +22,7 @@ def status_text(status: dict[str, Any], destinations: dict[str, Any], now_ms: in
                 ["users", _counts(status.get("users"))],
                 ["subscriptions", _counts(status.get("subscriptions"))],
                 ["destinations", _counts(status.get("destinations"))],
+                *([["scan", _counts(status["scan"])]] if "scan" in status else []),
             ]
         ),
     ]

@@ -23,7 +23,7 @@ from fedpresence.engine.queries import Counts
 from fedpresence.errors import BadRequest, FedpresenceError
 from fedpresence.hub import Hub
 from fedpresence.ids import ServerName
-from fedpresence.ops.admin import AdminViews, subscriptions
+from fedpresence.ops.admin import AdminViews, Scanning, ScanProgress, subscriptions
 from fedpresence.ops.destinations import STATES, Destinations, DestinationStatus
 from fedpresence.web import JsonResource, mount, write_error
 
@@ -38,6 +38,9 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fronted_transactions": ("Transactions that came to the homeserver through us.", ("outcome",)),
     "key_fetches": ("Requests for another server's keys.", ("outcome",)),
     "outbound_transactions": ("Transactions sent to other servers.", ("outcome",)),
+    "appservice_transactions": ("Transactions of the homeserver beside us.", ("outcome",)),
+    "appservice_items": ("What was in them.", ("kind",)),
+    "homeserver_requests": ("What we asked the homeserver beside us.", ("outcome",)),
     "outbound_pushes": ("Presence of users in them.", ()),
 }
 
@@ -81,13 +84,20 @@ def add_health(root: Resource, is_serving: Callable[[], bool]) -> None:
 
 
 def add_metrics(
-    root: Resource, counters: PrometheusCounters, hub: Hub, engine: AdminViews, destinations: Destinations
+    root: Resource,
+    counters: PrometheusCounters,
+    hub: Hub,
+    engine: AdminViews,
+    destinations: Destinations,
+    scan: Scanning | None = None,
 ) -> None:
     """`GET /metrics` below `root`, in Prometheus' text format."""
 
     async def text() -> bytes:
         counts, unwanted = await hub.read(lambda _: (engine.counts(), engine.unwanted()))
         counters.gauges.set(counts, unwanted, destinations.describe(None).values())
+        if scan is not None:
+            counters.gauges.set_scan(scan.progress())
         return generate_latest(counters.registry)
 
     mount(root, b"metrics", _Metrics(lambda: ensureDeferred(text())))
@@ -98,6 +108,16 @@ class _Gauges(Collector):
 
     def __init__(self) -> None:
         self._metrics: tuple[Metric, ...] = ()
+        self._scan: tuple[Metric, ...] = ()
+
+    def set_scan(self, progress: ScanProgress) -> None:
+        """What is still to be asked of the homeserver."""
+        waiting = GaugeMetricFamily(
+            PREFIX + "scan_to_ask", "What is still to be asked of the homeserver beside us.", labels=("kind",)
+        )
+        waiting.add_metric(["user"], progress.users_to_ask)
+        waiting.add_metric(["room"], progress.rooms_to_ask)
+        self._scan = (waiting,)
 
     def set(
         self, counts: Counts, unwanted: Mapping[ServerName, int], destinations: Iterable[DestinationStatus]
@@ -139,6 +159,7 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[Metric]:
         """What was set last."""
         yield from self._metrics
+        yield from self._scan
 
 
 class _Metrics(Resource):

@@ -18,7 +18,7 @@ from fedpresence.engine.subscription import ObservedRow, ObserverRow
 from fedpresence.errors import StoreError
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 from fedpresence.storage.changes import Changes, Pair
-from fedpresence.storage.store import MAX_SERVER_KEYS, Stored, TokenOwner, token_hash
+from fedpresence.storage.store import MAX_SERVER_KEYS, ScanKind, ScanRow, Stored, TokenOwner, token_hash
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -41,6 +41,7 @@ class _Data:
     presence: dict[UserID, PresenceRecord] = field(default_factory=dict)
     tokens: dict[bytes, tuple[TokenOwner, int]] = field(default_factory=dict)
     keys: dict[ServerName, tuple[bytes, int]] = field(default_factory=dict)
+    scan: dict[tuple[ScanKind, str], ScanRow] = field(default_factory=dict)
     saved_at_ms: int = 0
     writes: int = 0
 
@@ -214,6 +215,19 @@ class MemoryStore:
         keys[server_name] = (key_object, fetched_ms)
         while len(keys) > self._max_server_keys:
             del keys[min(keys, key=lambda name: keys[name][1])]
+        return self._wrote(None)
+
+    def load_scan(self) -> Deferred[list[ScanRow]]:
+        """See Store."""
+        return _closed() if self._closed else succeed(list(self._data.scan.values()))
+
+    def save_scan(self, saved: Sequence[ScanRow], gone: Sequence[ScanRow]) -> Deferred[None]:
+        """See Store."""
+        if self._closed:
+            return _closed()
+        for row in gone:
+            self._data.scan.pop((row.kind, row.name), None)
+        self._data.scan.update({(row.kind, row.name): row for row in saved})
         return self._wrote(None)
 
     def close(self) -> Deferred[None]:

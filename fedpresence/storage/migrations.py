@@ -18,6 +18,14 @@ APPLICATION_ID = 0x66507273  # "fPrs": tells our file from another program's; `f
 STEPS: tuple[str, ...] = (  # STEPS[0] turns version 1 into 2, and so on
     "ALTER TABLE observed_rows ADD COLUMN confirmed_ms INTEGER NOT NULL DEFAULT 0;",
     "ALTER TABLE rooms ADD COLUMN join_rule TEXT;",
+    """
+    CREATE TABLE scan (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        members INTEGER NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) WITHOUT ROWID;
+    """,
 )
 
 

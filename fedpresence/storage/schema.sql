@@ -111,3 +111,11 @@ CREATE TABLE server_keys (
     fetched_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX server_keys_by_age ON server_keys (fetched_ms);
+
+-- What is still to be asked of the homeserver beside us: users, rooms; and rooms too large to count.
+CREATE TABLE scan (
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    members INTEGER NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID;

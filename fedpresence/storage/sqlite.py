@@ -30,7 +30,7 @@ from fedpresence.ids import DeviceID, ServerName, UserID
 from fedpresence.storage.changes import Changes
 from fedpresence.storage.lock import DatabaseLock
 from fedpresence.storage.migrations import is_ready, migrate, newest_schema
-from fedpresence.storage.store import MAX_SERVER_KEYS, Stored, TokenOwner, token_hash
+from fedpresence.storage.store import MAX_SERVER_KEYS, ScanKind, ScanRow, Stored, TokenOwner, token_hash
 from fedpresence.storage.tables import Cursor, read_stored, write_changes, write_presence
 
 _log = Logger()
@@ -296,6 +296,31 @@ class SQLiteStore:
                     "(SELECT server_name FROM server_keys ORDER BY fetched_ms LIMIT ?)",
                     (surplus,),
                 )
+
+        return self._write(write)
+
+    # --- the homeserver beside us ----------------------------------------------------------
+
+    def load_scan(self) -> Deferred[list[ScanRow]]:
+        """See Store."""
+
+        def read(cursor: Cursor) -> list[ScanRow]:
+            cursor.execute("SELECT kind, name, members FROM scan")
+            return [ScanRow(ScanKind(kind), name, members) for kind, name, members in cursor.fetchall()]
+
+        return self._run(read)
+
+    def save_scan(self, saved: Sequence[ScanRow], gone: Sequence[ScanRow]) -> Deferred[None]:
+        """See Store."""
+
+        def write(cursor: Cursor) -> None:
+            cursor.executemany(
+                "DELETE FROM scan WHERE kind = ? AND name = ?", ((row.kind.value, row.name) for row in gone)
+            )
+            cursor.executemany(
+                "INSERT OR REPLACE INTO scan VALUES (?,?,?)",
+                ((row.kind.value, row.name, row.members) for row in saved),
+            )
 
         return self._write(write)
 

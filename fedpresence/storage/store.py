@@ -11,6 +11,7 @@ Source: decisions 16, 19 and 22; Z-6, Z-7, Z-21, Z-22.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -50,6 +51,24 @@ class TokenOwner:
 
     user_id: UserID
     device_id: DeviceID | None
+
+
+class ScanKind(Enum):
+    """What a row of the scan says."""
+
+    BEGUN = "begun"  # where the scan begins is known, and stands in the other rows
+    USER = "user"  # whose rooms are still to be asked for
+    ROOM = "room"  # whose members are still to be asked for
+    LARGE = "large"  # a room that is too large to count
+
+
+@dataclass(frozen=True, slots=True)
+class ScanRow:
+    """One row of what is to be asked of the homeserver beside us; `members` of a large room alone."""
+
+    kind: ScanKind
+    name: str = ""
+    members: int = 0
 
 
 class Store(Protocol):
@@ -108,6 +127,12 @@ class Store(Protocol):
 
         Beyond `MAX_SERVER_KEYS` servers the one fetched longest ago goes.
         """
+
+    def load_scan(self) -> Deferred[list[ScanRow]]:
+        """Where the scan of the homeserver's rooms stands."""
+
+    def save_scan(self, saved: Sequence[ScanRow], gone: Sequence[ScanRow]) -> Deferred[None]:
+        """Forget `gone`, whatever their `members`, and keep `saved`, replacing rows of the same name."""
 
     def close(self) -> Deferred[None]:
         """Checkpoint, close, release the lock. Again: nothing. Afterwards everything else is a StoreError."""

@@ -1,0 +1,51 @@
+"""Which users and rooms are known here: what those ask who learn of more from a homeserver.
+
+Always true: nothing here changes anything.
+"""
+
+from collections.abc import Iterable
+from typing import TypeGuard
+
+from fedpresence.engine.events import ListEduReceived, ReceivedEdu
+from fedpresence.engine.subscription import EduKind
+from fedpresence.engine.world import World
+from fedpresence.ids import RoomID, UserID
+
+
+class Known:
+    """A view of the world, and of the EDUs that wait to be resolved."""
+
+    def __init__(self, world: World, inbox: Iterable[tuple[int | None, tuple[ReceivedEdu, ...]]]) -> None:
+        self._world = world
+        self._inbox = inbox
+
+    def knows_user(self, user_id: UserID) -> bool:
+        """Whether a local user exists, or did and is deactivated."""
+        return user_id in self._world.users or user_id in self._world.deactivated
+
+    def users(self) -> tuple[UserID, ...]:
+        """Every local user."""
+        return tuple(self._world.users)
+
+    def has_our_people(self, room_id: RoomID) -> bool:
+        """Whether somebody of ours is known to be in the room: then we are told what happens in it."""
+        room = self._world.rooms.get(room_id)
+        return room is not None and bool(room.ours)
+
+    def rooms(self) -> tuple[RoomID, ...]:
+        """Every room we were told of."""
+        return tuple(room_id for room_id, _ in self._world.rooms.all())
+
+    def invited_strangers(self, limit: int) -> tuple[UserID, ...]:
+        """Local users who do not exist, as far as we know, and whom waiting EDUs invite; at most so many."""
+        found: dict[UserID, None] = {}
+        for _, edus in self._inbox:
+            for edu in edus:
+                if len(found) < limit and self._is_strange(edu):
+                    found[edu.observed] = None
+        return tuple(found)
+
+    def _is_strange(self, edu: ReceivedEdu) -> TypeGuard[ListEduReceived]:
+        if not isinstance(edu, ListEduReceived) or edu.kind is not EduKind.INVITE:
+            return False
+        return self._world.is_local(edu.observed) and not self.knows_user(edu.observed)

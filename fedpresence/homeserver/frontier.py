@@ -1,0 +1,213 @@
+"""What is still to be asked of the homeserver, and what its stream said meanwhile (pure).
+
+Always true:
+- a room or user stands here once, however often it is found;
+- what the stream says of a room while its members are being asked for wins over the answer, which may be
+  older; what it said before is in the answer;
+- a room that the engine does not know is told to it whole or not at all, so it never seems smaller than it
+  is (Z-19);
+- of a room too large to count only its size is kept, and it is asked for again when as many have left as
+  would make it small.
+
+Source: H:3; Z-19.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fedpresence.engine.events import RoomJoinRuleChanged, RoomMemberChanged
+from fedpresence.ids import RoomID, UserID
+from fedpresence.storage.store import ScanKind, ScanRow
+
+MAX_TRIES = 3  # of one question that fails alone; a start asks it again
+NEAR_MISS = 4  # a room up to so many times `max_members` is asked for again at each start
+MAX_LATELY = 10_000  # rooms that were asked for and have nobody of ours
+LATELY_MS = 3_600_000
+
+Item = UserID | RoomID | None  # None: where the scan begins
+
+
+@dataclass(slots=True)
+class Meanwhile:
+    """What the stream said of a room while it was being asked for."""
+
+    joined: dict[UserID, bool] = field(default_factory=dict)
+    is_rule_told: bool = False
+
+    def applied(self, members: Iterable[UserID]) -> frozenset[UserID]:
+        """The answer, brought up to date."""
+        found = set(members)
+        for user_id, joined in self.joined.items():
+            (found.add if joined else found.discard)(user_id)
+        return frozenset(found)
+
+
+class Frontier:
+    """Users and rooms to be asked for, those being asked for, and rooms that are too large."""
+
+    def __init__(self, rows: Iterable[ScanRow], max_members: int) -> None:
+        self.max_members = max_members
+        self._users: dict[UserID, None] = {}
+        self._rooms: dict[RoomID, None] = {}
+        self._large: dict[RoomID, int] = {}
+        self._begun = False
+        self._beginning = False
+        self._asking_users: set[UserID] = set()
+        self._asking: dict[RoomID, Meanwhile] = {}
+        self._tries: dict[UserID | RoomID, int] = {}
+        self._lately: dict[RoomID, int] = {}
+        for row in rows:
+            if row.kind is ScanKind.BEGUN:
+                self._begun = True
+            elif row.kind is ScanKind.USER:
+                self._users[UserID(row.name)] = None
+            elif row.kind is ScanKind.ROOM:
+                self._rooms[RoomID(row.name)] = None
+            else:
+                self._large[RoomID(row.name)] = row.members
+        self.judge_again(max_members, times=NEAR_MISS)
+
+    # --- the questions --------------------------------------------------------------------------
+
+    def take(self) -> tuple[Item] | None:
+        """The next question, which is being asked from here on; None where nothing is left to ask."""
+        if not self._begun and not self._beginning:
+            self._beginning = True
+            return (None,)
+        if self._rooms:  # first: a room is told of, and its users are new questions
+            room_id = next(iter(self._rooms))
+            del self._rooms[room_id]
+            self._asking[room_id] = Meanwhile()
+            return (room_id,)
+        if self._users:
+            user_id = next(iter(self._users))
+            del self._users[user_id]
+            self._asking_users.add(user_id)
+            return (user_id,)
+        return None
+
+    def waiting(self) -> tuple[int, int]:
+        """How many users and rooms are not answered for."""
+        return len(self._users) + len(self._asking_users), len(self._rooms) + len(self._asking)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to ask."""
+        return self._begun and not any(self.waiting())
+
+    def begun(self) -> None:
+        """Where the scan begins is known."""
+        self._begun, self._beginning = True, False
+
+    def begin_again(self) -> None:
+        """Nothing counts as asked for any more."""
+        self._begun = False
+        self._lately.clear()
+
+    def meanwhile(self, room_id: RoomID) -> Meanwhile:
+        """What the stream has said of a room since it was taken."""
+        return self._asking[room_id]
+
+    def answered(self, item: Item) -> None:
+        """The question needs no more asking."""
+        self._let_go(item)
+        if item is not None:
+            self._tries.pop(item, None)
+
+    def again(self, item: Item, *, is_its_fault: bool) -> bool:
+        """Ask once more, later; False where the question has failed too often by itself."""
+        self._let_go(item)
+        if item is None:
+            return True
+        if is_its_fault:
+            tries = self._tries[item] = self._tries.get(item, 0) + 1
+            if tries >= MAX_TRIES:
+                del self._tries[item]
+                return False
+        self._put(item)
+        return True
+
+    def nobody_there(self, room_id: RoomID, now_ms: int) -> None:
+        """None of ours is in the room, for all that could be learnt; not asked for again so soon."""
+        self._lately[room_id] = now_ms
+        if len(self._lately) > MAX_LATELY:
+            del self._lately[next(iter(self._lately))]
+
+    def too_large(self, room_id: RoomID, members: int) -> None:
+        """The room cannot count."""
+        self._large[room_id] = members
+
+    def judge_again(self, max_members: int, times: float = 1.1) -> None:
+        """Rooms that may be small by now, or by a new limit, are asked for again."""
+        self.max_members = max_members
+        for room_id in [room for room, members in self._large.items() if members <= max_members * times]:
+            del self._large[room_id]
+            self._put(room_id)
+
+    # --- what was found, and what the stream says -----------------------------------------------
+
+    def is_to_be_asked(self, item: UserID | RoomID) -> bool:
+        """Whether the question waits or is being asked."""
+        return (
+            item in self._users or item in self._rooms or item in self._asking_users or item in self._asking
+        )
+
+    def is_large(self, room_id: RoomID) -> bool:
+        """Whether the room is known, and too large."""
+        return room_id in self._large
+
+    def was_asked_lately(self, room_id: RoomID, now_ms: int) -> bool:
+        """Whether nobody of ours was there a while ago."""
+        at_ms = self._lately.get(room_id)
+        return at_ms is not None and now_ms - at_ms < LATELY_MS
+
+    def add(self, items: Iterable[UserID | RoomID]) -> None:
+        """New questions; those that are asked already stay where they are."""
+        for item in items:
+            if not self.is_to_be_asked(item):
+                self._put(item)
+
+    def passes(self, change: RoomMemberChanged | RoomJoinRuleChanged, *, is_known: bool) -> bool:
+        """Whether the engine is to be told of a change in a room, which it knows or not.
+
+        An unknown room is told whole, once it was asked for; until then its members are nobody's.
+        """
+        asking = self._asking.get(change.room_id)
+        if isinstance(change, RoomJoinRuleChanged):
+            if asking is not None:
+                asking.is_rule_told = True
+            return is_known or asking is not None
+        if asking is not None:
+            asking.joined[change.user_id] = change.joined
+        if not change.joined:
+            self._left(change.room_id)
+        return is_known
+
+    def _left(self, room_id: RoomID) -> None:
+        members = self._large.get(room_id)
+        if members is None:
+            return
+        self._large[room_id] = members - 1  # an invite that is turned down counts too: it only asks too early
+        if members - 1 < self.max_members:
+            del self._large[room_id]
+            self._put(room_id)
+
+    def _put(self, item: UserID | RoomID) -> None:
+        if item.startswith("!"):
+            self._rooms[RoomID(item)] = None
+        else:
+            self._users[UserID(item)] = None
+
+    def _let_go(self, item: Item) -> None:
+        if item is None:
+            self._beginning = False
+        elif item.startswith("!"):
+            self._asking.pop(RoomID(item), None)
+        else:
+            self._asking_users.discard(UserID(item))
+
+
+def rows_of(items: Iterable[UserID | RoomID]) -> Iterator[ScanRow]:
+    """As they are stored."""
+    for item in items:
+        yield ScanRow(ScanKind.ROOM if item.startswith("!") else ScanKind.USER, item)
