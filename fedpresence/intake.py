@@ -4,6 +4,7 @@ Always true:
 - a body is read only after its request was admitted by its head, and never beyond the limit that it got;
 - all bodies in memory share one byte budget, and one origin has at most a quarter of it (Z-2);
 - a request has one deadline from its first byte to its last, which does not run while we decide;
+- a body that streams is never kept here: its resource takes it as it comes, and each piece has a deadline;
 - who is refused early gets a JSON error and `Connection: close`; nothing after it is parsed;
 - nothing is written to an access log.
 
@@ -17,7 +18,7 @@ here. Source: Z-1, Z-2.
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from typing import Any, cast
 
@@ -37,12 +38,14 @@ from fedpresence.clock import Clock, Timer
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
+from fedpresence.incoming import IncomingBody
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
 _log = Logger()
 
 REQUEST_TIMEOUT_S = 60.0  # a whole request, head and body
 ADMISSION_TIMEOUT_S = 60.0  # a key fetch gives up by itself long before
+PIECE_TIMEOUT_S = 60.0  # the next piece of a body that streams, which may take hours as a whole
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
@@ -75,15 +78,17 @@ class RequestHead:
 class Admitted:
     """This body may be read: up to `limit` bytes, out of `origin`'s share of the budget.
 
-    `grounds` is whatever the admission found out, for the resource that answers.
+    `grounds` is whatever the admission found out, for the resource that answers. `streams`: the resource is
+    asked at once, and takes the body while it comes (`body_of`); it counts in no budget here.
     """
 
     limit: int
     origin: ServerName | None = None
     grounds: object = None
+    streams: bool = False
 
 
-Admit = Callable[[RequestHead], Awaitable[Admitted] | None]
+Admit = Callable[[RequestHead], Awaitable[Admitted] | Admitted | None]
 """Asked once per request; None leaves the plain limit, a BadRequest (raised or awaited) refuses."""
 
 
@@ -135,6 +140,7 @@ class BoundedRequest(Request):
         self._bounded = channel
         self._body = BytesIO()
         self.admitted: Admitted | None = None
+        self.incoming: IncomingBody | None = None
         self._held = 0
 
     def begin(self, method: bytes, uri: bytes, version: bytes) -> None:
@@ -150,13 +156,36 @@ class BoundedRequest(Request):
         """Keep `data` if the limit and the budget allow it; else refuse the whole request."""
         if self.finished or self.admitted is None:
             return
-        if self._held + len(data) > self.admitted.limit:
+        if self.incoming is not None:
+            self._bounded.more_came()
+            if self.incoming.received + len(data) > self.admitted.limit:
+                self.incoming.broken(too_large())
+            self.incoming.arrived(data)
+        elif self._held + len(data) > self.admitted.limit:
             self._bounded.refuse(self, too_large())
         elif not self._bounded.site.budget.take(self.admitted.origin, len(data)):
             self._bounded.refuse(self, busy())
         else:
             self._held += len(data)
             self._body.write(data)
+
+    def stream(self, incoming: IncomingBody) -> None:
+        """Ask the resource now; the body is still to come."""
+        self.incoming = incoming
+        super().requestReceived(self.method, self.uri, self.clientproto)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """All of it is here."""
+        if self.incoming is None:
+            super().requestReceived(command, path, version)
+        else:
+            self.incoming.ended()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client has gone."""
+        super().connectionLost(reason)
+        if self.incoming is not None:
+            self.incoming.broken()
 
     @property
     def held(self) -> int:
@@ -180,6 +209,7 @@ class BoundedChannel(HTTPChannel):
     _deciding = False  # the head is here, the admission is not
     _content_due = False  # the (empty) body was complete before the decision
     _held_up = False  # the transport is paused for a decision
+    _body_held = False  # the transport is paused because a body that streams cannot go on
     _refused = False
     _lingering = False
     _linger_left = 0
@@ -235,8 +265,8 @@ class BoundedChannel(HTTPChannel):
         except BadRequest as error:
             self.refuse(request, error)
             return
-        if awaited is None:
-            self._admit(request, Admitted(self.site.limits.client_body))
+        if awaited is None or isinstance(awaited, Admitted):
+            self._admit(request, awaited or Admitted(self.site.limits.client_body))
             return
         self._deciding = True
         self._admitting = ensureDeferred(self._decide(request, awaited))
@@ -258,6 +288,12 @@ class BoundedChannel(HTTPChannel):
         assert isinstance(request, BoundedRequest)
         length, held = self.length, request.held
         request.let_go(self.site.budget)
+        if request.incoming is not None and not request.incoming.complete:
+            held = request.incoming.received
+            self._refused = True  # answered before it was all sent: nothing more of it is read
+            self.paused = True
+            self.persistent = False
+            self._hold_body(False)
         self._reading = False
         if self._savedTimeOut:
             self._savedTimeOut = self.site.limits.idle_connection_ms / 1000
@@ -284,6 +320,8 @@ class BoundedChannel(HTTPChannel):
             self._waitingForTransport = False
         else:
             super().resumeProducing()
+            if self._body_held:
+                self._networkProducer.pauseProducing()
 
     def end(self) -> None:
         """Close once no answer is owed any more."""
@@ -351,6 +389,27 @@ class BoundedChannel(HTTPChannel):
         expect = request.requestHeaders.getRawHeaders(b"Expect") or [b""]
         if self.length != 0 and expect[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
             self._send100Continue()
+        if admitted.streams and self.length != 0:
+            hold, release = partial(self._hold_body, True), partial(self._hold_body, False)
+            request.stream(IncomingBody(self.length, hold, release))
+
+    def more_came(self) -> None:
+        """A piece of a body that streams: the next one has its own time."""
+        if not self._body_held:
+            self.setTimeout(PIECE_TIMEOUT_S)
+
+    def _hold_body(self, held: bool) -> None:
+        """Read on, or not: not while those who take the body have no room for it."""
+        if held == self._body_held:
+            return
+        self._body_held = held
+        if held:
+            self.setTimeout(None)
+            self._networkProducer.pauseProducing()
+        else:
+            self.setTimeout(PIECE_TIMEOUT_S)
+            if not self._waitingForTransport and not self._lingering:
+                self._networkProducer.resumeProducing()
 
     def _hold_up(self) -> None:
         self._held_up = True
@@ -505,6 +564,17 @@ def grounds_of(request: Request) -> object:
     if isinstance(request, BoundedRequest) and request.admitted is not None:
         return request.admitted.grounds
     return None
+
+
+def body_of(request: Request) -> "IncomingBody | bytes":
+    """The body of `request`: still to be taken where it streams, else all of it."""
+    if isinstance(request, BoundedRequest) and request.incoming is not None:
+        return request.incoming
+    if request.content is None:
+        return b""
+    request.content.seek(0)
+    data: bytes = request.content.read()
+    return data
 
 
 def too_large() -> BadRequest:

@@ -1,0 +1,483 @@
+"""Requests through to the homeserver, and its answers back, as they are.
+
+Always true:
+- method, path with query, body and all headers but those of the connection itself reach the homeserver
+  byte for byte; so do its status, headers and body the client;
+- a body is never in memory as a whole, neither way: whoever takes it slowly slows the other side alone;
+- a client that goes away ends its request at the homeserver, an answer that breaks off breaks off for the
+  client too;
+- a request is repeated only where a kept connection had been closed meanwhile, and once, and only where
+  HTTP permits it: never a POST, never a body that has been let go.
+
+`X-Forwarded-For` is added to what a proxy of ours wrote, and replaces what anybody else claims.
+
+Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2.2 (what may be repeated).
+"""
+
+# mypy: allow-untyped-calls
+# (Twisted's HTTP classes have no type hints.)
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import (
+    HTTPConnectionPool,
+    RequestTransmissionFailed,
+    ResponseDone,
+    ResponseNeverReceived,
+)
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from fedpresence.clock import Clock, Timer, within
+from fedpresence.errors import BadRequest
+from fedpresence.incoming import IncomingBody
+from fedpresence.intake import Admitted, RequestHead, body_of
+from fedpresence.web import CORS_HEADERS, write_error
+
+_log = Logger()
+
+CONNECT_TIMEOUT_S = 5.0  # it is near
+ANSWER_TIMEOUT_S = 600.0  # a first join of a huge room takes minutes, and is the homeserver's to give up
+PIECE_TIMEOUT_S = 600.0  # between two pieces of an answer: the client, or the homeserver, is stuck
+KEPT_CONNECTIONS = 100  # idle ones
+KEEP_S = 20.0  # idle; below what homeservers keep, so that hardly a request meets a closing connection
+REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
+OF_THE_CONNECTION = (
+    b"Connection",
+    b"Content-Length",
+    b"Expect",
+    b"Keep-Alive",
+    b"Proxy-Connection",
+    b"TE",
+    b"Trailer",
+    b"Transfer-Encoding",
+    b"Upgrade",
+)
+FOR_BROWSERS = (b"/_matrix/client/", b"/_matrix/media/", b"/_fedpresence/client/", b"/_synapse/client/")
+UNBOUNDED = 1 << 62  # bytes; the homeserver has a limit of its own, and it costs us nothing
+
+_UNHEARD = (RequestTransmissionFailed, ResponseNeverReceived)  # not a byte of an answer came
+
+STREAMED = Admitted(UNBOUNDED, streams=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """What the homeserver answered. `headers` are without those of the connection; the body is not read yet.
+
+    Whoever gets one either gives it back (`Relay.give_back`) or reads it (`Relay.read`).
+    """
+
+    status: int
+    headers: Headers
+    response: Any
+
+
+class Relay:
+    """The way to the homeserver at `base_url`; `pool` holds its connections."""
+
+    def __init__(self, reactor: Any, base_url: str, clock: Clock, pool: HTTPConnectionPool) -> None:
+        parts = urlsplit(base_url)
+        secure = parts.scheme == "https"
+        host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+        endpoint: Any = HostnameEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT_S)
+        self._endpoint: Any = wrapClientTLS(optionsForClientTLS(host), endpoint) if secure else endpoint
+        self._path = parts.path.rstrip("/").encode("ascii")
+        self._host = parts.netloc.encode("ascii")
+        self._clock = clock
+        self._pool: Any = pool
+        self._key = ("homeserver", base_url)
+        self._used: WeakSet[Any] = WeakSet()  # connections that have carried a request already
+
+    async def forward(
+        self,
+        request: Request,
+        *,
+        body: bytes | IncomingBody | None = None,
+        extra_headers: Iterable[tuple[bytes, bytes]] = (),
+        uri: bytes | None = None,
+    ) -> Relayed:
+        """What the homeserver answers to `request`, with this body (None: without one).
+
+        `extra_headers` replace the client's of the same name; `uri` replaces the request line's.
+        BadRequest 502 `M_UNKNOWN` where the homeserver is not there, 504 where it does not answer in time;
+        what `body` fails with. Cancelled, it ends the request there.
+        """
+        sent = _Sent(request.method, self._head(request, uri, extra_headers), body)
+        while True:
+            connection = await self._connection()
+            kept = connection in self._used
+            self._used.add(connection)
+            patience = _Patience(connection.request(sent), body, self._clock)
+            try:
+                response = await patience.asked
+            except (CancelledError, Exception) as error:
+                if patience.is_over:
+                    raise BadRequest(
+                        "M_UNKNOWN", "The homeserver did not answer in time", status=504
+                    ) from error
+                if _is_cancelled(error):
+                    raise CancelledError() from error
+                if sent.broken is not None:  # by the client
+                    raise sent.broken from None
+                if kept and sent.may_repeat and isinstance(error, _UNHEARD):
+                    continue  # the next one is new, or kept too: it ends with the kept ones
+                raise _unavailable(type(error).__name__) from error
+            finally:
+                patience.end()
+            return Relayed(response.code, response.headers, response)
+
+    async def give_back(self, request: Request, relayed: Relayed) -> None:
+        """Answer `request` as the homeserver did; returns when all of it is written, or the client gone."""
+        response = relayed.response
+        if _is_gone(request):
+            response._transport.loseConnection()
+            return
+        request.setResponseCode(relayed.status, response.phrase)
+        request.defaultContentType = None  # what it did not say, we do not say
+        for name in (b"Server", b"Date"):
+            request.responseHeaders.removeHeader(name)
+        for name, values in relayed.headers.getAllRawHeaders():
+            request.responseHeaders.setRawHeaders(name, list(values))
+        if response.length is not UNKNOWN_LENGTH and not _has_no_body(request, relayed.status):
+            request.setHeader(b"Content-Length", b"%d" % response.length)
+        incoming = body_of(request) if relayed.status >= 400 else None
+        if isinstance(incoming, IncomingBody) and not incoming.complete:
+            request.setHeader(b"Connection", b"close")
+        done: Deferred[bool] = Deferred()
+        delivery = _Delivery(request, done, self._clock)
+        request.notifyFinish().addErrback(lambda _: delivery.give_up())
+        response.deliverBody(delivery)
+        whole = await done
+        if _is_gone(request):
+            return
+        if whole:
+            request.finish()
+        else:
+            _abort(request)
+
+    async def read(self, relayed: Relayed, limit: int) -> bytes | None:
+        """The whole body of an answer; None where it is longer than `limit` bytes or breaks off."""
+        done: Deferred[bytes | None] = Deferred()
+        relayed.response.deliverBody(_Read(limit, done, self._clock))
+        return await done
+
+    async def pass_through(self, request: Request) -> None:
+        """Ask the homeserver and give its answer back, both ways as it comes; errors are answered too."""
+        body = body_of(request)
+        try:
+            relayed = await self.forward(request, body=body)
+        except BadRequest as error:
+            refuse(request, error)
+            return
+        await self.give_back(request, relayed)
+
+    async def _connection(self) -> Any:
+        connecting: Deferred[Any] = self._pool.getConnection(self._key, self._endpoint)
+        try:
+            return await within(connecting, CONNECT_TIMEOUT_S, self._clock)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise _unavailable(type(error).__name__) from error
+
+    def _head(self, request: Request, uri: bytes | None, extra: Iterable[tuple[bytes, bytes]]) -> bytes:
+        headers = request.requestHeaders.copy()
+        for value in headers.getRawHeaders(b"Connection") or ():
+            for name in value.split(b","):
+                headers.removeHeader(name.strip())
+        for name in OF_THE_CONNECTION:
+            headers.removeHeader(name)
+        if not headers.hasHeader(b"Host"):  # HTTP/1.0
+            headers.setRawHeaders(b"Host", [self._host])
+        _set_forwarded(request, headers)
+        for name, value in extra:
+            headers.setRawHeaders(name, [value])
+        lines = [b"%b %b%b HTTP/1.1" % (request.method, self._path, request.uri if uri is None else uri)]
+        for name, values in headers.getAllRawHeaders():
+            lines += [b"%b: %b" % (name, value) for value in values]
+        return b"\r\n".join([*lines, b""])
+
+
+class PassThrough(Resource):
+    """Whatever lies here and below is the homeserver's, but for children that were put here."""
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__()
+        self.relay = relay
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """The homeserver knows what is below."""
+        return self
+
+    def render(self, request: Request) -> int:
+        """Pass it through; always answers later."""
+        return answered(request, self.relay.pass_through(request))
+
+
+def answered(request: Request, work: Any) -> int:
+    """Run what answers `request` later, until its client goes away; a bug is a 502 and logged."""
+
+    def failed(failure: Failure) -> None:
+        if failure.check(CancelledError) and _is_gone(request):
+            return
+        _log.failure("passing {method} {path} on failed", failure, method=request.method, path=request.path)
+        if not _is_gone(request) and not request.startedWriting:
+            refuse(request, BadRequest("M_UNKNOWN", "Internal server error", status=502))
+        elif not _is_gone(request):
+            _abort(request)
+
+    running = ensureDeferred(work)
+    request.notifyFinish().addErrback(lambda _: running.cancel())
+    running.addErrback(failed)
+    return NOT_DONE_YET
+
+
+def refuse(request: Request, error: BadRequest) -> None:
+    """Our own word instead of the homeserver's; a web page may read it too (P:9.3)."""
+    if request.uri.startswith(FOR_BROWSERS):
+        for name, value in CORS_HEADERS:
+            request.setHeader(name, value)
+    incoming = body_of(request)
+    if isinstance(incoming, IncomingBody) and not incoming.complete:
+        request.setHeader("Connection", "close")
+    write_error(request, error)
+
+
+def streams(prefixes: tuple[bytes, ...]) -> Any:
+    """The admission of whatever is passed through: bodies of these paths stream."""
+
+    def admit(head: RequestHead) -> Admitted | None:
+        return STREAMED if head.content_length != 0 and head.uri.startswith(prefixes) else None
+
+    return admit
+
+
+class _Patience:
+    """How long an answer is waited for: from the last piece of the request on."""
+
+    def __init__(self, asked: "Deferred[Any]", body: bytes | IncomingBody | None, clock: Clock) -> None:
+        self.asked = asked
+        self.is_over = False
+        self._body = body if isinstance(body, IncomingBody) else None
+        self._clock = clock
+        self._wait()
+
+    def end(self) -> None:
+        """It came."""
+        if self._timer.active():
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        self._received = self._body.received if self._body is not None else 0
+        self._timer: Timer = self._clock.callLater(ANSWER_TIMEOUT_S, self._expired)
+
+    def _expired(self) -> None:
+        if self._body is not None and self._body.received != self._received:
+            self._wait()
+        else:
+            self.is_over = True
+            self.asked.cancel()
+
+
+class _Sent:
+    """One request as the connection writes it (`IClientRequest`): our bytes, and nothing of Twisted's."""
+
+    absoluteURI = None
+    persistent = True
+
+    def __init__(self, method: bytes, head: bytes, body: bytes | IncomingBody | None) -> None:
+        self.method = method
+        self.broken: BaseException | None = None  # what the body failed with
+        self._head = head
+        self._body = body
+        self._transport: Any = None
+
+    @property
+    def may_repeat(self) -> bool:
+        return self.method in REPEATABLE and not isinstance(self._body, IncomingBody)
+
+    def writeTo(self, transport: Any) -> "Deferred[None]":
+        body = self._body
+        if isinstance(body, IncomingBody):
+            return self._stream(transport, body)
+        framing = b""
+        if body or self.method not in (b"GET", b"HEAD", b"OPTIONS", b"DELETE"):
+            framing = b"Content-Length: %d\r\n" % len(body or b"")
+        transport.writeSequence([self._head, framing, b"\r\n", body or b""])
+        return succeed(None)
+
+    def stopWriting(self) -> None:
+        if isinstance(self._body, IncomingBody):
+            self._body.stopProducing()
+        if self._transport is not None:
+            self._transport.unregisterProducer()
+
+    def _stream(self, transport: Any, body: IncomingBody) -> "Deferred[None]":
+        self._transport = transport
+        if body.length is None:
+            transport.writeSequence([self._head, b"Transfer-Encoding: chunked\r\n\r\n"])
+        else:
+            transport.writeSequence([self._head, b"Content-Length: %d\r\n\r\n" % body.length])
+        transport.registerProducer(body, True)
+        sent = body.send_to(transport if body.length is not None else _Chunks(transport))
+
+        def written(outcome: Any) -> Any:
+            transport.unregisterProducer()
+            if isinstance(outcome, Failure):
+                self.broken = outcome.value
+                transport.abortConnection()
+            elif body.length is None:
+                transport.write(b"0\r\n\r\n")
+            return outcome
+
+        return sent.addBoth(written)
+
+
+class _Chunks:
+    """Writes pieces as HTTP chunks."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self._transport.writeSequence([b"%x\r\n" % len(data), data, b"\r\n"])
+
+
+class _Timed(Protocol):
+    """The body of an answer, whose pieces have a deadline."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._timer: Any = clock.callLater(PIECE_TIMEOUT_S, self.give_up)
+
+    def give_up(self) -> None:
+        """End the connection: nobody reads on, or nothing comes."""
+        transport: Any = self.transport
+        if transport is not None:
+            transport.loseConnection()
+
+    def _stop_timer(self) -> None:
+        timer: Timer = self._timer
+        if timer.active():
+            timer.cancel()
+
+
+class _Delivery(_Timed):
+    """The body of an answer to the client, as it comes; `done` says whether all of it came."""
+
+    def __init__(self, request: Request, done: "Deferred[bool]", clock: Clock) -> None:
+        super().__init__(clock)
+        self._request = request
+        self._done = done
+
+    def connectionMade(self) -> None:
+        if not _is_gone(self._request):
+            self._request.registerProducer(self.transport, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._timer.reset(PIECE_TIMEOUT_S)
+        if not _is_gone(self._request):
+            self._request.write(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop_timer()
+        if not _is_gone(self._request):
+            self._request.unregisterProducer()
+        self._done.callback(bool(reason.check(ResponseDone, PotentialDataLoss)))
+
+
+class _Read(_Timed):
+    """The body of an answer for ourselves."""
+
+    def __init__(self, limit: int, done: "Deferred[bytes | None]", clock: Clock) -> None:
+        super().__init__(clock)
+        self._left = limit
+        self._parts: list[bytes] = []
+        self._done = done
+
+    def dataReceived(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._parts.clear()
+            self.give_up()
+        else:
+            self._parts.append(data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._stop_timer()
+        whole = self._left >= 0 and reason.check(ResponseDone, PotentialDataLoss)
+        self._done.callback(b"".join(self._parts) if whole else None)
+
+
+def _set_forwarded(request: Request, headers: Headers) -> None:
+    """Who asks, for the homeserver's own limits; only a proxy of ours is believed about others."""
+    peer = getattr(request.getClientAddress(), "host", None)
+    known = headers.getRawHeaders(b"X-Forwarded-For") or []
+    is_proxy = _is_near(peer)
+    if isinstance(peer, str):
+        entries = [*(known if is_proxy else ()), peer.encode("ascii", "replace")]
+        headers.setRawHeaders(b"X-Forwarded-For", [b", ".join(entries)])
+    if not is_proxy or not headers.hasHeader(b"X-Forwarded-Proto"):
+        headers.setRawHeaders(b"X-Forwarded-Proto", [b"https" if request.isSecure() else b"http"])
+
+
+def _is_near(peer: object) -> bool:
+    """Whether a connection comes from where a reverse proxy stands: this machine or its network."""
+    if not isinstance(peer, str):
+        return True  # a Unix socket
+    try:
+        address = ipaddress.ip_address(peer.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_private)
+
+
+def _has_no_body(request: Request, status: int) -> bool:
+    return request.method == b"HEAD" or status in (204, 304) or status < 200
+
+
+def _is_gone(request: Request) -> bool:
+    return bool(request.finished or request._disconnected)
+
+
+def _abort(request: Request) -> None:
+    """Break the answer off, so that the client does not take it for a whole one."""
+    transport: Any = request.transport
+    transport.abortConnection()
+
+
+def _is_cancelled(error: Any) -> bool:
+    return isinstance(error, CancelledError) or any(
+        failure.check(CancelledError) for failure in getattr(error, "reasons", ())
+    )
+
+
+def _unavailable(reason: str) -> BadRequest:
+    _log.debug("the homeserver cannot be reached: {reason}", reason=reason)
+    return BadRequest("M_UNKNOWN", "The homeserver cannot be reached", status=502)
+
+
+def build_pool(reactor: Any) -> HTTPConnectionPool:
+    """The connections to the homeserver: as many as there are requests, some of them kept."""
+    pool: Any = HTTPConnectionPool(reactor)
+    pool.maxPersistentPerHost = KEPT_CONNECTIONS
+    pool.cachedConnectionTimeout = KEEP_S
+    pool.retryAutomatically = False  # what may be repeated is decided here
+    result: HTTPConnectionPool = pool
+    return result
