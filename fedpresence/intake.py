@@ -382,7 +382,7 @@ class BoundedChannel(HTTPChannel):
         if announced > admitted.limit:
             self.refuse(request, too_large())
             return
-        if not self.site.budget.fits(admitted.origin, announced):
+        if not admitted.streams and not self.site.budget.fits(admitted.origin, announced):
             self.refuse(request, busy())
             return
         request.admitted = admitted

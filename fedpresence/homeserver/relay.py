@@ -187,9 +187,12 @@ class Relay:
         await self.give_back(request, relayed)
 
     async def _connection(self) -> Any:
-        connecting: Deferred[Any] = self._pool.getConnection(self._key, self._endpoint)
         try:
-            return await within(connecting, CONNECT_TIMEOUT_S, self._clock)
+            while True:
+                connecting: Deferred[Any] = self._pool.getConnection(self._key, self._endpoint)
+                connection = await within(connecting, CONNECT_TIMEOUT_S, self._clock)
+                if not connection.transport.disconnecting:  # an answer that was given up at its very end
+                    return connection
         except CancelledError:
             raise
         except Exception as error:

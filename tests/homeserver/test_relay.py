@@ -1,0 +1,601 @@
+# mypy: allow-untyped-calls
+# (Twisted's HTTP classes have no type hints.)
+
+import gzip
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpresence.config import LimitsConfig
+from fedpresence.homeserver import relay as relay_module
+from fedpresence.homeserver.relay import PassThrough, Relay, answered, build_pool, streams
+from fedpresence.intake import BodyBudget, BoundedSite
+from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
+from tests.in_reactor import in_reactor
+
+LIMITS = LimitsConfig(client_body=1024)
+MEGABYTE = 1_048_576
+
+
+class Front:
+    """A listener that passes everything through, and the homeserver behind it."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self.homeserver = PlayedHomeserver(reactor)
+
+    async def start(self) -> None:
+        """Both listen."""
+        await self.homeserver.start()
+        self.pool: Any = build_pool(self.reactor)
+        self.relay = Relay(self.reactor, self.homeserver.url, self.reactor, self.pool)
+        self.budget = BodyBudget(4096)
+        self.site = BoundedSite(
+            PassThrough(self.relay), LIMITS, self.reactor, self.budget, streams((b"/_matrix/",))
+        )
+        self.listening = self.reactor.listenTCP(0, self.site, interface="127.0.0.1")
+
+    async def stop(self) -> None:
+        """Nothing is left."""
+        await self.listening.stopListening()
+        closing = self.site.close()
+        await self.pool.closeCachedConnections()
+        await self.homeserver.stop()
+        await closing
+
+    async def call(self, data: bytes) -> Caller:
+        """A client sends bytes."""
+        caller: Caller = await call(self.reactor, self.listening.getHost().port, data)
+        return caller
+
+    async def ask(self, data: bytes) -> Caller:
+        """A client sends bytes with `Connection: close`, and has its answer."""
+        caller = await self.call(data)
+        await until(self.reactor, lambda: caller.lost)
+        return caller
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for it."""
+        await until(self.reactor, condition)
+
+
+def with_front(story: Callable[[Front], Awaitable[None]]) -> None:
+    """Play a story, and clean up."""
+
+    async def play(reactor: Any) -> None:
+        front = Front(reactor)
+        await front.start()
+        try:
+            await story(front)
+        finally:
+            await front.stop()
+
+    in_reactor(play)
+
+
+def a_request(
+    method: bytes = b"GET", uri: bytes = b"/_matrix/x", *headers: bytes, body: bytes | None = None
+) -> bytes:
+    """A request that closes its connection."""
+    lines = [method + b" " + uri + b" HTTP/1.1", b"Host: here.test", b"Connection: close", *headers]
+    if body is not None:
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", b""]) + (body or b"")
+
+
+def test_a_request_reaches_the_homeserver_as_it_came() -> None:
+    """The signature covers path, query and body, and each `Authorization` header holds one (H:6.2)."""
+
+    async def story(front: Front) -> None:
+        uri = b"/_matrix/federation//v1/send/%41%2f%zz;p?a=%20+b&&c#d"
+        signatures = [b'X-Matrix origin="a",key="ed25519:1",sig="x"', b'X-Matrix origin="a",sig="y"']
+        headers = [b"Authorization: " + value for value in signatures]
+        body = b'{"\\u0061" : 1.0,\r\n "b":\xff}'
+        client = await front.ask(
+            a_request(b"PUT", uri, *headers, b"Content-Type: Application/JSON", b"x-odd: \xff\t", body=body)
+        )
+
+        (seen,) = front.homeserver.seen
+        assert client.status == 200
+        assert seen.line == b"PUT " + uri + b" HTTP/1.1"
+        assert seen.values(b"Authorization") == signatures
+        assert seen.values(b"Content-Type") == [b"Application/JSON"]
+        assert seen.values(b"Host") == [b"here.test"]
+        assert seen.values(b"x-odd") == [b"\xff"]
+        assert seen.values(b"Content-Length") == [b"%d" % len(body)]
+        assert seen.body == body
+
+    with_front(story)
+
+
+def test_an_answer_reaches_the_client_as_it_came() -> None:
+    """Status and its words, repeated headers, a body that is compressed: nothing is ours."""
+
+    async def story(front: Front) -> None:
+        body = gzip.compress(b'{"next_batch": "s1"}')
+        front.homeserver.answers = lambda _: an_answer(
+            body,
+            b"418 I'm a teapot",
+            b"Content-Encoding: gzip",
+            b"Set-Cookie: a=1",
+            b"Set-Cookie: b=2",
+            b"Server: Synapse/1",
+        )
+        client = await front.ask(a_request(b"GET", b"/_matrix/x", b"Accept-Encoding: gzip"))
+
+        assert client.head.startswith(b"HTTP/1.1 418 I'm a teapot\r\n")
+        assert client.head.count(b"Set-Cookie: ") == 2
+        assert b"Content-Encoding: gzip" in client.head
+        assert b"Server: Synapse/1" in client.head
+        assert b"Date:" not in client.head
+        assert client.body == body
+        assert front.homeserver.seen[0].values(b"Accept-Encoding") == [b"gzip"]
+
+    with_front(story)
+
+
+def test_what_belongs_to_a_connection_stays_there() -> None:
+    """RFC 9110, 7.6.1: these say nothing to the next one, and some would break the framing."""
+
+    async def story(front: Front) -> None:
+        headers = [b"TE: trailers", b"Upgrade: h2c", b"Keep-Alive: 5", b"X-Mine: 1", b"X-Kept: 2"]
+        data = a_request(b"GET", b"/_matrix/x", *headers).replace(
+            b"Connection: close", b"Connection: close, X-Mine"
+        )
+        data = data.replace(b"close, X-Mine", b"X-Mine, Keep-Alive")
+        client = await front.call(data)
+        await front.until(lambda: client.body == b"{}")
+
+        (seen,) = front.homeserver.seen
+        for name in (b"TE", b"Upgrade", b"Keep-Alive", b"X-Mine", b"Connection"):
+            assert seen.values(name) == []
+        assert seen.values(b"X-Kept") == [b"2"]
+
+    with_front(story)
+
+
+def test_the_homeserver_learns_who_asks() -> None:
+    """Its rate limits go by address: what the proxy before us wrote stays, and we add whom we see."""
+
+    async def story(front: Front) -> None:
+        await front.ask(
+            a_request(b"GET", b"/_matrix/x", b"X-Forwarded-For: 192.0.2.7", b"X-Forwarded-Proto: https")
+        )
+
+        (seen,) = front.homeserver.seen
+        assert seen.values(b"X-Forwarded-For") == [b"192.0.2.7, 127.0.0.1"]
+        assert seen.values(b"X-Forwarded-Proto") == [b"https"]
+
+    with_front(story)
+
+
+def test_a_chunked_body_and_a_chunked_answer_go_through() -> None:
+    """Their length is not known before their end."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
+        )
+        client = await front.ask(
+            a_request(b"POST", b"/_matrix/x", b"Transfer-Encoding: chunked")
+            + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+        )
+
+        assert front.homeserver.seen[0].body == b"hello world"
+        assert b"Transfer-Encoding: chunked" in client.head
+        assert client.body == b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"
+
+    with_front(story)
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+def test_an_answer_without_a_body_has_none(status: bytes) -> None:
+    """And the next request on the same connection is answered."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: b"HTTP/1.1 " + status + b"\r\nETag: x\r\n\r\n"
+        two = a_request().replace(b"close", b"keep-alive") + a_request()
+        client = await front.ask(two)
+
+        assert client.received.count(b"HTTP/1.1 " + status) == 2
+        assert b"Content-Type" not in client.received and b"chunked" not in client.received
+        assert client.body.endswith(b"\r\n\r\n")
+
+    with_front(story)
+
+
+def test_head_and_options_go_through() -> None:
+    """Web pages ask with OPTIONS first: the homeserver's word counts."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda seen: (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nX-A: b\r\n\r\n"
+            if seen.line.startswith(b"HEAD")
+            else an_answer(b"", b"204 No Content", b"Access-Control-Allow-Origin: *")
+        )
+        head = await front.ask(a_request(b"HEAD"))
+        options = await front.ask(a_request(b"OPTIONS"))
+
+        assert (head.status, head.body, options.status) == (200, b"", 204)
+        assert b"X-A: b" in head.head
+        assert b"Access-Control-Allow-Origin: *" in options.head
+
+    with_front(story)
+
+
+def test_words_between_are_not_the_answer() -> None:
+    """A `103 Early Hints`, or a `100 Continue` that nobody asked for."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: (
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + an_answer(b"[1]")
+        )
+        client = await front.ask(a_request())
+
+        assert (client.status, client.body) == (200, b"[1]")
+
+    with_front(story)
+
+
+def test_a_client_that_waits_for_a_continue_gets_one() -> None:
+    """And the homeserver is not asked for it once more."""
+
+    async def story(front: Front) -> None:
+        head, _, _ = a_request(b"PUT", b"/_matrix/x", b"Expect: 100-continue", body=b"hello").rpartition(
+            b"hello"
+        )
+        client = await front.call(head)
+        await front.until(lambda: client.received == b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.send(b"hello")
+        await front.until(lambda: client.lost)
+
+        (seen,) = front.homeserver.seen
+        assert (seen.body, seen.values(b"Expect")) == (b"hello", [])
+        assert client.received.endswith(b"{}")
+
+    with_front(story)
+
+
+def test_fifty_megabytes_go_up_and_are_never_here() -> None:
+    """Media are larger than any budget of ours; a slow homeserver slows the client, not our memory."""
+
+    async def story(front: Front) -> None:
+        size = 50 * MEGABYTE
+        client = await front.call(a_request(b"POST", b"/_matrix/media", b"Content-Length: %d" % size))
+        await front.until(lambda: bool(front.homeserver.connections))
+        front.homeserver.counting = True
+        (conversation,) = front.homeserver.connections
+        upstream: Any = conversation.transport
+        upstream.pauseProducing()
+        writing: Any = client.transport
+        for _ in range(50):
+            writing.write(b"x" * MEGABYTE)
+        channel = next(iter(front.site._channels))
+        await front.until(lambda: channel._body_held)
+        waiting = _unread(writing)
+        upstream.resumeProducing()
+        await front.until(lambda: front.homeserver.counted >= size)
+        conversation.write(an_answer())
+        await front.until(lambda: client.lost)
+
+        assert waiting > size - 20 * MEGABYTE  # the rest is in the kernel's buffers
+        assert client.received.endswith(b"{}")
+        assert front.budget.used == 0
+
+    with_front(story)
+
+
+def test_fifty_megabytes_come_down_at_the_pace_of_the_client() -> None:
+    """An initial sync over a bad line must not pile up here."""
+
+    async def story(front: Front) -> None:
+        size = 50 * MEGABYTE
+        front.homeserver.answers = lambda _: None
+        client = await front.call(a_request())
+        client.keeps = False
+        await front.until(lambda: bool(front.homeserver.seen))
+        reading: Any = client.transport
+        reading.pauseProducing()
+        (conversation,) = front.homeserver.connections
+        conversation.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(50):
+            conversation.write(b"x" * MEGABYTE)
+        channel = next(iter(front.site._channels))
+        await front.until(lambda: channel._waitingForTransport)
+        waiting = _unread(conversation.transport)
+        reading.resumeProducing()
+        await front.until(lambda: client.lost)
+
+        assert waiting > size - 20 * MEGABYTE
+        assert client.count > size
+
+    with_front(story)
+
+
+def test_a_client_that_goes_away_ends_its_request_at_the_homeserver() -> None:
+    """A long poll of a phone that changed its network would be held for half a minute."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: None
+        client = await front.call(a_request())
+        await front.until(lambda: bool(front.homeserver.seen))
+        client.leave()
+        await front.until(lambda: front.homeserver.connections[0].lost)
+
+    with_front(story)
+
+
+def test_an_upload_that_breaks_off_breaks_off_at_the_homeserver() -> None:
+    """Half a file must not look like a whole one."""
+
+    async def story(front: Front) -> None:
+        for framing in (b"Content-Length: 100", b"Transfer-Encoding: chunked"):
+            client = await front.call(a_request(b"POST", b"/_matrix/x", framing) + b"5\r\nhello\r\n")
+            await front.until(lambda: any(not each.lost for each in front.homeserver.connections))
+            client.leave()
+            await front.until(lambda: all(each.lost for each in front.homeserver.connections))
+        assert front.homeserver.seen == []
+
+    with_front(story)
+
+
+def test_an_answer_that_breaks_off_breaks_off_for_the_client() -> None:
+    """Half a JSON text with a proper end would be a wrong answer."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.hangs_up_after_answering = True
+        whole = an_answer(b"x" * 100)
+        chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+        for data in (whole[:-50], chunked):
+            front.homeserver.answers = lambda _, data=data: data  # type: ignore[misc]
+            client = await front.ask(a_request())
+            assert not client.received.endswith((b"x" * 100, b"0\r\n\r\n"))
+
+    with_front(story)
+
+
+def test_a_homeserver_that_is_down_is_said_to_be_at_once() -> None:
+    """502 with an error that every client understands, and that a web page may read (P:9.3)."""
+
+    async def story(front: Front) -> None:
+        await front.homeserver.stop()
+        client = await front.ask(a_request(b"GET", b"/_matrix/client/v3/x"))
+        server = await front.ask(a_request(b"PUT", b"/_matrix/federation/x", body=b"{}"))
+
+        assert (client.status, server.status) == (502, 502)
+        assert b'"errcode":"M_UNKNOWN"' in client.body
+        assert b"Access-Control-Allow-Origin: *" in client.head
+        assert b"Access-Control-Allow-Origin" not in server.head
+
+    with_front(story)
+
+
+def test_an_upload_to_a_homeserver_that_is_down_is_refused_before_its_end() -> None:
+    """Who sends 50 MB for nothing should know it soon; and the answer must arrive all the same."""
+
+    async def story(front: Front) -> None:
+        await front.homeserver.stop()
+        client = await front.call(a_request(b"POST", b"/_matrix/media", b"Content-Length: 1000000"))
+        await front.until(lambda: b"M_UNKNOWN" in client.received)
+        client.send(b"x" * 1_000_000)
+        await front.until(lambda: client.lost)
+
+        assert client.status == 502
+        assert b"Connection: close" in client.head
+
+    with_front(story)
+
+
+def test_a_homeserver_may_refuse_an_upload_before_its_end() -> None:
+    """Its 413 reaches the client."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.counting = True
+        client = await front.call(a_request(b"POST", b"/_matrix/media", b"Content-Length: 1000000") + b"x")
+        await front.until(lambda: front.homeserver.counted > 0)
+        front.homeserver.connections[0].write(an_answer(b'{"errcode":"M_TOO_LARGE"}', b"413 Too Large"))
+        await front.until(lambda: client.lost)
+
+        assert client.status == 413
+        assert client.body == b'{"errcode":"M_TOO_LARGE"}'
+        await front.until(lambda: front.homeserver.connections[0].lost)
+
+    with_front(story)
+
+
+def test_a_slow_request_slows_no_other() -> None:
+    """Two hundred long polls wait; the next request is answered all the same."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda seen: None if b"/slow" in seen.line else an_answer()
+        waiting = [await front.call(a_request(b"GET", b"/_matrix/slow")) for _ in range(200)]
+        await front.until(lambda: len(front.homeserver.seen) == 200)
+        client = await front.ask(a_request())
+        for each in waiting:
+            each.leave()
+
+        assert client.status == 200
+
+    with_front(story)
+
+
+def test_a_homeserver_that_does_not_answer_is_given_up_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wait has an end: 504, and nothing is left open there."""
+    monkeypatch.setattr(relay_module, "ANSWER_TIMEOUT_S", 0.05)
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: None
+        client = await front.ask(a_request())
+        upload = await front.ask(a_request(b"POST", b"/_matrix/x", body=b"x" * 10_000))
+
+        assert (client.status, upload.status) == (504, 504)
+        await front.until(lambda: all(each.lost for each in front.homeserver.connections))
+
+    with_front(story)
+
+
+def test_an_answer_that_stops_half_way_is_given_up_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client sees that it is not whole."""
+    monkeypatch.setattr(relay_module, "PIECE_TIMEOUT_S", 0.05)
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: an_answer(b"x" * 100)[:-50]
+        client = await front.ask(a_request())
+
+        assert client.body == b"x" * 50
+
+    with_front(story)
+
+
+def test_connections_are_kept_and_their_end_costs_no_request() -> None:
+    """A homeserver that restarts between two transactions must not look like an outage to the origin."""
+
+    async def story(front: Front) -> None:
+        await front.ask(a_request())
+        await front.ask(a_request())
+        assert len(front.homeserver.connections) == 1
+
+        # The next request meets a connection that is closed before a byte of an answer.
+        front.homeserver.answers = lambda _: b""
+        front.homeserver.hangs_up_after_answering = True
+
+        def come_back(_: object) -> bytes:
+            front.homeserver.hangs_up_after_answering = False
+            front.homeserver.answers = lambda _: an_answer(b"[2]")
+            front.homeserver.connections[0].close()
+            return b""
+
+        front.homeserver.answers = come_back
+        client = await front.ask(a_request(b"PUT", b"/elsewhere", body=b"{}"))
+
+        assert (client.status, client.body) == (200, b"[2]")
+        assert len(front.homeserver.connections) == 2
+
+    with_front(story)
+
+
+def test_a_post_is_never_sent_twice() -> None:
+    """Nobody knows whether the first one was done."""
+
+    async def story(front: Front) -> None:
+        for uri in (b"/_matrix/x", b"/elsewhere"):  # streamed, and held in memory
+            await front.ask(a_request())
+            front.homeserver.seen.clear()
+            front.homeserver.answers = lambda _: b""
+            front.homeserver.hangs_up_after_answering = True
+            client = await front.ask(a_request(b"POST", uri, body=b"{}"))
+            front.homeserver.answers = lambda _: an_answer()
+            front.homeserver.hangs_up_after_answering = False
+
+            assert client.status == 502
+            assert len(front.homeserver.seen) == 1
+
+    with_front(story)
+
+
+def test_an_answer_can_be_looked_at_before_it_is_given_back() -> None:
+    """What `/send` and `/sync` need: status, headers, a body to a limit, and a request with changes."""
+
+    async def story(front: Front) -> None:
+        found: list[object] = []
+
+        class Looking(PassThrough):
+            def render(self, request: Any) -> int:
+                async def look() -> None:
+                    relayed = await front.relay.forward(
+                        request, extra_headers=[(b"Accept-Encoding", b"identity")], uri=b"/other"
+                    )
+                    found.extend([relayed.status, await front.relay.read(relayed, 5)])
+                    relayed = await front.relay.forward(request, body=b"mine")
+                    found.append(await front.relay.read(relayed, 1))
+                    await front.relay.give_back(request, await front.relay.forward(request))
+
+                return answered(request, look())
+
+        front.site.resource = Looking(front.relay)
+        front.homeserver.answers = lambda seen: an_answer(b"%d" % (10_000 + len(seen.body)))
+        client = await front.ask(a_request(b"GET", b"/_matrix/x", b"Accept-Encoding: gzip"))
+
+        assert found == [200, b"10000", None]
+        assert client.body == b"10000"
+        first, second, _ = front.homeserver.seen
+        assert first.line == b"GET /other HTTP/1.1"
+        assert first.values(b"Accept-Encoding") == [b"identity"]
+        assert second.body == b"mine"
+
+    with_front(story)
+
+
+def test_a_bug_of_ours_is_a_502_and_not_a_silence() -> None:
+    """The client tries again; the log has the traceback."""
+
+    async def story(front: Front) -> None:
+        class Wrong(PassThrough):
+            def render(self, request: Any) -> int:
+                async def fail() -> None:
+                    raise ZeroDivisionError
+
+                return answered(request, fail())
+
+        front.site.resource = Wrong(front.relay)
+        client = await front.ask(a_request())
+
+        assert client.status == 502
+
+    with_front(story)
+
+
+TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABC-_", min_size=1, max_size=12).map(
+    lambda s: b"x-t-" + s.encode()
+)
+VALUE = st.binary(max_size=30).map(lambda data: bytes(c for c in data if c >= 32 and c != 127).strip(b" \t"))
+PATH = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40).map(str.encode)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.sampled_from([b"GET", b"PUT", b"POST", b"DELETE", b"PATCH", b"ODD"]),
+            PATH,
+            st.lists(st.tuples(TOKEN, VALUE), max_size=5),
+            st.binary(max_size=3000),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_whatever_comes_the_homeserver_gets_exactly_that(
+    requests: list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes, bool]],
+) -> None:
+    """Bytes of paths, headers and bodies are nobody's business here."""
+
+    async def story(front: Front) -> None:
+        for method, path, headers, body, chunked in requests:
+            lines = [name + b": " + value for name, value in headers]
+            uri = b"/_matrix/" + path
+            if chunked:
+                data = a_request(method, uri, *lines, b"Transfer-Encoding: chunked")
+                data += (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+            else:
+                data = a_request(method, uri, *lines, body=body)
+            client = await front.ask(data)
+            assert client.status == 200
+            seen = front.homeserver.seen[-1]
+            assert seen.line == method + b" " + uri + b" HTTP/1.1"
+            assert seen.body == body
+            for name in {name.lower() for name, _ in headers}:
+                assert seen.values(name) == [value for other, value in headers if other.lower() == name]
+        assert len(front.homeserver.seen) == len(requests)
+
+    with_front(story)
+
+
+def _unread(transport: Any) -> int:
+    """Bytes that wait in a transport's own buffer."""
+    waiting: int = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    return waiting
