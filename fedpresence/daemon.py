@@ -320,6 +320,8 @@ class Daemon:
         await parts.outbound.stopService()
         await parts.keyring.stop()
         await parts.homeserver_pool.closeCachedConnections()
+        if parts.relay is not None:
+            await parts.relay.stop()
         if not self._failed:
             await parts.hub.submit(TimePassed())  # what came before it is committed before the store closes
         parts.hub.stop()

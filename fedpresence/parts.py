@@ -26,6 +26,7 @@ from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObserv
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import InboxDue, PushReceived, TransactionReceived, UserAdded
 from fedpresence.engine.settings import ServerLists
+from fedpresence.homeserver.relay import Relay, build_pool
 from fedpresence.hub import Hub
 from fedpresence.ids import ServerName, UserID
 from fedpresence.inbound.gate import Gate
@@ -92,6 +93,9 @@ class Parts:
         self.hub = Hub(engine, store, clock, self._perform, around.fatal, around.turned)
         self.feed = Feed(clock, epoch=secrets.token_hex(4), patience=around.patience)
         self.homeserver_pool: Any = HTTPConnectionPool(around.reactor)
+        self.relay = None
+        if config.homeserver_url is not None:
+            self.relay = Relay(around.reactor, config.homeserver_url, clock, build_pool(around.reactor))
         self.tokens = self._tokens(around)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         self.client = build_client(around.reactor, clock, config.federation, identity, around.random)

@@ -11,6 +11,7 @@ from twisted.web.resource import Resource
 from fedpresence.clients.parts import ClientParts, ClientSettings
 from fedpresence.clients.resource import add_clients
 from fedpresence.config import ListenerConfig
+from fedpresence.homeserver.send import Fronting, add_front
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.intake import Admit, BoundedSite
 from fedpresence.ops.admin import AdminParts, add_admin, admission
@@ -34,18 +35,7 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
             ),
         )
     if "federation" in place.resources:
-        asked.append(parts.gate.admit)
-        add_federation(
-            root,
-            Federation(
-                parts.identity,
-                parts.gate,
-                parts.transactions,
-                parts.clock,
-                parts.seen_alive,
-                config.federation.serve_well_known,
-            ),
-        )
+        asked.append(_add_federation(root, parts))
     if "admin" in place.resources and config.admin_token is not None:
         asked.append(admission(config.admin_token))
         add_admin(
@@ -64,6 +54,30 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
     if "metrics" in place.resources:
         add_metrics(root, parts.counters, parts.hub, parts.engine, parts.outbound)
     return BoundedSite(root, config.limits, parts.clock, parts.budget, _first_of(asked))
+
+
+def _add_federation(root: Resource, parts: Parts) -> Admit:
+    """Ours alone, or in front of the homeserver's; who admits its requests."""
+    alone: Resource = root if parts.relay is None else Unknown()
+    well_known = parts.config.federation.serve_well_known
+    add_federation(
+        alone,
+        Federation(parts.identity, parts.gate, parts.transactions, parts.clock, parts.seen_alive, well_known),
+    )
+    if parts.relay is None:
+        return parts.gate.admit
+    fronting = Fronting(
+        parts.relay,
+        parts.origins,
+        parts.origin_limits,
+        parts.budget,
+        parts.transactions,
+        parts.clock,
+        parts.counters,
+        parts.seen_alive,
+        alone,
+    )
+    return add_front(root, fronting, serves_well_known=well_known is not None)
 
 
 def _first_of(asked: list[Admit]) -> Admit:

@@ -20,12 +20,14 @@ Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 from weakref import WeakSet
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
@@ -39,7 +41,7 @@ from twisted.web.client import (
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH
-from twisted.web.resource import Resource
+from twisted.web.resource import Resource, getChildForRequest
 from twisted.web.server import NOT_DONE_YET, Request
 
 from fedpresence.clock import Clock, Timer, within
@@ -47,6 +49,7 @@ from fedpresence.errors import BadRequest
 from fedpresence.incoming import IncomingBody
 from fedpresence.intake import Admitted, RequestHead, body_of
 from fedpresence.web import CORS_HEADERS, write_error
+from fedpresence.wire.json import decode_json
 
 _log = Logger()
 
@@ -68,6 +71,7 @@ OF_THE_CONNECTION = (
     b"Upgrade",
 )
 FOR_BROWSERS = (b"/_matrix/client/", b"/_matrix/media/", b"/_fedpresence/client/", b"/_synapse/client/")
+MAX_ERROR_BYTES = 65_536  # of an answer that is read to see what it means
 UNBOUNDED = 1 << 62  # bytes; the homeserver has a limit of its own, and it costs us nothing
 
 _UNHEARD = (RequestTransmissionFailed, ResponseNeverReceived)  # not a byte of an answer came
@@ -102,6 +106,13 @@ class Relay:
         self._pool: Any = pool
         self._key = ("homeserver", base_url)
         self._used: WeakSet[Any] = WeakSet()  # connections that have carried a request already
+        self._under_way: set[Deferred[Any]] = set()
+
+    async def stop(self) -> None:
+        """End what waits for an answer, and close what is kept."""
+        for asked in list(self._under_way):
+            asked.cancel()
+        await self._pool.closeCachedConnections()
 
     async def forward(
         self,
@@ -123,6 +134,7 @@ class Relay:
             kept = connection in self._used
             self._used.add(connection)
             patience = _Patience(connection.request(sent), body, self._clock)
+            self._under_way.add(patience.asked)
             try:
                 response = await patience.asked
             except (CancelledError, Exception) as error:
@@ -138,6 +150,7 @@ class Relay:
                     continue  # the next one is new, or kept too: it ends with the kept ones
                 raise _unavailable(type(error).__name__) from error
             finally:
+                self._under_way.discard(patience.asked)
                 patience.end()
             return Relayed(response.code, response.headers, response)
 
@@ -147,12 +160,7 @@ class Relay:
         if _is_gone(request):
             response._transport.loseConnection()
             return
-        request.setResponseCode(relayed.status, response.phrase)
-        request.defaultContentType = None  # what it did not say, we do not say
-        for name in (b"Server", b"Date"):
-            request.responseHeaders.removeHeader(name)
-        for name, values in relayed.headers.getAllRawHeaders():
-            request.responseHeaders.setRawHeaders(name, list(values))
+        _begin_answer(request, relayed)
         if response.length is not UNKNOWN_LENGTH and not _has_no_body(request, relayed.status):
             request.setHeader(b"Content-Length", b"%d" % response.length)
         incoming = body_of(request) if relayed.status >= 400 else None
@@ -176,6 +184,16 @@ class Relay:
         relayed.response.deliverBody(_Read(limit, done, self._clock))
         return await done
 
+    def give_back_whole(self, request: Request, relayed: Relayed, body: bytes) -> None:
+        """Answer `request` as the homeserver did, with the body that was read."""
+        if _is_gone(request):
+            return
+        _begin_answer(request, relayed)
+        if not _has_no_body(request, relayed.status):
+            request.setHeader(b"Content-Length", b"%d" % len(body))
+        request.write(body)
+        request.finish()
+
     async def pass_through(self, request: Request) -> None:
         """Ask the homeserver and give its answer back, both ways as it comes; errors are answered too."""
         body = body_of(request)
@@ -185,6 +203,19 @@ class Relay:
             refuse(request, error)
             return
         await self.give_back(request, relayed)
+
+    async def is_unserved(self, relayed: Relayed) -> tuple[bool, bytes]:
+        """Whether the homeserver has nothing of the kind, and the body that was read to know it.
+
+        That is a 404 that says so, or that no Matrix server wrote.
+        """
+        body = await self.read(relayed, MAX_ERROR_BYTES) or b""
+        try:
+            error = decode_json(body)
+        except BadRequest:
+            error = None
+        errcode = error.get("errcode") if isinstance(error, dict) else None
+        return relayed.status == 404 and errcode in (None, "M_UNRECOGNIZED"), body
 
     async def _connection(self) -> Any:
         try:
@@ -232,11 +263,54 @@ class PassThrough(Resource):
         return answered(request, self.relay.pass_through(request))
 
 
-def answered(request: Request, work: Any) -> int:
-    """Run what answers `request` later, until its client goes away; a bug is a 502 and logged."""
+class OrAlone(PassThrough):
+    """As PassThrough; a GET that the homeserver does not serve is answered as if there were none.
+
+    `alone` is the root of the tree that answers then.
+    """
+
+    def __init__(self, relay: Relay, alone: Resource) -> None:
+        super().__init__(relay)
+        self._alone = alone
+
+    def render(self, request: Request) -> int:
+        """Ask there, and then here."""
+        return answered(request, self._ask(request)) if request.method == b"GET" else super().render(request)
+
+    async def _ask(self, request: Request) -> None:
+        try:
+            relayed = await self.relay.forward(request)
+        except BadRequest as error:
+            refuse(request, error)
+            return
+        if relayed.status != 404:
+            await self.relay.give_back(request, relayed)
+            return
+        unserved, body = await self.relay.is_unserved(relayed)
+        if unserved:
+            answer_alone(request, self._alone, b"")
+        else:
+            self.relay.give_back_whole(request, relayed, body)
+
+
+def answer_alone(request: Request, root: Resource, body: bytes) -> None:
+    """Answer `request`, whose whole body this is, from the tree below `root`."""
+    if _is_gone(request):
+        return
+    request.content = BytesIO(body)
+    request.prepath = []
+    request.postpath = [unquote_to_bytes(segment) for segment in request.path[1:].split(b"/")]
+    request.render(getChildForRequest(root, request))
+
+
+def answered(request: Request, work: Any, *, to_its_end: bool = False) -> int:
+    """Run what answers `request` later; a bug is a 502 and logged.
+
+    It ends when the client goes away, unless it must come `to_its_end`.
+    """
 
     def failed(failure: Failure) -> None:
-        if failure.check(CancelledError) and _is_gone(request):
+        if failure.check(CancelledError, ConnectionLost) and _is_gone(request):
             return
         _log.failure("passing {method} {path} on failed", failure, method=request.method, path=request.path)
         if not _is_gone(request) and not request.startedWriting:
@@ -245,7 +319,8 @@ def answered(request: Request, work: Any) -> int:
             _abort(request)
 
     running = ensureDeferred(work)
-    request.notifyFinish().addErrback(lambda _: running.cancel())
+    if not to_its_end:
+        request.notifyFinish().addErrback(lambda _: running.cancel())
     running.addErrback(failed)
     return NOT_DONE_YET
 
@@ -449,6 +524,15 @@ def _is_near(peer: object) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_private)
+
+
+def _begin_answer(request: Request, relayed: Relayed) -> None:
+    request.setResponseCode(relayed.status, relayed.response.phrase)
+    request.defaultContentType = None  # what it did not say, we do not say
+    for name in (b"Server", b"Date"):
+        request.responseHeaders.removeHeader(name)
+    for name, values in relayed.headers.getAllRawHeaders():
+        request.responseHeaders.setRawHeaders(name, list(values))
 
 
 def _has_no_body(request: Request, status: int) -> bool:

@@ -35,6 +35,7 @@ PREFIX = "fedpresence_"
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inbound_transactions": ("Transactions that other servers sent.", ("outcome",)),
     "inbound_edus": ("EDUs in them.", ("edu_type", "outcome")),
+    "fronted_transactions": ("Transactions that came to the homeserver through us.", ("outcome",)),
     "key_fetches": ("Requests for another server's keys.", ("outcome",)),
     "outbound_transactions": ("Transactions sent to other servers.", ("outcome",)),
     "outbound_pushes": ("Presence of users in them.", ()),
