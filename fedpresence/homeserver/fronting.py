@@ -42,6 +42,12 @@ def share_of(content: object) -> Share:
     return Share.ALL if is_all else Share.SOME
 
 
+def must_last(content: object) -> bool:
+    """Whether there is more than pushes in it: presence is said again, an accept may not be."""
+    edus = content.get("edus") if isinstance(content, dict) else None
+    return isinstance(edus, list) and any(_is_presence(edu) and edu["edu_type"] != PRESENCE for edu in edus)
+
+
 class Samples:
     """What the homeserver said to the last transaction that it got of each origin."""
 

@@ -7,8 +7,8 @@ Always true:
   200, or that we answered alone (Z-26);
 - we answer alone only what is presence and nothing else, and only while the origin's last sample at the
   homeserver got a 200 (H:6.2, step 5);
-- no key fetch, no queue and no failure of ours delays the homeserver's transaction, or its answer for more
-  than a moment;
+- no key fetch, no queue and no failure of ours delays the homeserver's transaction; and only what must not
+  be lost (list EDUs, not pushes) delays its answer until it is committed, for a moment at most;
 - bodies that are looked at share the byte budget (Z-2); where it is used up, they stream by without a look.
 
 A homeserver that has no `/send` at all (federation is off there) takes nothing: then the transaction is
@@ -28,7 +28,7 @@ from twisted.web.server import Request
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
-from fedpresence.homeserver.fronting import Samples, Share, share_of
+from fedpresence.homeserver.fronting import Samples, Share, must_last, share_of
 from fedpresence.homeserver.relay import (
     OrAlone,
     PassThrough,
@@ -52,7 +52,7 @@ from fedpresence.wire.json import decode_json
 _log = Logger()
 
 MAX_TXN_ID_BYTES = 255  # as in standalone; longer ones are the homeserver's alone
-COMMIT_PATIENCE_S = 0.25  # a 200 that waits so long for our commit is still no delay to speak of
+COMMIT_PATIENCE_S = 0.25  # for list EDUs, which are rare
 PLAIN_BYTES = 65_536  # above it, only what mentions presence is parsed at all: rooms' histories are large
 PASSED = (b"/_matrix/federation/", b"/_matrix/key/", b"/_matrix/media/", b"/.well-known/matrix/")
 
@@ -78,13 +78,14 @@ class Fronting:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A transaction whose origin is proven."""
+    """A transaction whose origin is proven. `lasts`: something in it must survive a restart."""
 
     origin: ServerName
     txn_id: str
     content: object
     size: int
     share: Share
+    lasts: bool
 
 
 def add_front(root: Resource, fronting: Fronting, *, serves_well_known: bool = False) -> Admit:
@@ -199,7 +200,7 @@ class FrontedSend(PassThrough):
     ) -> None:
         """The homeserver's answer, and what we take of the transaction: before it if that is quick."""
         taking = ensureDeferred(self._take_once_verified(relayed.status, looking, looked))
-        if looked:
+        if looked and looked[0] is not None and looked[0].lasts:
             await _for_a_moment(taking, COMMIT_PATIENCE_S, self._fronting.clock)
         await self.relay.give_back(request, relayed)
         self._count("taken" if await taking else "forwarded")
@@ -218,10 +219,12 @@ class FrontedSend(PassThrough):
         now = now_ms(self._fronting.clock)
         if verified.share is not Share.ALL or not self._samples.may_answer(verified.origin, now):
             return False
-        if not await self._take(verified):
+        taking = ensureDeferred(self._take(verified))
+        if (verified.lasts or taking.called) and not await taking:
             return False  # the homeserver's word then; what is missed is mended (Z-25)
         self._count("answered")
         write_json(request, {"pdus": {}})
+        await taking
         return True
 
     async def _verify(self, request: Request, claim: Claim, data: bytes) -> Verified | None:
@@ -238,7 +241,8 @@ class FrontedSend(PassThrough):
             txn_id = unquote_to_bytes(request.path.rstrip(b"/").rpartition(b"/")[2])
             if len(txn_id) > MAX_TXN_ID_BYTES:
                 return None
-            return Verified(origin, txn_id.decode("utf-8"), content, len(data), share_of(content))
+            share, lasts = share_of(content), must_last(content)
+            return Verified(origin, txn_id.decode("utf-8"), content, len(data), share, lasts)
         except (BadRequest, UnicodeDecodeError) as error:
             _log.debug("{origin} is not believed: {reason}", origin=claim.origin, reason=str(error))
         except CancelledError:

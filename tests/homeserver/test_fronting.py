@@ -1,7 +1,7 @@
 import pytest
 
 from fedpresence.homeserver import fronting
-from fedpresence.homeserver.fronting import SAMPLE_MS, Samples, Share, share_of
+from fedpresence.homeserver.fronting import SAMPLE_MS, Samples, Share, must_last, share_of
 from fedpresence.ids import ServerName
 
 THERE, ELSEWHERE = ServerName("there.test"), ServerName("elsewhere.test")
@@ -32,6 +32,13 @@ TYPING = {"edu_type": "m.typing", "content": {}}
 def test_presence_alone_is_what_has_nothing_else_in_it(content: object, share: Share) -> None:
     """What we answer alone the homeserver never sees: a device list among it would be lost."""
     assert share_of(content) is share
+
+
+def test_list_edus_must_last_and_pushes_need_not() -> None:
+    """A push comes again by itself; a 200 for an accept that a crash took back would last."""
+    assert must_last({"edus": [PUSH, TYPING, INVITE]}) and must_last({"edus": [DROP]})
+    assert not must_last({"edus": [PUSH, TYPING, None]})
+    assert not must_last({"edus": None}) and not must_last([])
 
 
 def test_an_origin_is_answered_alone_for_ten_minutes_after_its_sample_was_taken() -> None:

@@ -404,6 +404,22 @@ def test_a_commit_that_takes_long_delays_no_answer() -> None:
     with_front(story)
 
 
+def test_pushes_delay_no_answer_at_all() -> None:
+    """A push is written behind anyhow: the next message of the origin must not wait for our disk."""
+
+    async def story(front: Front) -> None:
+        commit: Deferred[None] = Deferred()
+        front.taking = lambda: commit
+        mixed = await front.ask(front.send("1", PUSH, LIST))
+        alone = await front.ask(front.send("2", PUSH))
+        assert (mixed.body, alone.body) == (OK, OURS)
+
+        commit.callback(None)
+        await front.until(lambda: front.outcomes() == {"taken": 1, "answered": 1})
+
+    with_front(story)
+
+
 def test_an_origin_that_does_not_wait_changes_nothing() -> None:
     """It hears no answer and sends again; the homeserver and we know the transaction by its id."""
 
