@@ -3,11 +3,15 @@
 
 import gzip
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.web.http_headers import Headers
 
 from fedpresence.config import LimitsConfig
 from fedpresence.homeserver import relay as relay_module
@@ -168,6 +172,57 @@ def test_the_homeserver_learns_who_asks() -> None:
         (seen,) = front.homeserver.seen
         assert seen.values(b"X-Forwarded-For") == [b"192.0.2.7, 127.0.0.1"]
         assert seen.values(b"X-Forwarded-Proto") == [b"https"]
+
+    with_front(story)
+
+
+@pytest.mark.parametrize(
+    ("peer", "claimed", "told"),
+    [
+        ("8.8.8.8", None, b"8.8.8.8"),
+        ("8.8.8.8", b"192.0.2.7", b"8.8.8.8"),  # whoever claims that is no proxy of ours
+        ("2001:4860::1", b"192.0.2.7", b"2001:4860::1"),
+        ("10.1.2.3", b"192.0.2.7", b"192.0.2.7, 10.1.2.3"),
+        ("::ffff:10.1.2.3", b"192.0.2.7, 10.9.9.9", b"192.0.2.7, 10.9.9.9, ::ffff:10.1.2.3"),
+        (None, b"192.0.2.7", b"192.0.2.7"),  # a Unix socket
+    ],
+)
+def test_only_a_proxy_of_ours_is_believed_about_others(
+    peer: str | None, claimed: bytes | None, told: bytes
+) -> None:
+    """Synapse takes the first entry for the client's own address, and limits by it."""
+    request: Any = SimpleNamespace(
+        method=b"GET",
+        uri=b"/",
+        requestHeaders=Headers({b"X-Forwarded-Proto": [b"gopher"]}),
+        getClientAddress=lambda: SimpleNamespace(host=peer) if peer else object(),
+        isSecure=lambda: True,
+    )
+    if claimed is not None:
+        request.requestHeaders.setRawHeaders(b"X-Forwarded-For", [claimed])
+    relay = Relay(MemoryReactorClock(), "http://127.0.0.1:8008/base", Clock(), build_pool(None))
+
+    head = relay._head(request, None, ())
+
+    assert b"\r\nX-Forwarded-For: " + told + b"\r\n" in head
+    is_proxy = peer is None or "10.1.2.3" in peer
+    assert (b"X-Forwarded-Proto: gopher" in head) == is_proxy
+    assert head.startswith(b"GET /base/ HTTP/1.1\r\n") and b"\r\nHost: 127.0.0.1:8008\r\n" in head
+
+
+def test_requests_in_a_row_are_answered_in_a_row() -> None:
+    """Bodies that stream end where they end: what is behind is the next request."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda seen: an_answer(seen.body)
+        requests = [a_request(b"PUT", b"/_matrix/x", body=b"body %d" % n) for n in range(5)]
+        client = await front.ask(
+            b"".join(each.replace(b"close", b"keep-alive") for each in requests[:-1]) + requests[-1]
+        )
+
+        assert [seen.body for seen in front.homeserver.seen] == [b"body %d" % n for n in range(5)]
+        places = [client.received.index(b"body %d" % n) for n in range(5)]
+        assert places == sorted(places)
 
     with_front(story)
 
