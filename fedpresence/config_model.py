@@ -15,7 +15,7 @@ from fedpresence.engine.settings import InvitePolicy
 from fedpresence.ids import KeyID, ServerName
 
 RESOURCES = ("client", "federation", "admin", "metrics", "appservice", "sync_tap")
-SERVED_RESOURCES = ("client", "federation", "admin", "metrics")  # the others belong to a homeserver behind us
+SERVED_RESOURCES = ("client", "federation", "admin", "metrics", "sync_tap")  # the rest: with a registration
 
 # Synapse's default list of blocked ranges, and this host's own spellings of "here": 0.0.0.0 and ::
 # reach the loopback interface on Linux (Z-5).

@@ -18,6 +18,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 
 from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
+from fedpresence.clients.tap import SyncTap
 from fedpresence.clients.tokens import Tokens
 from fedpresence.clients.whoami import UNKNOWN_FOR_MS, HomeserverTokens
 from fedpresence.clock import Clock, now_ms
@@ -97,6 +98,7 @@ class Parts:
         if config.homeserver_url is not None:
             self.relay = Relay(around.reactor, config.homeserver_url, clock, build_pool(around.reactor))
         self.tokens = self._tokens(around)
+        self.tap = SyncTap(self.hub, self.tokens, clock)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         self.client = build_client(around.reactor, clock, config.federation, identity, around.random)
         self.outbound = Outbound(
@@ -200,4 +202,11 @@ class Parts:
         connecting = agent(around.reactor, connectTimeout=CONNECT_TIMEOUT_S, pool=self.homeserver_pool)
         http: Any = HTTPClient(connecting)
         finder = HomeserverTokens(config.server_name, config.homeserver_url, http, self.clock)
-        return Tokens(finder, self.hub, self.engine, self.clock, unknown_for_ms=UNKNOWN_FOR_MS)
+        return Tokens(
+            finder,
+            self.hub,
+            self.engine,
+            self.clock,
+            masquerades=finder,
+            unknown_for_ms=UNKNOWN_FOR_MS,
+        )
