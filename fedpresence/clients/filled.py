@@ -171,10 +171,8 @@ class FilledSync:
                 if wait_s:
                     await until(upstream, clock=clock, timeout_s=wait_s)
                 wait_s = self._ends.take(poll.owner, now_ms(clock)) / 1000
-                if wait_s or upstream.done:
+                if wait_s:
                     continue
-                if await self._owner(poll.request, upstream) == poll.owner:
-                    return not upstream.done
                 break
             wait_s = 0.0
             feed, number = self._parts.feed, newer.number
@@ -182,9 +180,11 @@ class FilledSync:
             try:
                 await until(waiting, upstream, clock=clock)
                 if waiting.done and not waiting.result():
-                    break
+                    break  # too many of the user's polls wait, or the run ends
             finally:
                 waiting.cancel()
+        if not upstream.done and await self._owner(poll.request, upstream) == poll.owner:
+            return not upstream.done
         await until(upstream, clock=clock)
         return False
 

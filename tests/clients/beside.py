@@ -140,7 +140,7 @@ class Beside(World):
         """A new run: positions are forgotten too."""
         super().restart(epoch, busy=busy)
         self.relay = PlayedRelay()
-        root = Resource()  # type: ignore[no-untyped-call]
+        root = Resource()
         add_clients_beside(root, self.parts, self.relay, lambda: _Passed(self.relay))
         self.treq = StubTreq(root)
 

@@ -168,13 +168,13 @@ def test_an_initial_sync_is_never_ended_early() -> None:
     assert asked.waits
 
 
-@pytest.mark.parametrize("params", [{"timeout": "0"}, {}, {"timeout": 30_000, "full_state": "true"}])
-def test_who_does_not_wait_gets_the_homeservers_answer(params: dict[str, str | int]) -> None:
+@pytest.mark.parametrize("params", [{"timeout": "0"}, {}, {"timeout": "30000", "full_state": "true"}])
+def test_who_does_not_wait_gets_the_homeservers_answer(params: dict[str, str]) -> None:
     """A phone that looks once for messages wants them, not presence alone."""
     world = Beside()
     world.synced()
     world.tell(BOB, ONLINE, ALICE)
-    asked = world.sync(since="h1", **params)
+    asked = world.ask("GET", "sync", params={"since": "h1", **params})
     world.clock.advance(60)
     assert asked.waits
 
@@ -401,13 +401,13 @@ def test_a_compressed_answer_is_compressed_again() -> None:
     assert (asked.answer.body["rooms"], senders(asked.answer.body)) == (ROOMS, [ALICE])
 
 
-@pytest.mark.parametrize("more", [{"content_encoding": "br"}, {"content_type": "text/html"}])
-def test_what_we_cannot_read_passes_untouched(more: dict[str, str]) -> None:
+@pytest.mark.parametrize(("header", "value"), [("content_encoding", "br"), ("content_type", "text/html")])
+def test_what_we_cannot_read_passes_untouched(header: str, value: str) -> None:
     """And nothing counts as told."""
     world = Beside()
     asked = world.sync()
     assert asked.waits
-    world.last.respond({"next_batch": "h1"}, **more)
+    world.last.respond({"next_batch": "h1"}, 200, data=None, **{header: value})
 
     assert asked.answer.body == {"next_batch": "h1"}
     assert senders(world.synced("h1", "h2")) == [ALICE]
@@ -436,6 +436,18 @@ def test_after_a_restart_of_ours_everybody_gets_a_snapshot() -> None:
     world.show(BOB, OFFLINE, ALICE)
 
     assert senders(world.synced("h1", "h2")) == [ALICE, BOB]
+
+
+def test_at_the_end_of_the_run_long_polls_are_answered() -> None:
+    """A clean stop is quick; the client comes back with the token that it had."""
+    world = Beside()
+    world.synced()
+    asked = world.poll("h1")
+    assert asked.waits
+
+    world.feed.close()
+
+    assert (asked.answer.body["next_batch"], senders(asked.answer.body)) == ("h1", [])
 
 
 def test_devices_have_positions_of_their_own() -> None:

@@ -19,7 +19,7 @@ class Tapped(World):
     def restart(self, epoch: str, *, busy: bool = False) -> None:
         super().restart(epoch, busy=busy)
         self.tap = SyncTap(self.hub, self.tokens, self.clock)
-        root = Resource()  # type: ignore[no-untyped-call]
+        root = Resource()
         add_tap(root, self.tap)
         self.treq = StubTreq(root)
 
