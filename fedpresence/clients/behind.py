@@ -26,7 +26,7 @@ from fedpresence.wire.json import decode_json
 _log = Logger()
 
 MAX_FILTERS = 10_000  # remembered; clients have one or two each, and it never changes
-MAX_SMALL_BODY = 65_536  # bytes: a filter, an error
+MAX_FILTER_BYTES = 65_536
 FILTER_TIMEOUT_S = 2.0  # a client waits for this
 
 
@@ -69,6 +69,12 @@ class Relay(Protocol):
 
     async def read(self, relayed: Any, limit: int) -> bytes | None:
         """The whole body; None where it is longer or breaks off."""
+
+    async def is_unserved(self, relayed: Any) -> tuple[bool, bytes]:
+        """Whether it has nothing of the kind, and the body that was read to know it."""
+
+    def give_back_whole(self, request: Request, relayed: Any, body: bytes) -> None:
+        """Answer as it did, with a body that was read."""
 
     def drop(self, relayed: Any) -> None:
         """Nobody wants it any more."""
@@ -122,5 +128,5 @@ class Filters:
         uri = f"/_matrix/client/v3/user/{user}/filter/{name}" + (f"?{named}" if named else "")
         plain = [(b"Accept-Encoding", b"identity")]
         relayed = await self._relay.forward(request, uri=uri.encode("ascii"), extra_headers=plain)
-        body = await self._relay.read(relayed, MAX_SMALL_BODY)
+        body = await self._relay.read(relayed, MAX_FILTER_BYTES)
         return decode_filter(decode_json(body)) if relayed.status == 200 and body else None

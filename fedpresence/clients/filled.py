@@ -27,7 +27,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 from twisted.web.server import Request
 
-from fedpresence.clients.behind import MAX_SMALL_BODY, Filters, Relay, Relayed, Through
+from fedpresence.clients.behind import Filters, Relay, Relayed, Through
 from fedpresence.clients.mailbox import Mailbox
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.positions import Positions
@@ -242,17 +242,11 @@ class FilledSync:
 
     async def _not_served(self, request: Request, relayed: Relayed) -> object:
         """A homeserver without `/sync`, one that knows tokens alone, leaves it all to us."""
-        body = await self._relay.read(relayed, MAX_SMALL_BODY) or b""
-        try:
-            errcode = json.loads(body)["errcode"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            errcode = "M_UNRECOGNIZED"
-        if errcode == "M_UNRECOGNIZED":
+        unserved, body = await self._relay.is_unserved(relayed)
+        if unserved:
             return await self._alone.sync(request)
-        request.setResponseCode(relayed.status)
-        request.setHeader("Content-Type", JSON)
-        request.write(body)
-        request.finish()
+        self._relay.give_back_whole(request, relayed, body)
+        _must_be_whole(bool(request.finished))
         return None
 
     async def _news(self, poll: _Poll) -> News:

@@ -105,6 +105,17 @@ class PlayedRelay:
         """All of it."""
         return relayed.body
 
+    async def is_unserved(self, relayed: Relayed) -> tuple[bool, bytes]:
+        """As the homeserver's words are."""
+        body = json.loads(relayed.body)
+        return not isinstance(body, dict) or body.get("errcode") in (None, "M_UNRECOGNIZED"), relayed.body
+
+    def give_back_whole(self, request: Request, relayed: Relayed, body: bytes) -> None:
+        """All at once."""
+        request.setResponseCode(relayed.status)
+        request.write(body)
+        request.finish()
+
     def drop(self, relayed: Relayed) -> None:
         """Count it."""
         self.dropped += 1
