@@ -15,7 +15,6 @@ from fedpresence.engine.settings import InvitePolicy
 from fedpresence.ids import KeyID, ServerName
 
 RESOURCES = ("client", "federation", "admin", "metrics", "appservice", "sync_tap")
-SERVED_RESOURCES = ("client", "federation", "admin", "metrics", "appservice")  # those of this version
 
 # Synapse's default list of blocked ranges, and this host's own spellings of "here": 0.0.0.0 and ::
 # reach the loopback interface on Linux (Z-5).

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from unpaddedbase64 import decode_base64
 
 from fedpresence.config_endpoints import absolute_endpoint, parse_endpoint, readable_file
-from fedpresence.config_model import RESOURCES, SERVED_RESOURCES, ListenerConfig, OldKey
+from fedpresence.config_model import RESOURCES, ListenerConfig, OldKey
 from fedpresence.errors import BadRequest, ConfigError, ConfigProblem
 from fedpresence.ids import KeyID, ServerName, parse_key_id, parse_server_name, split_server_name
 
@@ -411,18 +411,16 @@ def _listener(value: object, key: str, folder: Path) -> ListenerConfig:
 def _resources(value: object, key: str, folder: Path) -> tuple[str, ...]:
     names = list_of(_resource)(value, key, folder)
     if not names:
-        raise ConfigError.of(key, "is empty.", f"Use any of {', '.join(SERVED_RESOURCES)}.")
+        raise ConfigError.of(key, "is empty.", f"Use any of {', '.join(RESOURCES)}.")
     if len(set(names)) < len(names):
         raise ConfigError.of(key, "names a resource twice.", "Name each once.")
     return names
 
 
 def _resource(value: object, key: str, folder: Path) -> str:
-    fix = f"Use any of {', '.join(SERVED_RESOURCES)}."
+    fix = f"Use any of {', '.join(RESOURCES)}."
     if not isinstance(value, str) or value not in RESOURCES:
         raise ConfigError.of(key, f"{shown(value)} is not a resource.", fix)
-    if value not in SERVED_RESOURCES:
-        raise ConfigError.of(key, f"{shown(value)} is not served by this version.", fix)
     return value
 
 

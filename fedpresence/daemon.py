@@ -324,6 +324,7 @@ class Daemon:
         if not self._failed:
             await parts.hub.submit(Stopping(self.config.presence.offline_on_stop))
             parts.feed.close()
+            parts.tap.close()
             await parts.changes.stopService()
             await parts.transactions.stop()
             await self._flush(parts)

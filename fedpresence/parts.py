@@ -18,6 +18,7 @@ from twisted.web.client import Agent, HTTPConnectionPool
 
 from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
+from fedpresence.clients.tap import SyncTap
 from fedpresence.clients.tokens import Tokens
 from fedpresence.clients.whoami import UNKNOWN_FOR_MS, HomeserverTokens
 from fedpresence.clock import Clock, now_ms
@@ -110,6 +111,7 @@ class Parts:
         self._existence: Existence | None = None
         if registration is not None:
             self._take_part(registration, around)
+        self.tap = SyncTap(self.hub, self.tokens, clock)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         self.client = build_client(around.reactor, clock, config.federation, identity, around.random)
         self.outbound = Outbound(
@@ -233,7 +235,13 @@ class Parts:
             config.server_name, config.homeserver_url, self._homeserver_http, self.clock
         )
         return Tokens(
-            finder, self.hub, self.engine, self.clock, unknown_for_ms=UNKNOWN_FOR_MS, before_adding=self._met
+            finder,
+            self.hub,
+            self.engine,
+            self.clock,
+            masquerades=finder,
+            unknown_for_ms=UNKNOWN_FOR_MS,
+            before_adding=self._met,
         )
 
     def _take_part(self, registration: Registration, around: Surroundings) -> None:

@@ -9,17 +9,21 @@ from typing import Any
 from twisted.web.resource import Resource
 
 from fedpresence.clients.parts import ClientParts, ClientSettings
-from fedpresence.clients.resource import add_clients
+from fedpresence.clients.resource import OWN_PATHS, PASSED_THROUGH, add_clients, add_clients_beside
+from fedpresence.clients.tap import add_tap
 from fedpresence.config import ListenerConfig
 from fedpresence.homeserver.appservice import add_appservice, admission
+from fedpresence.homeserver.relay import PassThrough, streams
 from fedpresence.homeserver.send import Fronting, add_front
 from fedpresence.inbound.resource import Federation, add_federation
-from fedpresence.intake import Admit, BoundedSite
+from fedpresence.intake import Admit, BoundedSite, RequestHead
 from fedpresence.ops.admin import AdminParts, add_admin
 from fedpresence.ops.admin import admission as admin_admission
 from fedpresence.ops.status import add_health, add_metrics
 from fedpresence.parts import Parts
 from fedpresence.web import Unknown
+
+_STREAMS = streams(tuple(b"/%b" % b"/".join(path) for path in PASSED_THROUGH))
 
 
 def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]) -> BoundedSite:
@@ -30,12 +34,16 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
     add_health(root, is_serving)
     if "client" in place.resources:
         settings = ClientSettings(config.server_name, config.presence.busy, config.limits.client_body)
-        add_clients(
-            root,
-            ClientParts(
-                parts.hub, parts.engine, parts.tokens, parts.feed, parts.changes, parts.clock, settings
-            ),
+        clients = ClientParts(
+            parts.hub, parts.engine, parts.tokens, parts.feed, parts.changes, parts.clock, settings
         )
+        relay = parts.relay
+        if relay is None:
+            add_clients(root, clients)
+        else:
+            add_clients_beside(root, clients, relay, lambda: PassThrough(relay))
+    if "sync_tap" in place.resources:
+        add_tap(root, parts.tap)
     if "federation" in place.resources:
         asked.append(_add_federation(root, parts))
     if "appservice" in place.resources and parts.appservice is not None:
@@ -59,6 +67,8 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
         )
     if "metrics" in place.resources:
         add_metrics(root, parts.counters, parts.hub, parts.engine, parts.outbound, parts.scan)
+    if "client" in place.resources and parts.relay is not None:
+        asked.append(_admit_streams)  # last: it takes whatever nobody else knows
     return BoundedSite(root, config.limits, parts.clock, parts.budget, _first_of(asked))
 
 
@@ -84,6 +94,11 @@ def _add_federation(root: Resource, parts: Parts) -> Admit:
         alone,
     )
     return add_front(root, fronting, serves_well_known=well_known is not None)
+
+
+def _admit_streams(head: RequestHead) -> Any:
+    """Bodies of what is passed through are never here as a whole; those for ourselves are."""
+    return None if OWN_PATHS.match(head.uri) else _STREAMS(head)
 
 
 def _first_of(asked: list[Admit]) -> Admit:

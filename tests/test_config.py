@@ -304,7 +304,6 @@ def test_a_listener_that_cannot_listen_is_named_by_its_index(
 @pytest.mark.parametrize(
     ("listeners", "key", "part"),
     [
-        ("[{endpoint: 'tcp:0', resources: [sync_tap]}]", "resources[0]", "not served by this version"),
         ("[{endpoint: 'tcp:0', resources: [clients]}]", "resources[0]", "is not a resource"),
         ("[{endpoint: 'tcp:0', resources: []}]", "resources", "is empty"),
         ("[{endpoint: 'tcp:0', resources: [client, client]}]", "resources", "twice"),

@@ -6,6 +6,8 @@ tokens and bodies status messages.
 Source: P:9; clients.md, "Requests by client".
 """
 
+from dataclasses import dataclass, field
+
 from twisted.web.server import Request
 
 from fedpresence.errors import BadRequest
@@ -24,6 +26,21 @@ def access_token(request: Request) -> str:
     if not token_argument:
         raise BadRequest("M_MISSING_TOKEN", "Missing access token", status=401)
     return token_argument
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Whose request it claims to be. An application service names the user, and the device, it acts as."""
+
+    token: str = field(repr=False)
+    user_id: str | None = None
+    device_id: str | None = None
+
+
+def credentials(request: Request) -> Credentials:
+    """What says whose request it is; 401 `M_MISSING_TOKEN` without a token."""
+    device_id = parameter(request, b"device_id") or parameter(request, b"org.matrix.msc3202.device_id")
+    return Credentials(access_token(request), parameter(request, b"user_id"), device_id)
 
 
 def parameter(request: Request, name: bytes) -> str | None:

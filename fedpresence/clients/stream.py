@@ -10,9 +10,12 @@ Always true:
 Source: P:13; clients.md, "Small print".
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
@@ -75,15 +78,32 @@ class Stream:
 
     async def news(self, request: Request, owner: TokenOwner, wish: Wish) -> News:
         """What is new, at once or when something is; empty when the time is up."""
-        if wish.set_presence is PresenceState.OFFLINE:
+        async with self.held_open(owner, wish.set_presence):
             return await self._news(request, owner, wish)
-        opened = self._hub.submit(StreamOpened(owner.user_id, owner.device_id, wish.set_presence))
+
+    @asynccontextmanager
+    async def held_open(self, owner: TokenOwner, set_presence: PresenceState | None) -> AsyncIterator[None]:
+        """The engine knows of a stream for as long as this lasts, if it is one that counts."""
+        if set_presence is PresenceState.OFFLINE:
+            yield
+            return
+        opened = self._hub.submit(StreamOpened(owner.user_id, owner.device_id, set_presence))
         try:
             await opened
-            return await self._news(request, owner, wish)
+            yield
         finally:
             closed = self._hub.submit(StreamClosed(owner.user_id, owner.device_id))
             closed.addErrback(_not_closed)
+
+    def snapshot(
+        self, box: Mailbox, admitted: PresenceFilter, since: int | None, *, everybody: bool
+    ) -> Deferred[News]:
+        """Everybody who is not offline, and who has news after `since`; `everybody`: all who may be seen."""
+        return self._hub.read(partial(self._snapshot, box, admitted, since, everybody))
+
+    def newer(self, box: Mailbox, admitted: PresenceFilter, since: int) -> Deferred[News]:
+        """Whoever has news after `since`."""
+        return self._hub.read(partial(self._newer, box, admitted, since))
 
     def never_ago_ms(self) -> int:
         """The age of somebody who was not active in this run, as far as anybody here knows (E:P-3)."""
@@ -93,10 +113,11 @@ class Stream:
         box = self._feed.mailbox(owner.user_id)
         since = None if wish.since is None else box.position(wish.since)
         if since is None or wish.full_state:
-            return await self._hub.read(partial(self._snapshot, box, wish, since))
+            everybody = since is None and wish.since is not None
+            return await self.snapshot(box, wish.filter, since, everybody=everybody)
         deadline_s = self._clock.seconds() + min(wish.timeout_ms, MAX_TIMEOUT_MS) / 1000
         while True:
-            news = await self._hub.read(partial(self._newer, box, wish, since))
+            news = await self.newer(box, wish.filter, since)
             left_s = deadline_s - self._clock.seconds()
             if news or left_s <= 0:
                 return news
@@ -106,19 +127,20 @@ class Stream:
             if await self._tokens.owner(request) != owner:
                 return news
 
-    def _snapshot(self, box: Mailbox, wish: Wish, since: int | None, now_ms: int) -> News:
+    def _snapshot(
+        self, box: Mailbox, admitted: PresenceFilter, since: int | None, everybody: bool, now_ms: int
+    ) -> News:
         """Everybody who is not offline and the user; offline ones too where an old token is not ours.
 
         A limit of the filter cuts a snapshot short for good; the user's own presence comes first.
         """
         user_id = box.user_id
         newer = {} if since is None else {u: gone for u, _, gone in box.news_after(since)}
-        everybody = since is None and wish.since is not None
         news = News(box.number, box.token(box.number), notices=self._notices(box, since))
         for observed in sorted(
             self._engine.visible_to(user_id) | newer.keys(), key=lambda u: (u != user_id, u)
         ):
-            if not wish.filter.admits(observed):
+            if not admitted.admits(observed):
                 continue
             view = self._engine.view(user_id, observed, now_ms)
             if view is None:
@@ -131,21 +153,21 @@ class Stream:
                 or observed in newer
             ):
                 news.presence.append((observed, view))
-        if wish.filter.limit is not None:
-            del news.presence[wish.filter.limit :]
+        if admitted.limit is not None:
+            del news.presence[admitted.limit :]
         return news
 
-    def _newer(self, box: Mailbox, wish: Wish, since: int, now_ms: int) -> News:
+    def _newer(self, box: Mailbox, admitted: PresenceFilter, since: int, now_ms: int) -> News:
         """Whoever has news after `since`; where a limit cuts, the rest comes with the next token."""
         number = box.number
         presence: list[tuple[UserID, View]] = []
         for observed, at, gone in box.news_after(since):
-            if not wish.filter.admits(observed):
+            if not admitted.admits(observed):
                 continue
             view = self._engine.view(box.user_id, observed, now_ms)
             if view is None and not gone:
                 continue
-            if len(presence) == wish.filter.limit:
+            if len(presence) == admitted.limit:
                 break
             presence.append((observed, view or _GONE))
             last = at

@@ -3,9 +3,10 @@
 Always true:
 - a token is kept in memory as its SHA-256 only, and never logged;
 - after `forget()` no answer is given that was looked up before it, so a revoked token stops working;
-- one look-up per token is in flight at a time; everything remembered is bounded.
+- one look-up per token, and user that it acts as, is in flight at a time (Z-28); everything remembered is
+  bounded.
 
-Source: P:9, decision 22; contract.md, `fedpresence token`.
+Source: P:9, decision 22; contract.md, `fedpresence token`; H:4, Z-28.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from fedpresence.clients.requests import access_token
+from fedpresence.clients.requests import Credentials, credentials
 from fedpresence.clients.views import Views
 from fedpresence.clock import Clock, now_ms
 from fedpresence.engine.events import UserAdded
@@ -30,6 +31,7 @@ MAX_TOKEN_CHARACTERS = 1024  # homeservers' tokens stay far below; ours have a t
 MAX_REMEMBERED = 100_000  # about 30 MB
 MAX_LOOKUPS = 10_000  # in flight: as many as a listener has connections
 KNOWN_FOR_MS = 60_000  # should nobody call forget(), a revoked token still ends
+STALE_FOR_MS = 300_000  # a homeserver that is too busy to say it again is taken at its last word (H:4, 429)
 UNKNOWN_FOR_MS = 200  # a token is honoured as soon as it was made (contract.md), but no hammering
 
 
@@ -47,10 +49,18 @@ class TokenFinder(Protocol):
         """Whose token this is; None for an unknown one."""
 
 
+class Masquerades(Protocol):
+    """Who knows whom an application service may act as."""
+
+    def find(self, asked: Credentials) -> Deferred[TokenOwner | None]:
+        """Who it is that acts; None for an unknown token, or one that may not act so."""
+
+
 class Tokens:
     """Whose tokens are whose, by a finder: our store (`auth.mode: tokens`), or the homeserver's whoami.
 
     `before_adding` hears of a user who is about to exist because a token was theirs.
+    Without `masquerades` nobody acts as somebody else: `user_id` in a query says nothing then.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class Tokens:
         engine: Views,
         clock: Clock,
         *,
+        masquerades: Masquerades | None = None,
         max_remembered: int = MAX_REMEMBERED,
         max_lookups: int = MAX_LOOKUPS,
         unknown_for_ms: int = UNKNOWN_FOR_MS,
@@ -70,6 +81,7 @@ class Tokens:
         self._max_lookups = max_lookups
         self._unknown_for_ms = unknown_for_ms
         self._finder = finder
+        self._masquerades = masquerades
         self._hub = hub
         self._engine = engine
         self._clock = clock
@@ -78,15 +90,20 @@ class Tokens:
 
     async def owner(self, request: Request) -> TokenOwner:
         """Whose token the request carries; BadRequest 401 where it has none or an unknown one."""
-        token = access_token(request)
+        return await self.owner_of(credentials(request))
+
+    async def owner_of(self, asked: Credentials) -> TokenOwner:
+        """As `owner`, of a request that may be over."""
         owner = None
-        if len(token) <= MAX_TOKEN_CHARACTERS:
-            digest = hashlib.sha256(token.encode("utf-8")).digest()
+        if len(asked.token) <= MAX_TOKEN_CHARACTERS:
+            if self._masquerades is None:
+                asked = Credentials(asked.token)
+            digest = _digest(asked)
             remembered = self._remembered.get(digest)
             if remembered is not None and now_ms(self._clock) < remembered[1]:
                 owner = remembered[0]
             else:
-                owner = await self._look_up(token, digest)
+                owner = await self._look_up(asked, digest)
         if owner is None:
             raise BadRequest("M_UNKNOWN_TOKEN", "Unknown access token", status=401)
         return owner
@@ -104,7 +121,7 @@ class Tokens:
         """This user's tokens changed: as `forget`, for an index by user would cost more than it saves."""
         self.forget()
 
-    def _look_up(self, token: str, digest: bytes) -> Deferred[TokenOwner | None]:
+    def _look_up(self, asked: Credentials, digest: bytes) -> Deferred[TokenOwner | None]:
         answer: Deferred[TokenOwner | None] = Deferred()
         waiting = self._lookups.get(digest)
         if waiting is not None:
@@ -113,11 +130,14 @@ class Tokens:
         if len(self._lookups) >= self._max_lookups:
             raise BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=1000)
         self._lookups[digest] = waiting = [answer]
-        ensureDeferred(self._find(token)).addBoth(self._found, digest, waiting)
+        ensureDeferred(self._find(asked)).addBoth(self._found, digest, waiting)
         return answer
 
-    async def _find(self, token: str) -> TokenOwner | None:
-        owner = await self._finder.find_token(token)
+    async def _find(self, asked: Credentials) -> TokenOwner | None:
+        if self._masquerades is None or not (asked.user_id or asked.device_id):
+            owner = await self._finder.find_token(asked.token)
+        else:
+            owner = await self._masquerades.find(asked)
         if owner is not None and not self._engine.user_exists(owner.user_id):
             if self._before_adding is not None:
                 await self._before_adding(owner.user_id)
@@ -132,7 +152,9 @@ class Tokens:
     ) -> None:
         if self._lookups.get(digest) is waiting:
             del self._lookups[digest]
-            if not isinstance(result, Failure):
+            if isinstance(result, Failure) and _is_busy(result):
+                result = self._last_word(digest) or result
+            elif not isinstance(result, Failure):
                 lasts_ms = self._unknown_for_ms if result is None else KNOWN_FOR_MS
                 self._remember(digest, result, now_ms(self._clock) + lasts_ms)
         for answer in waiting:
@@ -141,8 +163,22 @@ class Tokens:
             else:
                 answer.callback(result)
 
+    def _last_word(self, digest: bytes) -> TokenOwner | None:
+        """Whose token it was, for a while after that should have been asked again."""
+        owner, until_ms = self._remembered.get(digest, (None, 0))
+        return owner if now_ms(self._clock) < until_ms + STALE_FOR_MS else None
+
     def _remember(self, digest: bytes, owner: TokenOwner | None, until_ms: int) -> None:
         self._remembered[digest] = (owner, until_ms)
         self._remembered.move_to_end(digest)
         if len(self._remembered) > self._max_remembered:
             self._remembered.popitem(last=False)
+
+
+def _digest(asked: Credentials) -> bytes:
+    parts = (asked.token, asked.user_id, asked.device_id)
+    return hashlib.sha256(repr(parts).encode("utf-8")).digest()
+
+
+def _is_busy(failure: Failure) -> bool:
+    return isinstance(failure.value, BadRequest) and failure.value.status == 429

@@ -8,11 +8,13 @@ Source: H:4; contract, `auth`.
 
 import json
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 from treq import content
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
 from twisted.logger import Logger
 
+from fedpresence.clients.requests import Credentials
 from fedpresence.clock import Clock, within
 from fedpresence.errors import BadRequest
 from fedpresence.ids import DeviceID, ServerName, parse_user_id, server_of
@@ -22,6 +24,7 @@ _log = Logger()
 
 TIMEOUT_S = 10.0  # a client waits for this
 UNKNOWN_FOR_MS = 10_000  # H:4
+MAX_ASKED = 50  # at a time (Z-28); the others wait, for after a restart of ours all clients come at once
 PATHS = ("/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami")  # old ones know r0 alone
 
 
@@ -40,19 +43,24 @@ class HomeserverTokens:
         self._base_url = base_url.rstrip("/")
         self._http = http
         self._clock = clock
+        self._asking = DeferredSemaphore(MAX_ASKED)
 
     def find_token(self, token: str) -> Deferred[TokenOwner | None]:
         """Whose token this is; None for one that the homeserver does not know, BadRequest 503 or 429."""
-        return ensureDeferred(self._find(token))
+        return self.find(Credentials(token))
 
-    async def _find(self, token: str) -> TokenOwner | None:
+    def find(self, asked: Credentials) -> Deferred[TokenOwner | None]:
+        """As `find_token`, of an application service as the user that it acts as."""
+        return self._asking.run(lambda: ensureDeferred(self._find(asked)))
+
+    async def _find(self, asked: Credentials) -> TokenOwner | None:
         for path in PATHS:
-            status, body = await self._ask(path, token)
+            status, body = await self._ask(path, asked)
             if status == 404 and body.get("errcode") == "M_UNRECOGNIZED":
                 continue
             if status == 200:
                 return self._owner(body)
-            if status == 401:
+            if status == 401 or (status == 403 and _acting_as(asked)):  # it may not act as that user
                 return None
             if status == 429:
                 wait_ms = body.get("retry_after_ms")
@@ -66,10 +74,10 @@ class HomeserverTokens:
             break
         raise _unavailable()
 
-    async def _ask(self, path: str, token: str) -> tuple[int, dict[str, Any]]:
+    async def _ask(self, path: str, asked: Credentials) -> tuple[int, dict[str, Any]]:
         asking = self._http.get(
-            self._base_url + path,
-            headers={"Authorization": f"Bearer {token}"},
+            self._base_url + path + _acting_as(asked),
+            headers={"Authorization": f"Bearer {asked.token}"},
             allow_redirects=False,
         )
         within(asking, TIMEOUT_S, self._clock)
@@ -101,6 +109,13 @@ class HomeserverTokens:
             )
             raise _unavailable()
         return TokenOwner(user_id, DeviceID(device_id) if isinstance(device_id, str) else None)
+
+
+def _acting_as(asked: Credentials) -> str:
+    """The query of an application service that acts as a user; `device_id` is there since v1.17 (H:3)."""
+    named = {"user_id": asked.user_id, "device_id": asked.device_id}
+    query = urlencode({name: value for name, value in named.items() if value})
+    return f"?{query}" if query else ""
 
 
 def _unavailable() -> BadRequest:

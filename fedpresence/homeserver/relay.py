@@ -21,14 +21,15 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes, urlsplit
 from weakref import WeakSet
 
+from twisted.internet import protocol
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionLost
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -89,6 +90,16 @@ class Relayed:
     status: int
     headers: Headers
     response: Any
+
+
+class Through(Protocol):
+    """Changes the body of an answer while it passes."""
+
+    def feed(self, data: bytes) -> bytes:
+        """What goes on of all that has come."""
+
+    def finish(self) -> bytes:
+        """What goes on at the end."""
 
 
 class Relay:
@@ -154,29 +165,40 @@ class Relay:
                 patience.end()
             return Relayed(response.code, response.headers, response)
 
-    async def give_back(self, request: Request, relayed: Relayed) -> None:
-        """Answer `request` as the homeserver did; returns when all of it is written, or the client gone."""
+    async def give_back(self, request: Request, relayed: Relayed, through: Through | None = None) -> bool:
+        """Answer `request` as the homeserver did, the body by way of `through`; whether all was written.
+
+        Returns when it is, or when it broke off, or when the client is gone.
+        """
         response = relayed.response
         if _is_gone(request):
-            response._transport.loseConnection()
-            return
+            self.drop(relayed)
+            return False
         _begin_answer(request, relayed)
-        if response.length is not UNKNOWN_LENGTH and not _has_no_body(request, relayed.status):
+        known = through is None and response.length is not UNKNOWN_LENGTH
+        if known and not _has_no_body(request, relayed.status):
             request.setHeader(b"Content-Length", b"%d" % response.length)
         incoming = body_of(request) if relayed.status >= 400 else None
         if isinstance(incoming, IncomingBody) and not incoming.complete:
             request.setHeader(b"Connection", b"close")
         done: Deferred[bool] = Deferred()
-        delivery = _Delivery(request, done, self._clock)
+        delivery = _Delivery(request, done, self._clock, through)
         request.notifyFinish().addErrback(lambda _: delivery.give_up())
         response.deliverBody(delivery)
         whole = await done
         if _is_gone(request):
-            return
+            return False
         if whole:
+            if through is not None:
+                request.write(through.finish())
             request.finish()
         else:
             _abort(request)
+        return whole
+
+    def drop(self, relayed: Relayed) -> None:
+        """Neither give back nor read an answer."""
+        relayed.response._transport.loseConnection()
 
     async def read(self, relayed: Relayed, limit: int) -> bytes | None:
         """The whole body of an answer; None where it is longer than `limit` bytes or breaks off."""
@@ -437,7 +459,7 @@ class _Chunks:
             self._transport.writeSequence([b"%x\r\n" % len(data), data, b"\r\n"])
 
 
-class _Timed(Protocol):
+class _Timed(protocol.Protocol):
     """The body of an answer, whose pieces have a deadline."""
 
     def __init__(self, clock: Clock) -> None:
@@ -458,10 +480,13 @@ class _Timed(Protocol):
 class _Delivery(_Timed):
     """The body of an answer to the client, as it comes; `done` says whether all of it came."""
 
-    def __init__(self, request: Request, done: "Deferred[bool]", clock: Clock) -> None:
+    def __init__(
+        self, request: Request, done: "Deferred[bool]", clock: Clock, through: Through | None
+    ) -> None:
         super().__init__(clock)
         self._request = request
         self._done = done
+        self._through = through
 
     def connectionMade(self) -> None:
         if not _is_gone(self._request):
@@ -470,7 +495,7 @@ class _Delivery(_Timed):
     def dataReceived(self, data: bytes) -> None:
         self._timer.reset(PIECE_TIMEOUT_S)
         if not _is_gone(self._request):
-            self._request.write(data)
+            self._request.write(data if self._through is None else self._through.feed(data))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._stop_timer()

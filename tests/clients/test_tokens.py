@@ -1,20 +1,20 @@
 from collections.abc import Sequence
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 from twisted.web.test.requesthelper import DummyChannel
 
 from fedpresence.clients import tokens
-from fedpresence.clients.requests import access_token
+from fedpresence.clients.requests import Credentials, access_token
 from fedpresence.engine.effects import Effect, SaveUser
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest, StoreError
-from fedpresence.ids import UserID
+from fedpresence.ids import DeviceID, UserID
 from fedpresence.storage.store import TokenOwner
-from tests.asynchronous import failure_of
-from tests.clients.world import ALICE, PHONE, World
+from tests.asynchronous import failure_of, result_of
+from tests.clients.world import ALICE, CAROL, PHONE, World
 
 WHOAMI = "account/whoami"
 
@@ -204,3 +204,74 @@ def test_a_token_that_is_no_text_is_an_unknown_one() -> None:
 
     assert access_token(request) == "\ufffd"
     failure_of(world.tokens.owner(request), BadRequest)
+
+
+def test_without_a_homeserver_nobody_acts_as_somebody_else() -> None:
+    """Our own tokens have one owner each, whatever a query says."""
+    world = World()
+
+    answer = world.answer("GET", WHOAMI, params={"user_id": "@carol:here.test"})
+
+    assert answer.body["user_id"] == ALICE
+
+
+class _Masquerades:
+    """A homeserver that lets one token act as anybody of its own."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.asked: list[Credentials] = []
+
+    def find_token(self, token: str) -> Deferred[TokenOwner | None]:
+        return self.find(Credentials(token))
+
+    def find(self, asked: Credentials) -> Deferred[TokenOwner | None]:
+        self.asked.append(asked)
+        if self.busy:
+            return fail(BadRequest("M_LIMIT_EXCEEDED", "Slow down", status=429))
+        device_id = None if asked.device_id is None else DeviceID(asked.device_id)
+        return succeed(TokenOwner(UserID(asked.user_id or ALICE), device_id))
+
+
+def _beside(homeserver: _Masquerades) -> tuple[World, tokens.Tokens]:
+    world = World()
+    return world, tokens.Tokens(homeserver, world.hub, world.engine, world.clock, masquerades=homeserver)
+
+
+def test_whom_a_token_acts_as_is_part_of_what_is_remembered() -> None:
+    """Z-28: or an application service's users are mixed."""
+    homeserver = _Masquerades()
+    _, owners = _beside(homeserver)
+    asked = [
+        Credentials("as"),
+        Credentials("as", CAROL),
+        Credentials("as", CAROL, "PHONE"),
+        Credentials("as", None, "PHONE"),
+    ]
+
+    found = [result_of(owners.owner_of(each)) for each in [*asked, *asked]]
+
+    assert found[:4] == found[4:]
+    assert found[:3] == [TokenOwner(ALICE, None), TokenOwner(CAROL, None), TokenOwner(CAROL, PHONE)]
+    assert homeserver.asked == asked
+
+
+def test_a_homeserver_that_is_too_busy_is_taken_at_its_last_word() -> None:
+    """H:4, 429: for a while, and never for a token that it did not know."""
+    homeserver = _Masquerades()
+    world, owners = _beside(homeserver)
+    result_of(owners.owner_of(Credentials("as")))
+    homeserver.busy = True
+
+    world.clock.advance(tokens.KNOWN_FOR_MS / 1000)
+    owner = result_of(owners.owner_of(Credentials("as")))
+    world.clock.advance(tokens.STALE_FOR_MS / 1000)
+
+    assert owner == TokenOwner(ALICE, None)
+    assert failure_of(owners.owner_of(Credentials("as")), BadRequest).status == 429
+    assert failure_of(owners.owner_of(Credentials("new")), BadRequest).status == 429
+
+
+def test_a_token_is_not_shown() -> None:
+    """Whatever prints it."""
+    assert "secret" not in repr(Credentials("secret", ALICE))

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from fedpresence.clients.whoami import HomeserverTokens
+from fedpresence.clients.requests import Credentials
+from fedpresence.clients.whoami import MAX_ASKED, HomeserverTokens
 from fedpresence.errors import BadRequest
 from fedpresence.ids import DeviceID, ServerName, UserID
 from fedpresence.storage.store import TokenOwner
@@ -27,10 +30,12 @@ class Homeserver(Resource):
         super().__init__()
         self.answers = answers
         self.asked: list[tuple[str, str]] = []
+        self.queries: list[str] = []
 
     def render_GET(self, request: Request) -> bytes:
         path = request.path.decode()
         token = (request.getHeader("Authorization") or "").removeprefix("Bearer ")
+        self.queries.append(request.uri.decode().partition("?")[2])
         self.asked.append((path.split("/")[3], token))
         unrecognized: tuple[int, object] = (404, {"errcode": "M_UNRECOGNIZED"})
         status, body = self.answers.get(path.split("/")[3], unrecognized)
@@ -117,3 +122,39 @@ def test_a_homeserver_that_never_answers_is_503_after_a_while() -> None:
     clock.advance(11)
 
     assert failure_of(finding, BadRequest).status == 503
+
+
+def test_an_application_service_is_asked_about_as_whom_it_acts() -> None:
+    """H:3: the same token is everybody it may be; the device is named since v1.17."""
+    homeserver = Homeserver({"v3": (200, {"user_id": ALICE, "device_id": "PHONE"})})
+
+    owner = result_of(tokens(homeserver).find(Credentials("secret", ALICE, "PHONE")))
+
+    assert owner == TokenOwner(ALICE, DeviceID("PHONE"))
+    assert homeserver.queries == ["user_id=%40alice%3Ahere.test&device_id=PHONE"]
+
+
+def test_who_may_not_act_as_a_user_is_nobody() -> None:
+    """H:4: a 403 is the answer to that alone."""
+    homeserver = Homeserver({"v3": (403, {"errcode": "M_FORBIDDEN"})})
+
+    assert result_of(tokens(homeserver).find(Credentials("secret", ALICE))) is None
+    failure_of(tokens(homeserver).find(Credentials("secret")), BadRequest)
+
+
+def test_only_so_many_are_asked_at_a_time() -> None:
+    """Z-28: after a restart of ours all clients come at once; the rest waits its turn."""
+    asked: list[Deferred[Any]] = []
+
+    class Slow:
+        def get(self, url: str, **kwargs: Any) -> "Deferred[Any]":
+            asked.append(Deferred())
+            return asked[-1]
+
+    finder = HomeserverTokens(HERE, "http://homeserver.test", Slow(), Clock())
+    finding = [finder.find_token(f"t{number}") for number in range(MAX_ASKED + 1)]
+    before = len(asked)
+    asked[0].errback(Failure(OSError()))
+    failure_of(finding[0], BadRequest)
+
+    assert (before, len(asked)) == (MAX_ASKED, MAX_ASKED + 1)

@@ -1,0 +1,211 @@
+# mypy: allow-untyped-calls
+# (Twisted's HTTP classes have no type hints.)
+
+import gzip
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from twisted.web.resource import Resource
+
+from fedpresence.clients.resource import add_clients_beside
+from fedpresence.config import LimitsConfig
+from fedpresence.engine.events import StreamClosed
+from fedpresence.homeserver.relay import PassThrough, Relay, build_pool
+from fedpresence.intake import BodyBudget, BoundedSite
+from tests.clients.world import ALICE, BOB, ONLINE, PHONE, World
+from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
+from tests.in_reactor import in_reactor
+
+ROOM = b'{"timeline":{"events":[{"content":{"body":"\\"}{[","n":1.50},"type":"m.room.message"}]}}'
+
+
+class Beside:
+    """A world's client API on a port, and the homeserver behind it."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self.world = World()
+        self.homeserver = PlayedHomeserver(reactor)
+
+    async def start(self) -> None:
+        """Both listen."""
+        await self.homeserver.start()
+        self.pool: Any = build_pool(self.reactor)
+        relay = Relay(self.reactor, self.homeserver.url, self.reactor, self.pool)
+        root = Resource()
+        parts = replace(self.world.parts, clock=self.reactor)
+        add_clients_beside(root, parts, relay, lambda: PassThrough(relay))
+        self.site = BoundedSite(root, LimitsConfig(), self.reactor, BodyBudget(4096))
+        self.listening = self.reactor.listenTCP(0, self.site, interface="127.0.0.1")
+
+    async def stop(self) -> None:
+        """Nothing is left."""
+        await self.listening.stopListening()
+        closing = self.site.close()
+        await self.pool.closeCachedConnections()
+        await self.homeserver.stop()
+        await closing
+
+    async def sync(self, query: bytes = b"", *headers: bytes, version: bytes = b"1.0") -> Caller:
+        """A sync on its way; with HTTP/1.0 the answer is not in chunks."""
+        head = [
+            b"GET /_matrix/client/v3/sync%b HTTP/%b" % (query, version),
+            b"Host: here.test",
+            b"Authorization: Bearer alice-phone",
+            b"Connection: close",
+            *headers,
+        ]
+        port = self.listening.getHost().port
+        return await call(self.reactor, port, b"\r\n".join([*head, b"", b""]))
+
+    async def answer(self, query: bytes = b"", *headers: bytes) -> Caller:
+        """The whole answer to one."""
+        caller = await self.sync(query, *headers)
+        await until(self.reactor, lambda: caller.lost)
+        return caller
+
+    @property
+    def polls(self) -> int:
+        """Requests that reached the homeserver."""
+        return len(self.homeserver.seen)
+
+
+def with_both(story: Callable[[Beside], Awaitable[None]]) -> None:
+    """Play a story, and clean up."""
+
+    async def play(reactor: Any) -> None:
+        beside = Beside(reactor)
+        await beside.start()
+        try:
+            await story(beside)
+        finally:
+            await beside.stop()
+
+    in_reactor(play)
+
+
+def test_presence_is_in_an_answer_whose_other_bytes_are_the_homeservers() -> None:
+    """Headers too; the length alone is another."""
+    rooms = b'"rooms":{"join":{"!r":%b}}' % ROOM
+
+    async def story(beside: Beside) -> None:
+        beside.homeserver.answers = lambda _: an_answer(
+            b'{"next_batch":"h1",%b}' % rooms, b"200 OK", b"Cache-Control: no-store"
+        )
+        caller = await beside.answer(b"?timeout=0", b"Accept-Encoding: br")
+
+        assert caller.status == 200
+        assert b"Cache-Control: no-store" in caller.head
+        assert b"content-length" not in caller.head.lower()
+        assert caller.body.startswith(b'{"next_batch":"h1",%b,"presence":' % rooms)
+        assert json.loads(caller.body)["presence"]["events"][0]["sender"] == ALICE
+        [seen] = beside.homeserver.seen
+        assert seen.line == b"GET /_matrix/client/v3/sync?timeout=0 HTTP/1.1"
+        assert seen.values(b"Accept-Encoding") == [b"identity"]
+
+    with_both(story)
+
+
+def test_a_compressed_answer_stays_compressed() -> None:
+    """What the homeserver packs for the client reaches it packed."""
+
+    async def story(beside: Beside) -> None:
+        packed = gzip.compress(b'{"next_batch":"h1","rooms":%b}' % ROOM)
+        beside.homeserver.answers = lambda _: an_answer(packed, b"200 OK", b"Content-Encoding: gzip")
+        caller = await beside.answer(b"", b"Accept-Encoding: gzip, deflate, br")
+
+        assert b"Content-Encoding: gzip" in caller.head
+        assert json.loads(gzip.decompress(caller.body))["presence"]["events"][0]["sender"] == ALICE
+        assert beside.homeserver.seen[0].values(b"Accept-Encoding") == [b"gzip"]
+
+    with_both(story)
+
+
+def test_megabytes_pass_piece_by_piece() -> None:
+    """An initial sync, with presence behind its last room."""
+    rooms = b",".join(b'"!r%d":%b' % (n, ROOM) for n in range(60_000))
+
+    async def story(beside: Beside) -> None:
+        body = b'{"next_batch":"h1","rooms":{"join":{%b}}}' % rooms
+        beside.homeserver.answers = lambda _: an_answer(body)
+        caller = await beside.answer()
+
+        assert len(body) > 5_000_000
+        assert caller.body[: len(body) - 1] == body[:-1]
+        assert caller.body[len(body) - 1 :].startswith(b',"presence":{"events":[')
+
+    with_both(story)
+
+
+def test_a_poll_that_ends_early_ends_at_the_homeserver_too() -> None:
+    """It must not hold thousands of requests that nobody waits for."""
+
+    async def story(beside: Beside) -> None:
+        beside.homeserver.answers = lambda _: an_answer(b'{"next_batch":"h1"}')
+        await beside.answer()
+        beside.homeserver.answers = lambda _: None
+        caller = await beside.sync(b"?since=h1&timeout=30000")
+        await until(beside.reactor, lambda: beside.polls == 2)
+
+        beside.world.tell(BOB, ONLINE, ALICE)
+        await until(beside.reactor, lambda: caller.lost)
+
+        body = json.loads(caller.body)
+        assert (body["next_batch"], body["presence"]["events"][0]["sender"]) == ("h1", BOB)
+        await until(beside.reactor, lambda: all(each.lost for each in beside.homeserver.connections))
+
+    with_both(story)
+
+
+def test_a_client_that_leaves_leaves_nothing_behind() -> None:
+    """Neither at the homeserver nor in the engine."""
+
+    async def story(beside: Beside) -> None:
+        beside.homeserver.answers = lambda _: None
+        caller = await beside.sync(b"?since=h1&timeout=30000&set_presence=online")
+        await until(beside.reactor, lambda: beside.polls == 1)
+
+        caller.leave()
+
+        await until(beside.reactor, lambda: beside.homeserver.connections[0].lost)
+        assert beside.world.engine.events[-1] == StreamClosed(ALICE, PHONE)
+
+    with_both(story)
+
+
+def test_an_answer_that_breaks_off_breaks_off_for_the_client() -> None:
+    """It must not take half of an answer, closed by us, for a whole one."""
+
+    async def story(beside: Beside) -> None:
+        whole = an_answer(b'{"next_batch":"h1","rooms":%b}' % ROOM)
+        beside.homeserver.answers = lambda _: whole[:-20]
+        beside.homeserver.hangs_up_after_answering = True
+        caller = await beside.sync(version=b"1.1")
+        await until(beside.reactor, lambda: caller.lost)
+
+        assert b"presence" not in caller.received
+        assert not caller.received.endswith(b"0\r\n\r\n")
+
+    with_both(story)
+
+
+def test_a_homeserver_that_dies_in_a_poll_is_a_502_and_is_found_again() -> None:
+    """A restart of the homeserver, as a client sees it."""
+
+    async def story(beside: Beside) -> None:
+        beside.homeserver.answers = lambda _: None
+        caller = await beside.sync(b"?since=h1&timeout=30000&set_presence=offline")
+        await until(beside.reactor, lambda: beside.polls == 1)
+        await beside.homeserver.stop()
+        await until(beside.reactor, lambda: caller.lost)
+        refused = await beside.answer()
+        await beside.homeserver.start()
+        beside.homeserver.answers = lambda _: an_answer(b'{"next_batch":"h1"}')
+
+        assert (caller.status, refused.status) == (502, 502)
+        assert b"Access-Control-Allow-Origin: *" in refused.head
+        assert (await beside.answer()).status == 200
+
+    with_both(story)
