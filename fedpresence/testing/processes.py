@@ -163,10 +163,15 @@ class ServerProcess(Server):
             env=environment(),
         )
 
+    def configuration(self) -> dict[str, Any]:
+        """What the configuration file says."""
+        config: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return config
+
     def configure(self, change: Mapping[str, Any]) -> None:
         """Merge `change` into the configuration file; a start or a reload takes it up."""
-        config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        self.config_file.write_text(yaml.safe_dump(merged(config, change)), encoding="utf-8")
+        changed = merged(self.configuration(), change)
+        self.config_file.write_text(yaml.safe_dump(changed), encoding="utf-8")
 
     def transactions(self) -> list[dict[str, Any]]:
         """Every transaction this server tried so far; only where it is wired."""

@@ -1,0 +1,191 @@
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+
+from fedpresence.testing.users import OpenStream
+from tests.beside.conftest import Town
+from tests.beside.domains import Domain, Person
+from tests.scenarios.story import eventually
+
+_numbers = count(1)
+
+
+def people(*places: tuple[Domain, str]) -> list[Person]:
+    """A new user for each, in a first sync already."""
+    number = next(_numbers)
+    found = [domain.user(f"{name}{number}") for domain, name in places]
+    for person in found:
+        person.sync()
+    return found
+
+
+def share_a_room(first: Person, *others: Person) -> str:
+    """A public room that the first makes and the others join."""
+    room_id = first.create_room()
+    for other in others:
+        other.join(room_id, first.domain.name)
+    return room_id
+
+
+def test_room_mates_of_two_domains_see_each_other_in_their_ordinary_syncs(two: list[Domain]) -> None:
+    """The mission: presence is off in both Synapses, and whoever shares a room sees it all the same."""
+    here, there = two
+    alice, bob = people((here, "alice"), (there, "bob"))
+
+    share_a_room(alice, bob)
+    alice.put_status("online", "Fika")
+
+    assert bob.presence_of(alice.user_id, 20, presence="online", status_msg="Fika")["currently_active"]
+    bob.put_status("unavailable", "away")
+    alice.presence_of(bob.user_id, 20, presence="unavailable", status_msg="away")
+    assert bob.status_of(alice.user_id).body["status_msg"] == "Fika"
+
+
+def test_a_list_entry_is_seen_without_any_room(two: list[Domain]) -> None:
+    """Lists ask before they share, and go on working beside a homeserver."""
+    here, there = two
+    alice, bob = people((here, "alice"), (there, "bob"))
+
+    assert alice.status_of(bob.user_id).status == 403
+    assert alice.change_list(invite=[bob.user_id]).status == 200
+    bob.sync_until(lambda answer: answer.get("to_device", {}).get("events"), 20)
+    assert bob.change_list(accept=[alice.user_id]).status == 200
+    bob.put_status("online", "by list alone")
+
+    alice.presence_of(bob.user_id, 20, presence="online", status_msg="by list alone")
+
+
+def test_the_edges_of_activity_and_idleness_come_from_what_the_user_does(two: list[Domain]) -> None:
+    """A message is what makes somebody active; silence, idle; a second message, online again."""
+    here, there = two
+    alice, bob = people((here, "alice"), (there, "bob"))
+    room_id = share_a_room(alice, bob)
+    stream = OpenStream(bob)
+    try:
+        bob.say(room_id, "hello")
+        assert alice.presence_of(bob.user_id, 20, presence="online", currently_active=True)
+        alice.presence_of(bob.user_id, 20, presence="online", currently_active=False)
+        idle = alice.presence_of(bob.user_id, 20, presence="unavailable")
+        assert idle["last_active_ago"] >= 6_000
+        bob.say(room_id, "hello again")
+        alice.presence_of(bob.user_id, 20, presence="online", currently_active=True)
+    finally:
+        stream.close()
+    alice.presence_of(bob.user_id, 20, presence="offline")
+
+
+def test_who_leaves_the_last_shared_room_is_told_nothing_more(two: list[Domain]) -> None:
+    """Membership is the right: when it ends, the next change stays here, at once."""
+    here, there = two
+    alice, bob = people((here, "alice"), (there, "bob"))
+    room_id = share_a_room(alice, bob)
+    alice.put_status("online", "before")
+    bob.presence_of(alice.user_id, 20, status_msg="before")
+
+    bob.leave(room_id)
+    eventually(lambda: bob.status_of(alice.user_id).status == 403, "the right has ended there")
+    eventually(lambda: alice.status_of(bob.user_id).status == 403, "and here")
+
+
+def test_messages_invites_and_devices_pass_under_load(two: list[Domain]) -> None:
+    """Losing a device list or a to-device message breaks encryption: the one thing that must never happen."""
+    here, there = two
+    alice, bob, carol = people((here, "alice"), (there, "bob"), (there, "carol"))
+    room_id = share_a_room(alice, bob)
+    crowd = people(*[(here, f"noise{n}") for n in range(5)], *[(there, f"noise{n}") for n in range(5)])
+    share_a_room(*crowd)
+
+    with presence_load(crowd):
+        for number in range(30):
+            alice.say(room_id, f"message {number}")
+            bob.send_to_device(alice.user_id, {"number": number})
+        alice.ask("POST", f"/rooms/{room_id}/invite", {"user_id": carol.user_id})
+        texts, numbers = set(), set()
+
+        def read(person: Person) -> object:
+            return person.sync(timeout_ms=500)
+
+        def has_all_texts() -> bool:
+            rooms = read(bob).get("rooms", {}).get("join", {})
+            events = [event for room in rooms.values() for event in room["timeline"]["events"]]
+            texts.update(event["content"].get("body") for event in events)
+            return {f"message {number}" for number in range(20, 30)} <= texts
+
+        def has_all_numbers() -> bool:
+            events = read(alice).get("to_device", {}).get("events", ())
+            numbers.update(event["content"].get("number") for event in events)
+            return set(range(30)) <= numbers
+
+        eventually(has_all_texts, "the messages")
+        eventually(has_all_numbers, "every to-device message")
+        eventually(lambda: room_id in read(carol).get("rooms", {}).get("invite", {}), "the invite")
+        carol.join(room_id, here.name)
+        carol.say(room_id, "thanks")
+        alice.reads("thanks")
+
+
+def test_after_any_of_the_four_processes_is_killed_all_is_well_again(two: list[Domain]) -> None:
+    """A machine loses power; nobody should have to mend presence, or messages, after it."""
+    here, there = two
+    alice, bob = people((here, "alice"), (there, "bob"))
+    room_id = share_a_room(alice, bob)
+    assert here.daemon is not None and there.daemon is not None
+    for number, process in enumerate((here.daemon, there.daemon, here.synapse, there.synapse)):
+        process.kill()
+        process.start()
+
+        eventually(lambda: alice.put_status("online", f"life {number}").status == 200, "a PUT")
+        eventually(
+            lambda: bob.status_of(alice.user_id).body.get("status_msg") == f"life {number}",
+            f"presence after kill {number}",
+            60,
+        )
+        eventually(lambda: say(alice, room_id, f"text {number}"), "a message leaves")
+        bob.reads(f"text {number}", 60)
+
+
+def test_a_synapse_that_carries_presence_itself_is_a_peer_like_any_other(town: Town) -> None:
+    """Most of the world has no fedpresence: both directions work through a shared room."""
+    (here,), (alone,) = town.build(True), town.build(False)
+    alice, bob = people((here, "alice"), (alone, "bob"))
+    room_id = share_a_room(alice, bob)
+
+    alice.put_status("online", "to Synapse")
+    bob.presence_of(alice.user_id, 30, status_msg="to Synapse")
+    bob.put_status("online", "from Synapse")
+    alice.presence_of(bob.user_id, 30, status_msg="from Synapse")
+    bob.say(room_id, "hello")
+    alice.reads("hello")
+
+
+def say(person: Person, room_id: str, text: str) -> bool:
+    """Whether a message was taken: its server may be starting."""
+    try:
+        person.say(room_id, text)
+    except (AssertionError, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def presence_load(crowd: list[Person]) -> Iterator[None]:
+    """Everybody in the crowd changes their status, again and again, until the end."""
+    ended = threading.Event()
+
+    def change() -> None:
+        for number in count():
+            if ended.is_set():
+                return
+            person = crowd[number % len(crowd)]
+            person.put_status("online" if number % 2 else "unavailable", f"status {number}")
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=change, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(10)
