@@ -128,7 +128,7 @@ class Synapse:
             "form_secret": secrets.token_hex(),
             "app_service_config_files": [str(path) for path in registrations],
             "presence": {"enabled": False},
-            **{name: UNLIMITED for name in ("rc_message", "rc_registration", "rc_joins_per_room")},
+            **dict.fromkeys(("rc_message", "rc_registration", "rc_joins_per_room"), UNLIMITED),
             "rc_login": {"address": UNLIMITED, "account": UNLIMITED},
             "rc_joins": {"local": UNLIMITED, "remote": UNLIMITED},
             "rc_invites": {"per_room": UNLIMITED, "per_user": UNLIMITED, "per_issuer": UNLIMITED},

@@ -3,7 +3,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
+from fedpresence.testing.processes import ServerProcess
+from fedpresence.testing.synapse import Synapse
 from fedpresence.testing.users import OpenStream
 from tests.beside.conftest import Town
 from tests.beside.domains import Domain, Person
@@ -104,7 +107,7 @@ def test_messages_invites_and_devices_pass_under_load(two: list[Domain]) -> None
         alice.ask("POST", f"/rooms/{room_id}/invite", {"user_id": carol.user_id})
         texts, numbers = set(), set()
 
-        def read(person: Person) -> object:
+        def read(person: Person) -> Any:
             return person.sync(timeout_ms=500)
 
         def has_all_texts() -> bool:
@@ -132,18 +135,24 @@ def test_after_any_of_the_four_processes_is_killed_all_is_well_again(two: list[D
     alice, bob = people((here, "alice"), (there, "bob"))
     room_id = share_a_room(alice, bob)
     assert here.daemon is not None and there.daemon is not None
-    for number, process in enumerate((here.daemon, there.daemon, here.synapse, there.synapse)):
+    processes: list[ServerProcess | Synapse] = [here.daemon, there.daemon, here.synapse, there.synapse]
+    for number, process in enumerate(processes):
         process.kill()
         process.start()
+        all_is_well(alice, bob, room_id, f"life {number}")
 
-        eventually(lambda: alice.put_status("online", f"life {number}").status == 200, "a PUT")
-        eventually(
-            lambda: bob.status_of(alice.user_id).body.get("status_msg") == f"life {number}",
-            f"presence after kill {number}",
-            60,
-        )
-        eventually(lambda: say(alice, room_id, f"text {number}"), "a message leaves")
-        bob.reads(f"text {number}", 60)
+
+def all_is_well(alice: Person, bob: Person, room_id: str, words: str) -> None:
+    """Presence and messages arrive, once both servers have found their feet."""
+    eventually(lambda: alice.put_status("online", words).status == 200, "a PUT")
+    eventually(lambda: status_msg(bob, alice) == words, f"presence: {words}", 60)
+    eventually(lambda: say(alice, room_id, words), "a message leaves")
+    bob.reads(words, 60)
+
+
+def status_msg(observer: Person, observed: Person) -> object:
+    """What the observer is shown now, None where nothing."""
+    return observer.status_of(observed.user_id).body.get("status_msg")
 
 
 def test_a_synapse_that_carries_presence_itself_is_a_peer_like_any_other(town: Town) -> None:
