@@ -105,7 +105,8 @@ def test_messages_invites_and_devices_pass_under_load(two: list[Domain]) -> None
             alice.say(room_id, f"message {number}")
             bob.send_to_device(alice.user_id, {"number": number})
         alice.ask("POST", f"/rooms/{room_id}/invite", {"user_id": carol.user_id})
-        texts, numbers = set(), set()
+        texts: set[str] = set()
+        numbers: set[int] = set()
 
         def read(person: Person) -> Any:
             return person.sync(timeout_ms=500)
