@@ -26,7 +26,8 @@ from fedpresence.config import Config, engine_settings
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePassed
 from fedpresence.engine.settings import EngineSettings, ServerLists
-from fedpresence.errors import StoreError
+from fedpresence.errors import ConfigError, StoreError
+from fedpresence.homeserver.checks import Checks, Finding, Verdict
 from fedpresence.homeserver.registration import load_registration
 from fedpresence.intake import BoundedSite
 from fedpresence.listening import Listener, listen, reload_certificates
@@ -46,8 +47,12 @@ LOOK_AROUND_S = 0.25  # real time: how late a token revoked by the command line 
 FLUSH_S = 5.0  # what a clean stop waits for the last words
 FLUSH_STEP_S = 0.05
 SELF_CHECK_AGAIN_S = 600.0
+CHECK_AGAIN_S = 60.0  # what is around us, where something was not well: first after this long,
+CHECK_AT_LEAST_S = 3600.0  # and in the end hourly (H:9)
 CLOCK_JUMP_MS = 3_600_000  # Z-21
 NOBODY = ServerLists(allow=())
+
+Findings = tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,8 @@ class Daemon:
             parts.scan.start()
         if self._held:
             self._background("the self-check", self._check_ourselves(parts))
+        if parts.checks is not None:
+            self._background("the checks", self._look_at_homeserver(parts.checks, CHECK_AGAIN_S))
         self._look_around_soon(parts)
         _log.info(
             "{server_name} serves presence (fedpresence {version}, {key_id})",
@@ -257,6 +264,25 @@ class Daemon:
             )
         self._held = False
         parts.outbound.reload(engine_settings(self.config).servers)
+
+    async def _look_at_homeserver(self, checks: Checks, again_s: float, before: Findings = ()) -> None:
+        """Say what is not as it must be beside a homeserver (H:9), once each; ask again until all is well."""
+        findings = await checks.all()
+        if self._stopped is not None:
+            return
+        for finding in findings:
+            if finding in before:
+                continue
+            if finding.verdict is Verdict.FATAL:
+                self._fatal(Failure(ConfigError.of(finding.subject, finding.words, finding.fix)))
+                return
+            if not finding.is_good:
+                _log.warn("{finding}", finding=str(finding))
+            elif any(finding.subject == old.subject for old in before):
+                _log.info("{finding}", finding=str(finding))
+        if not all(finding.is_good for finding in findings):
+            later_s = min(2 * again_s, CHECK_AT_LEAST_S)
+            self._later("checks", again_s, lambda: self._look_at_homeserver(checks, later_s, findings))
 
     # --- in the background ----------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from fedpresence.engine.events import InboxDue, PushReceived, TransactionReceive
 from fedpresence.engine.settings import ServerLists
 from fedpresence.homeserver.api import HomeserverApi
 from fedpresence.homeserver.appservice import AppService
+from fedpresence.homeserver.checks import Checks, FetchKeys
 from fedpresence.homeserver.existence import MAX_AT_ONCE as MAX_STRANGERS
 from fedpresence.homeserver.existence import Existence
 from fedpresence.homeserver.registration import Registration
@@ -50,7 +51,7 @@ from fedpresence.outbound.service import Outbound, OutboundSettings
 from fedpresence.outbound.status import TransactionSeen
 from fedpresence.selfcheck import SelfCheck
 from fedpresence.storage.store import Store
-from fedpresence.wire.signing import Identity
+from fedpresence.wire.signing import Identity, ServerKeys
 
 CONNECT_TIMEOUT_S = 5.0  # to the homeserver, which is near
 WRITE_BEHIND_BATCH = 5_000  # users a transaction, so that a commit never waits long behind one
@@ -109,6 +110,11 @@ class Parts:
         self.scan: Scan | None = None
         self.appservice: AppService | None = None
         self._existence: Existence | None = None
+        self._api: HomeserverApi | None = None
+        if config.homeserver_url is not None:
+            self._api = HomeserverApi(
+                config.homeserver_url, registration, self._homeserver_http, clock, self.counters
+            )
         if registration is not None:
             self._take_part(registration, around)
         self.tap = SyncTap(self.hub, self.tokens, clock)
@@ -140,6 +146,9 @@ class Parts:
         self.gate = Gate(self.origins, self.origin_limits, self.budget, clock, self.counters)
         self.transactions = Transactions(self._take_transaction, self.origin_limits, clock, self.counters)
         self.self_check = SelfCheck(config.server_name, clock)
+        self.checks: Checks | None = None
+        if self._api is not None:
+            self.checks = Checks(identity, self._api, registration, _keys_by(fetcher), clock)
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin`: ourselves, maybe (Z-23)."""
@@ -246,11 +255,8 @@ class Parts:
 
     def _take_part(self, registration: Registration, around: Surroundings) -> None:
         """Be an application service of the homeserver."""
-        config, known, submit = self.config, self.engine.known, self.hub.submit
-        assert config.homeserver_url is not None, "the configuration was checked"
-        api = HomeserverApi(
-            config.homeserver_url, registration, self._homeserver_http, self.clock, self.counters
-        )
+        config, known, submit, api = self.config, self.engine.known, self.hub.submit, self._api
+        assert api is not None, "the configuration was checked"
         self.scan = Scan(
             api,
             self.store,
@@ -267,3 +273,10 @@ class Parts:
             config.server_name, registration, self.scan, known, submit, self.clock, self.counters
         )
         self._existence = Existence(api, self.clock)
+
+
+def _keys_by(fetcher: KeyFetcher) -> FetchKeys:
+    async def fetch(server_name: ServerName) -> ServerKeys:
+        return (await fetcher.from_server(server_name)).keys
+
+    return fetch

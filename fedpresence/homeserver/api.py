@@ -145,6 +145,11 @@ class HomeserverApi:
         duration_ms = answer.body.get("duration_ms")
         return duration_ms if isinstance(duration_ms, int) else 0
 
+    async def sync_as_bot(self) -> None:
+        """One short sync: where the homeserver has presence of its own, our bot is online there now (H:7)."""
+        only = quote('{"room":{"rooms":[]},"presence":{"limit":1}}', safe="")
+        await self._get(f"{CLIENT}/sync?timeout=0&set_presence=online&filter={only}", None)
+
     async def presence_of(self, user_id: UserID, acting_as: UserID | None = None) -> str | None:
         """The state that the homeserver itself shows of a user: `offline` where its presence is off (H:7)."""
         answer = await self._get(f"{CLIENT}/presence/{_segment(user_id)}/status", acting_as)

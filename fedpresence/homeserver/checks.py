@@ -45,6 +45,11 @@ class Finding:
     def __str__(self) -> str:
         return f"{self.subject}: {self.words} {self.fix}".rstrip()
 
+    @property
+    def is_good(self) -> bool:
+        """Whether there is nothing to mend."""
+        return self.verdict is Verdict.GOOD
+
 
 class Checks:
     """The questions, in an order in which a later one makes sense after the earlier ones.

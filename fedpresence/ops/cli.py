@@ -283,6 +283,20 @@ def _status(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    config = _load(arguments, with_keys=True)
+    if config.homeserver_url is None:
+        raise ConfigError.of(
+            "homeserver.url", "is missing: there is no homeserver to ask.", "Name the one behind us."
+        )
+    from fedpresence.doctor import examine  # most of the daemon: other commands start without it
+
+    findings = _in_reactor(lambda reactor: examine(config, reactor))
+    for finding in findings:
+        print(f"{finding.verdict.value:8}{finding}")
+    return DONE if all(finding.is_good for finding in findings) else FAILED
+
+
 # --- what they share -------------------------------------------------------------------------
 
 
@@ -416,6 +430,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate_key.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="a new file")
 
+    _command(commands, "doctor", _doctor, "ask the homeserver beside us whether everything is as it must be")
     generate_registration = _command(
         commands,
         "generate-registration",
