@@ -145,10 +145,10 @@ class HomeserverApi:
         duration_ms = answer.body.get("duration_ms")
         return duration_ms if isinstance(duration_ms, int) else 0
 
-    async def sync_as_bot(self) -> None:
-        """One short sync: where the homeserver has presence of its own, our bot is online there now (H:7)."""
-        only = quote('{"room":{"rooms":[]},"presence":{"limit":1}}', safe="")
-        await self._get(f"{CLIENT}/sync?timeout=0&set_presence=online&filter={only}", None)
+    async def set_presence(self, user_id: UserID, state: str) -> None:
+        """Our bot's, told to the homeserver itself; where its presence is off it says yes and does nothing (H:7)."""
+        path = f"{CLIENT}/presence/{_segment(user_id)}/status"
+        await self._request("PUT", path, None, {"presence": state})
 
     async def presence_of(self, user_id: UserID, acting_as: UserID | None = None) -> str | None:
         """The state that the homeserver itself shows of a user: `offline` where its presence is off (H:7)."""
