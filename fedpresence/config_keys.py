@@ -361,7 +361,9 @@ KEYS: tuple[Key, ...] = (
         "homeserver_url",
         parse.optional(parse.url),
         "null",
-        "Its base URL, for example http://127.0.0.1:8008. null: there is none.",
+        "Its base URL, for example http://127.0.0.1:8008. null: there is none. With it, what the resource "
+        "client does not answer itself is passed through, and /sync has presence in it; the resource "
+        "sync_tap, for a proxy that mirrors /sync, only sees who is connected.",
         verbatim=True,
     ),
     Key(
