@@ -146,7 +146,7 @@ class HomeserverApi:
         return duration_ms if isinstance(duration_ms, int) else 0
 
     async def set_presence(self, user_id: UserID, state: str) -> None:
-        """Our bot's, to the homeserver itself, which says yes and does nothing where presence is off (H:7)."""
+        """Our bot's, to the homeserver itself: nothing happens where presence is off (H:7)."""
         path = f"{CLIENT}/presence/{_segment(user_id)}/status"
         await self._request("PUT", path, None, {"presence": state})
 
