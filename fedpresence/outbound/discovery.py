@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from fedpresence.clock import Clock, now_ms, within
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
-from fedpresence.outbound.exchange import Answer
+from fedpresence.outbound.http11 import Answer
 from fedpresence.outbound.route import FEDERATION_PORT, Route, direct_route, route_at
 from fedpresence.outbound.srv import LookupSrv, in_order
 from fedpresence.outbound.wellknown import Delegation, judge

@@ -212,7 +212,7 @@ def test_a_connection_that_the_other_end_closed_first_can_be_aborted(network: Ne
     """What was to be sent is no more, and neither is the server: Twisted's TLS would raise."""
     a_server(network)
     link = result_of(done(network, network.client().open(THERE)))
-    tls: Any = link._connection._protocol.transport
+    tls: Any = link._connection.transport
     tls.connectionLost(Failure(ConnectionLost()))
 
     link.abort()
