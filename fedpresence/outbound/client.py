@@ -126,6 +126,10 @@ class Client:
         await self._connections.close()
 
     async def _connection_to(self, server_name: ServerName) -> Connection:
+        route = self._discovery.known_route(server_name)
+        kept = None if route is None else self._connections.take(route)
+        if kept is not None:
+            return kept
         return await self._within_deadline(server_name, self._find_and_open(server_name), heard=False)
 
     async def _find_and_open(self, server_name: ServerName) -> Connection:

@@ -69,6 +69,17 @@ class Discovery:
 
     async def route(self, name: ServerName) -> Route:
         """Where `name` is reached; DeliveryFailed (not heard) where that cannot be found out."""
+        route = self.known_route(name)
+        if route is not None:
+            return route
+        answer: Deferred[Route] = Deferred()
+        self._waiting.setdefault(name, []).append(answer)
+        if name not in self._lookups:
+            self._start(name)
+        return await answer
+
+    def known_route(self, name: ServerName) -> Route | None:
+        """Where `name` is reached, if nobody need be asked for that."""
         address = self._resolve.get(name)
         if address is not None:
             fixed = self._fixed.get(name)
@@ -85,11 +96,7 @@ class Discovery:
             if now >= found.refresh_at_ms and name not in self._lookups:
                 self._start(name)  # the old answer serves until the new one is here
             return found.route
-        answer: Deferred[Route] = Deferred()
-        self._waiting.setdefault(name, []).append(answer)
-        if name not in self._lookups:
-            self._start(name)
-        return await answer
+        return None
 
     async def stop(self) -> None:
         """End what is being looked up."""
