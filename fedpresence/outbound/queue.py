@@ -272,13 +272,13 @@ class DestinationQueue:
         """When the next transaction should leave; a moment that has passed means now."""
         left_ms = self._left_ms
         window_end_ms = left_ms + self._window_ms if left_ms is not None else 0
+        if self._polls or self._urgent:
+            return window_end_ms  # nothing goes sooner
         timer_end_ms = left_ms + max(self._window_ms, TIMER_WINDOW_MS) if left_ms is not None else 0
         due: list[int] = []
-        if self._polls or self._urgent:
-            due.append(window_end_ms)
-        elif self._pending or self._drops or self._unpolls:
+        if self._pending or self._drops or self._unpolls:
             due.append(timer_end_ms)
-        if self._has_owed_to_offer():
+        if self._owed and self._has_owed_to_offer():
             due.append(max(window_end_ms, self._edus_left.ready_ms()))
         refresh_ms = self._next_refresh_ms()
         if refresh_ms is not None:

@@ -23,6 +23,7 @@ from fedpresence.counters import Counters, NullCounters
 from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.settings import ServerLists
 from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.alarms import Alarms
 from fedpresence.outbound.budget import TokenBucket, Turns
 from fedpresence.outbound.queue import DestinationQueue, QueueEffect
 from fedpresence.outbound.sender import Decisions, DestinationSender, Opens, Tools
@@ -94,6 +95,9 @@ class Outbound(MultiService):
         self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
         self._turn_timer: Timer | None = None
+        self._alarms: Alarms[DestinationSender] = Alarms()
+        self._alarm_timer: Timer | None = None
+        self._alarm_ms = 0  # when it comes
         self._sweep_timer: Timer | None = None
 
     # --- service ---------------------------------------------------------------------------------
@@ -108,10 +112,10 @@ class Outbound(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Cancel what is in flight, close connections."""
-        for timer in (self._turn_timer, self._sweep_timer):
+        for timer in (self._turn_timer, self._alarm_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
-        self._turn_timer = self._sweep_timer = None
+        self._turn_timer = self._alarm_timer = self._sweep_timer = None
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
@@ -171,7 +175,7 @@ class Outbound(MultiService):
                 refresh_interval_ms=self._settings.refresh_interval_ms,
             )
             permitted = self._servers.permit(destination)
-            sender = DestinationSender(destination, queue, self._tools, self._ask, permitted=permitted)
+            sender = DestinationSender(destination, queue, self._tools, self._wake_at, permitted=permitted)
             self._senders[destination] = sender
             MultiService.addService(self, sender)
         return sender
@@ -200,9 +204,34 @@ class Outbound(MultiService):
             self._users.popitem(last=False)
         return not bucket.take(now_ms(self._clock))
 
-    def _ask(self, sender: DestinationSender, deadline_ms: int) -> None:
-        self._turns.ask(sender.destination, deadline_ms)
+    def _wake_at(self, sender: DestinationSender, at_ms: int) -> None:
+        self._alarms.set(sender, at_ms)
+        self._set_alarm_timer()
+
+    def _set_alarm_timer(self) -> None:
+        """See to it that the timer comes with the first alarm; never later, and only then sooner."""
+        at_ms = self._alarms.next_ms()
+        if at_ms is None or not self.running:
+            return
+        if self._alarm_timer is not None:
+            if self._alarm_ms <= at_ms:
+                return
+            self._alarm_timer.cancel()
+        self._alarm_ms = at_ms
+        # At least a whole millisecond where it is not due yet: less may round to no time at all.
+        delay_ms = max(0, at_ms - now_ms(self._clock))
+        self._alarm_timer = self._clock.callLater(delay_ms / 1000, self._alarm_came)
+
+    def _alarm_came(self) -> None:
+        """Wake whose moment it is; only when all have asked does the most urgent get its turn."""
+        self._alarm_timer = None
+        now = now_ms(self._clock)
+        for sender in self._alarms.pop_due(now):
+            deadline_ms = sender.look(now)
+            if deadline_ms is not None:
+                self._turns.ask(sender.destination, deadline_ms)
         self._give_turns()
+        self._set_alarm_timer()
 
     def _give_turns(self) -> None:
         now = now_ms(self._clock)
