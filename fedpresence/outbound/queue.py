@@ -51,6 +51,8 @@ OVERDRAWN_PATIENCE_MS = (
     60_000  # news of a user who has spent their share, and what is asked for in bulk (Z-18)
 )
 
+_CHANGE = Urgency.CHANGE  # asked for at each push: an attribute of an enum is slow to find
+
 Pair = tuple[UserID, UserID]  # observer, observed
 OwedKey = tuple[UserID, UserID, int, EduKind]
 
@@ -294,19 +296,21 @@ class DestinationQueue:
     # --- inside ----------------------------------------------------------------------------------
 
     def _add_push(self, effect: SendPush, now_ms: int, overdrawn: bool) -> None:
-        patience_ms = OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[effect.urgency]
+        urgency = effect.urgency
+        deadline_ms = now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[urgency])
         self._counter += 1
         news = self._pending.get(effect.user_id)
-        was_urgent = news is not None and news.urgency <= Urgency.CHANGE
         if news is None:
-            news = _News(effect.urgency, now_ms + patience_ms, self._counter)
-            self._pending[effect.user_id] = news
+            self._pending[effect.user_id] = _News(urgency, deadline_ms, self._counter)
+            self._urgent += urgency <= _CHANGE
         else:
-            news.urgency = min(news.urgency, effect.urgency)
-            news.deadline_ms = min(news.deadline_ms, now_ms + patience_ms)
             news.count = self._counter
-        self._urgent += (news.urgency <= Urgency.CHANGE) - was_urgent
-        self._expect(news.deadline_ms)
+            if deadline_ms < news.deadline_ms:
+                news.deadline_ms = deadline_ms
+            if urgency < news.urgency:
+                self._urgent += urgency <= _CHANGE < news.urgency
+                news.urgency = urgency
+        self._expect(deadline_ms)
 
     def _add_edu(self, edu: OwedEdu, now_ms: int) -> None:
         key = _owed_key(edu)
@@ -372,7 +376,7 @@ class DestinationQueue:
         news = self._pending.get(user)
         if news is not None and news.count == self._taken.get(user):
             del self._pending[user]
-            self._urgent -= news.urgency <= Urgency.CHANGE
+            self._urgent -= news.urgency <= _CHANGE
 
     def _remember(self, user: UserID, told_ms: int, published: Published | None) -> None:
         self._told[user] = _Told(told_ms, published)

@@ -168,10 +168,11 @@ class DestinationSender(Service):
 
     # --- what happens to it ----------------------------------------------------------------------
 
-    def add(self, effect: QueueEffect, *, overdrawn: bool) -> None:
+    def add(self, effect: QueueEffect, now: int, *, overdrawn: bool) -> None:
         """Something waits for this destination."""
-        self.queue.add(effect, self._now_ms(), overdrawn=overdrawn)
-        self.schedule()
+        self.queue.add(effect, now, overdrawn=overdrawn)
+        if not self._alarms_ms or self._alarms_ms[-1] > now:  # else it will look at once, whatever this is
+            self.schedule()
 
     def seen_alive(self) -> None:
         """A signed request came from there (F:X-8)."""

@@ -126,7 +126,8 @@ class Outbound(MultiService):
 
     def enqueue(self, effect: QueueEffect) -> None:
         """Something is to be sent; never waits, never raises."""
-        self._sender(effect.destination).add(effect, overdrawn=self._is_overdrawn(effect))
+        now = now_ms(self._clock)
+        self._sender(effect.destination).add(effect, now, overdrawn=self._is_overdrawn(effect, now))
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -180,29 +181,28 @@ class Outbound(MultiService):
             MultiService.addService(self, sender)
         return sender
 
-    def _is_overdrawn(self, effect: QueueEffect) -> bool:
+    def _is_overdrawn(self, effect: QueueEffect, now: int) -> bool:
         """Whether such news goes when there is room (Z-18).
 
         Either the user has spent more than one user's share, or so much is asked for at once (a room of
         thousands) that people's changes would have to wait behind it.
         """
-        match effect:
-            case SendPoll() | SendPush(urgency=Urgency.ASKED):
-                return not self._asked.take(now_ms(self._clock))
-            case SendPush(user_id=user_id, urgency=Urgency.CHANGE):
-                return self._has_spent_their_share(user_id)
-            case _:
-                return False
+        if isinstance(effect, SendPush) and effect.urgency is Urgency.CHANGE:
+            return self._has_spent_their_share(effect.user_id, now)
+        if isinstance(effect, SendPoll) or (isinstance(effect, SendPush) and effect.urgency is Urgency.ASKED):
+            return not self._asked.take(now)
+        return False
 
-    def _has_spent_their_share(self, user_id: UserID) -> bool:
-        bucket = self._users.pop(user_id, None)
+    def _has_spent_their_share(self, user_id: UserID, now: int) -> bool:
+        bucket = self._users.get(user_id)
         if bucket is None:
             rate = self._settings.max_transactions_per_second
-            bucket = TokenBucket(rate / USER_SHARE, rate * USER_BURST_S)
-        self._users[user_id] = bucket
-        if len(self._users) > MAX_USER_BUCKETS:
-            self._users.popitem(last=False)
-        return not bucket.take(now_ms(self._clock))
+            bucket = self._users[user_id] = TokenBucket(rate / USER_SHARE, rate * USER_BURST_S)
+            if len(self._users) > MAX_USER_BUCKETS:
+                self._users.popitem(last=False)
+        else:
+            self._users.move_to_end(user_id)
+        return not bucket.take(now)
 
     def _wake_at(self, sender: DestinationSender, at_ms: int) -> None:
         self._alarms.set(sender, at_ms)
