@@ -383,9 +383,9 @@ class DestinationQueue:
         self._told.move_to_end(user)
 
     def _next_refresh_ms(self) -> int | None:
-        for told in self._told.values():
-            return told.told_ms + self._refresh_after_ms
-        return None
+        if not self._told:
+            return None
+        return next(iter(self._told.values())).told_ms + self._refresh_after_ms
 
     def _expect(self, deadline_ms: int) -> None:
         if self._deadline_ms is None or deadline_ms < self._deadline_ms:

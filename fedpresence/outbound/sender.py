@@ -325,8 +325,7 @@ class DestinationSender(Service):
         lost = [user for user in wanted.users if user not in composed.published]
         if lost or composed.stale_owed:
             self.queue.withdraw(lost, composed.stale_owed, now)
-        answered = {*composed.owed, *composed.stale_owed}
-        unanswered = [edu for edu in wanted.owed if edu not in answered]
+        unanswered = {*wanted.owed}.difference(composed.owed, composed.stale_owed)
         if unanswered:
             self.queue.set_aside((), unanswered, now)
         same = self.queue.unchanged(composed.published, now)

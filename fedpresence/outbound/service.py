@@ -36,6 +36,8 @@ USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
 
+_ASKED, _CHANGE = Urgency.ASKED, Urgency.CHANGE  # an attribute of an enum is slow to find
+
 
 class ClosingClient(Opens, Protocol):
     """A client that can be closed."""
@@ -106,7 +108,8 @@ class Outbound(MultiService):
         """Send from now on, what an earlier run would have refreshed too."""
         now = now_ms(self._clock)
         for destination, user_id in self._boot_users():
-            self._sender(destination).queue.add_at_boot(user_id, now)
+            sender = self._senders.get(destination) or self._new_sender(destination)
+            sender.queue.add_at_boot(user_id, now)
         MultiService.startService(self)
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 
@@ -127,7 +130,8 @@ class Outbound(MultiService):
     def enqueue(self, effect: QueueEffect) -> None:
         """Something is to be sent; never waits, never raises."""
         now = now_ms(self._clock)
-        self._sender(effect.destination).add(effect, now, overdrawn=self._is_overdrawn(effect, now))
+        sender = self._senders.get(effect.destination) or self._new_sender(effect.destination)
+        sender.add(effect, now, overdrawn=self._is_overdrawn(effect, now))
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -166,19 +170,17 @@ class Outbound(MultiService):
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _sender(self, destination: ServerName) -> DestinationSender:
-        sender = self._senders.get(destination)
-        if sender is None:
-            queue = DestinationQueue(
-                self._settings.server_name,
-                destination,
-                batch_window_ms=self._settings.batch_window_ms,
-                refresh_interval_ms=self._settings.refresh_interval_ms,
-            )
-            permitted = self._servers.permit(destination)
-            sender = DestinationSender(destination, queue, self._tools, self._wake_at, permitted=permitted)
-            self._senders[destination] = sender
-            MultiService.addService(self, sender)
+    def _new_sender(self, destination: ServerName) -> DestinationSender:
+        queue = DestinationQueue(
+            self._settings.server_name,
+            destination,
+            batch_window_ms=self._settings.batch_window_ms,
+            refresh_interval_ms=self._settings.refresh_interval_ms,
+        )
+        permitted = self._servers.permit(destination)
+        sender = DestinationSender(destination, queue, self._tools, self._wake_at, permitted=permitted)
+        self._senders[destination] = sender
+        MultiService.addService(self, sender)
         return sender
 
     def _is_overdrawn(self, effect: QueueEffect, now: int) -> bool:
@@ -187,11 +189,13 @@ class Outbound(MultiService):
         Either the user has spent more than one user's share, or so much is asked for at once (a room of
         thousands) that people's changes would have to wait behind it.
         """
-        if isinstance(effect, SendPush) and effect.urgency is Urgency.CHANGE:
-            return self._has_spent_their_share(effect.user_id, now)
-        if isinstance(effect, SendPoll) or (isinstance(effect, SendPush) and effect.urgency is Urgency.ASKED):
-            return not self._asked.take(now)
-        return False
+        if isinstance(effect, SendPush):
+            if effect.urgency is _CHANGE:
+                return self._has_spent_their_share(effect.user_id, now)
+            is_asked = effect.urgency is _ASKED
+        else:
+            is_asked = isinstance(effect, SendPoll)
+        return is_asked and not self._asked.take(now)
 
     def _has_spent_their_share(self, user_id: UserID, now: int) -> bool:
         bucket = self._users.get(user_id)
