@@ -170,12 +170,13 @@ class Connections:
     def _close_idle(self) -> None:
         self._timer = None
         now_s = self.clock.seconds()
-        for since_s, connection in list(self._kept.values()):
+        while self._kept:
+            since_s, connection = next(iter(self._kept.values()))
             left_s = since_s + self._keep_s - now_s
             if left_s > 0:
                 self._timer = self.clock.callLater(max(0.001, left_s), self._close_idle)
                 return
-            connection.abort()
+            connection.abort()  # and it is kept no longer
 
 
 class _ConnectionFactory(Factory):

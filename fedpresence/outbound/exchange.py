@@ -42,7 +42,11 @@ async def exchange(
     DeliveryFailed where no status came; it says whether the server may have heard us.
     """
     route = connection.route
-    request = encode_request(method, uri, {"Host": route.host_header, **headers}, body)
+    try:
+        request = encode_request(method, uri, {"Host": route.host_header, **headers}, body)
+    except ValueError:
+        connection.abort()  # or it would stay open, in nobody's hands
+        raise
     answer = await connection.request(request, cap, TIMEOUT_S)
     _refuse_encoding(route, answer.headers.get(b"content-encoding", ()))
     return answer

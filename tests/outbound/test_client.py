@@ -287,6 +287,31 @@ def test_keys_are_fetched_unsigned_and_without_asking_for_compression(network: N
     assert not headers.hasHeader("Accept-Encoding")
 
 
+def test_a_connection_for_keys_is_closed_after_the_answer(network: Network) -> None:
+    """Strangers make us ask as many servers as they like, and few twice: none may hold a connection."""
+    server = a_server(network, lambda request: b"{}")
+    client = network.client()
+
+    for _ in range(2):
+        result_of(done(network, client.get_unsigned(THERE, "/_matrix/key/v2/server")))
+
+    assert network.dialled == [(PUBLIC, 8448)] * 2
+    assert [headers.getRawHeaders("Connection") for _, _, headers, _ in server.requests] == [["close"]] * 2
+    assert client.kept_connections == 0
+
+
+def test_a_name_that_would_slip_a_line_into_the_request_sends_nothing(network: Network) -> None:
+    """Nor does the connection stay open."""
+    server = a_server(network)
+
+    sending = done(network, network.client().send(THERE, "PUT", "/_matrix/x HTTP/1.1\r\nA: b", {}))
+
+    failure_of(sending, ValueError)
+    network.flush()
+    assert server.requests == []
+    assert not network.clock.getDelayedCalls()
+
+
 def test_an_old_server_gets_its_trailing_slash_and_is_remembered(network: Network) -> None:
     """Synapse up to 0.99.2 knows only the path with the slash (F:7.1)."""
 
