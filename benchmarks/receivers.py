@@ -21,7 +21,7 @@ from fedpresence.clock import now_ms
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.budget import TokenBucket
-from fedpresence.outbound.client import TIMEOUT_S
+from fedpresence.outbound.exchange import TIMEOUT_S
 from fedpresence.outbound.sender import OpenLink
 from fedpresence.testing.rig.clock import TurnableClock
 

@@ -32,7 +32,7 @@ class TokenBucket:
 
     def take(self, now_ms: int) -> bool:
         """Draw one token, if there is one."""
-        if now_ms < self.ready_ms():
+        if now_ms < self._empty_at_ms - self._headroom_ms:
             return False
         self._empty_at_ms = max(self._empty_at_ms, now_ms) + self._interval_ms
         return True

@@ -23,15 +23,15 @@ from fedpresence.config import FederationConfig
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, is_ip_literal
 from fedpresence.outbound.addresses import BlockedNetworks
-from fedpresence.outbound.connections import Connection, Connections, Resolve, tcp_dial
+from fedpresence.outbound.connections import Connections, Resolve, tcp_dial
 from fedpresence.outbound.discovery import Discovery
-from fedpresence.outbound.exchange import USER_AGENT, Answer, exchange, fetch, http_date_ms, values_of
+from fedpresence.outbound.exchange import TIMEOUT_S, USER_AGENT, exchange, fetch, http_date_ms, values_of
+from fedpresence.outbound.http11 import Answer, Connection
 from fedpresence.outbound.srv import system_lookup
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.outbound.wellknown import fetch_well_known
 from fedpresence.wire.json import decode_json, encode_canonical
 
-TIMEOUT_S = 60.0  # F:X-6
 MAX_ANSWER_BYTES = 64 * 1024  # Z-5
 SEND_PATH = "/_matrix/federation/v1/send/"
 MAX_SLASHED = 1_000  # servers remembered as wanting the old trailing slash
@@ -86,10 +86,7 @@ class Client:
 
     async def get_unsigned(self, server_name: ServerName, path: str) -> bytes:
         """The body of a 200 to an unsigned GET (keys); DeliveryFailed otherwise."""
-        connection = await self._connection_to(server_name)
-        answer = await self._within_deadline(
-            server_name, fetch(connection, path, MAX_ANSWER_BYTES), heard=True
-        )
+        answer = await self._within_deadline(server_name, self._find_and_fetch(server_name, path), heard=True)
         if answer.status != 200:
             raise self._refusal(server_name, answer)
         return answer.body
@@ -129,10 +126,18 @@ class Client:
         await self._connections.close()
 
     async def _connection_to(self, server_name: ServerName) -> Connection:
+        route = self._discovery.known_route(server_name)
+        kept = None if route is None else self._connections.take(route)
+        if kept is not None:
+            return kept
         return await self._within_deadline(server_name, self._find_and_open(server_name), heard=False)
 
     async def _find_and_open(self, server_name: ServerName) -> Connection:
         return await self._connections.open(await self._discovery.route(server_name))
+
+    async def _find_and_fetch(self, server_name: ServerName, path: str) -> Answer:
+        route = await self._discovery.route(server_name)
+        return await fetch(self._connections, route, path, MAX_ANSWER_BYTES)
 
     async def _signed(
         self,
@@ -148,11 +153,7 @@ class Client:
         }
         if body is not None:
             headers["Content-Type"] = "application/json"
-        answer = await self._within_deadline(
-            destination,
-            exchange(connection, method.encode("ascii"), uri, headers, body, MAX_ANSWER_BYTES),
-            heard=True,
-        )
+        answer = await exchange(connection, method, uri, headers, body, MAX_ANSWER_BYTES)
         if not 200 <= answer.status < 300:
             raise self._refusal(destination, answer)
         return answer.status, answer.body
@@ -170,7 +171,7 @@ class Client:
 
     def _refusal(self, server_name: ServerName, answer: Answer) -> DeliveryFailed:
         errcode, retry_after_ms = _matrix_error(answer.body)
-        header = values_of(answer.headers, b"Retry-After")
+        header = values_of(answer.headers, b"retry-after")
         if header:
             from_header = _retry_after_ms(header[0], now_ms(self._clock))
             retry_after_ms = from_header if from_header is not None else retry_after_ms

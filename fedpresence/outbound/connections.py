@@ -4,30 +4,28 @@ Always true:
 - every address is checked against the blocked networks after resolution, right before it is connected
   to, unless the operator gave it (Z-5);
 - a connection is handed out only after its TLS handshake authenticated the server;
-- compression is neither asked for nor decoded (Z-5);
 - no more connections are opened per second than the budget allows (decision 15).
 
 Source: F:5.2, Z-5.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail, succeed
+from twisted.internet.defer import CancelledError, ensureDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectionClosed
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
-from twisted.web.client import Agent, HTTPConnectionPool
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory
-from zope.interface import implementer
 
-from fedpresence.clock import Clock, now_ms, within
+from fedpresence.clock import Clock, Timer, now_ms, within
 from fedpresence.errors import DeliveryFailed
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.budget import TokenBucket
 from fedpresence.outbound.handshake import authenticated
+from fedpresence.outbound.http11 import Connection, reason_of
 from fedpresence.outbound.route import Route
 from fedpresence.outbound.tls import TlsPolicy
 
@@ -37,8 +35,6 @@ MAX_WAITING_CONNECTIONS = 10_000
 
 Resolve = Callable[[str], Awaitable[list[str]]]
 Dial = Callable[[str, int], Any]  # an IStreamClientEndpoint: zope's interfaces mean nothing to mypy
-_Agent: Any = Agent  # untyped in Twisted, as is the pool
-_Pool: Any = HTTPConnectionPool
 
 
 class Connections:
@@ -59,40 +55,74 @@ class Connections:
         per_second: int,
         keep_s: float = 55.0,
     ) -> None:
-        self._clock = clock
+        self.clock = clock
         self._resolve = resolve
         self._dial = dial
         self._tls = tls
         self._blocked = blocked
         self._budget = TokenBucket(per_second, burst=per_second)
         self._waiting = 0
-        kept: Any = _KeptConnections  # untyped in Twisted
-        self._pool: Any = kept(clock, persistent=True)
-        self._pool.maxPersistentPerHost = 1  # one transaction in flight
-        self._pool.cachedConnectionTimeout = keep_s
-        self._pool.retryAutomatically = False
+        self._keep_s = keep_s
+        self._kept: OrderedDict[Route, tuple[float, Connection]] = OrderedDict()  # the longest idle first
+        self._timer: Timer | None = None  # for the first of them
 
-    async def open(self, route: Route) -> "Connection":
+    async def open(self, route: Route) -> Connection:
         """A connection to that server, kept or new; DeliveryFailed (not heard) where there is none."""
-        try:
-            protocol = await self._pool.getConnection(route, _RouteEndpoint(self, route))
-        except (CancelledError, DeliveryFailed):
-            raise
-        except Exception as error:
-            raise DeliveryFailed(route.server_name, f"cannot connect: {reason_of(error)}") from error
-        return Connection(self._clock, route, protocol)
+        kept = self.take(route)
+        if kept is not None:
+            return kept
+        connection: Connection = await self.connect(route, _ConnectionFactory(route, self.clock, self))
+        return connection
+
+    def take(self, route: Route) -> Connection | None:
+        """The connection that is kept for that server; None where there is none."""
+        kept = self._kept.pop(route, None)
+        return None if kept is None else kept[1]
+
+    def keep(self, connection: Connection) -> None:
+        """Keep it for the next request, one for a server: one transaction is in flight."""
+        if connection.route in self._kept:
+            connection.abort()
+            return
+        self._kept[connection.route] = (self.clock.seconds(), connection)
+        if self._timer is None:
+            self._timer = self.clock.callLater(self._keep_s, self._close_idle)
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed."""
+        kept = self._kept.get(connection.route)
+        if kept is not None and kept[1] is connection:
+            del self._kept[connection.route]
 
     @property
     def kept(self) -> int:
         """To how many routes connections are kept."""
-        return len(self._pool)
+        return len(self._kept)
 
     async def close(self) -> None:
         """Close what is kept."""
-        await self._pool.closeCachedConnections()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        closing = [connection for _, connection in self._kept.values()]
+        for connection in closing:
+            connection.abort()
+        for connection in closing:
+            await connection.gone
 
     async def connect(self, route: Route, factory: Any) -> Any:
-        """A protocol of `factory`, connected and authenticated at the first address that lets us."""
+        """A protocol of `factory`, connected and authenticated at the first address that lets us.
+
+        DeliveryFailed (not heard) where none does.
+        """
+        try:
+            return await self._connect(route, factory)
+        except (CancelledError, DeliveryFailed):
+            raise
+        except Exception as error:
+            raise DeliveryFailed(route.server_name, f"cannot connect: {reason_of(error)}") from error
+
+    async def _connect(self, route: Route, factory: Any) -> Any:
         await self._turn(route)
         error: Exception = DeliveryFailed(route.server_name, "its name has no address")
         tried = 0
@@ -119,8 +149,8 @@ class Connections:
 
     async def _connect_to(self, address: str, port: int, tls_name: str, factory: Any) -> Any:
         creator = self._tls.creator_for(tls_name)
-        connecting = ensureDeferred(authenticated(self._dial(address, port), creator, factory, self._clock))
-        within(connecting, CONNECT_TIMEOUT_S, self._clock)
+        connecting = ensureDeferred(authenticated(self._dial(address, port), creator, factory, self.clock))
+        within(connecting, CONNECT_TIMEOUT_S, self.clock)
         return await connecting
 
     async def _turn(self, route: Route) -> None:
@@ -128,118 +158,38 @@ class Connections:
             raise DeliveryFailed(route.server_name, "too many connections wait to be opened")
         self._waiting += 1
         try:
-            now = now_ms(self._clock)
+            now = now_ms(self.clock)
             at_ms = self._budget.reserve(
                 now
             )  # in order: asked again and again, it would go to whoever is lucky
             if at_ms > now:
-                await deferLater(cast(IReactorTime, self._clock), (at_ms - now) / 1000)
+                await deferLater(cast(IReactorTime, self.clock), (at_ms - now) / 1000)
         finally:
             self._waiting -= 1
 
-
-@implementer(IAgent)
-class Connection:
-    """One authenticated connection, for one request; after the answer it is kept for the next."""
-
-    def __init__(self, clock: Clock, route: Route, protocol: Any) -> None:
-        self.route = route
-        self._protocol = protocol
-        pool = _OneConnection(clock, protocol)
-        self._agent = _Agent.usingEndpointFactory(clock, _Nowhere(), pool)
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: Any = None,
-    ) -> "Deferred[Any]":
-        """As an IAgent that neither asks for compression nor takes it (Z-5): treq always would."""
-        if headers is not None and headers.hasHeader("Accept-Encoding"):
-            headers = headers.copy()
-            headers.removeHeader("Accept-Encoding")
-        response: Deferred[Any] = self._agent.request(method, uri, headers, bodyProducer)
-        return response.addCallback(self._refuse_encoding)
-
-    def abort(self) -> None:
-        """Close it at once: it was not needed, or its answer is not worth reading on."""
-        transport = self._protocol.transport
-        if getattr(transport, "connected", True):  # Twisted's TLS fails where the other end was quicker
-            transport.abortConnection()
-
-    def _refuse_encoding(self, response: Any) -> Any:
-        encodings = response.headers.getRawHeaders(b"Content-Encoding", [])
-        if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
-            self.abort()
-            name = self.route.server_name
-            raise DeliveryFailed(name, "its answer is encoded, which we did not ask for", heard=True)
-        return response
+    def _close_idle(self) -> None:
+        self._timer = None
+        now_s = self.clock.seconds()
+        while self._kept:
+            since_s, connection = next(iter(self._kept.values()))
+            left_s = since_s + self._keep_s - now_s
+            if left_s > 0:
+                self._timer = self.clock.callLater(max(0.001, left_s), self._close_idle)
+                return
+            connection.abort()  # and it is kept no longer
 
 
-@implementer(IStreamClientEndpoint)
-class _RouteEndpoint:
-    """A route as an endpoint, for the pool."""
+class _ConnectionFactory(Factory):
+    """Makes the protocol of one connection."""
 
-    def __init__(self, connections: Connections, route: Route) -> None:
-        self._connections = connections
-        self._route = route
+    noisy = False
 
-    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
-        """Connect and authenticate."""
-        return ensureDeferred(self._connections.connect(self._route, protocolFactory))
+    def __init__(self, route: Route, clock: Clock, keeper: Connections) -> None:
+        self._make = partial(Connection, route, clock, keeper)
 
-
-class _KeptConnections(HTTPConnectionPool):
-    """A pool that forgets a route with its last connection: Twisted's own remembers every route for ever.
-
-    Strangers make us look for their keys under as many names as they like.
-    """
-
-    _connections: dict[object, list[object]]
-
-    def __len__(self) -> int:
-        """How many routes are remembered."""
-        return len(self._connections)
-
-    def getConnection(self, key: Any, endpoint: Any) -> "Deferred[Any]":
-        """A kept connection, or a new one."""
-        found: Deferred[Any] = super().getConnection(key, endpoint)
-        self._forget_empty(key)
-        return found
-
-    def _removeConnection(self, key: Any, connection: Any) -> None:
-        _Pool._removeConnection(self, key, connection)
-        self._forget_empty(key)
-
-    def _forget_empty(self, key: object) -> None:
-        if not self._connections.get(key, True):
-            del self._connections[key]
-
-
-class _OneConnection(HTTPConnectionPool):
-    """A pool that gives out the connection that we hold; its own pool takes it back after the answer."""
-
-    def __init__(self, clock: Clock, protocol: Any) -> None:
-        _Pool.__init__(self, clock, persistent=True)
-        self._protocol = protocol
-
-    def getConnection(self, key: object, endpoint: object) -> "Deferred[Any]":
-        """The one there is."""
-        return succeed(self._protocol)
-
-
-@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
-class _Nowhere:
-    """An Agent wants an endpoint even where it will not connect."""
-
-    def endpointForURI(self, uri: object) -> "_Nowhere":
-        """Itself."""
-        return self
-
-    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
-        """Never."""
-        return fail(ConnectionClosed("a connection is for one request"))
+    def buildProtocol(self, addr: object) -> Connection:
+        """As IProtocolFactory."""
+        return self._make()
 
 
 def tcp_dial(reactor: Any) -> Dial:
@@ -250,13 +200,3 @@ def tcp_dial(reactor: Any) -> Dial:
         return kind(reactor, address, port, timeout=CONNECT_TIMEOUT_S)
 
     return dial
-
-
-def reason_of(error: BaseException) -> str:
-    """A failure in a few words, fit for a log."""
-    reasons = getattr(error, "reasons", None)  # Twisted's ResponseFailed and its kin
-    if reasons:
-        error = reasons[0].value
-    text = str(error).strip()
-    name = type(error).__name__
-    return f"{name}: {text}"[:200] if text else name

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from fedpresence.clock import Clock, now_ms, within
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
-from fedpresence.outbound.exchange import Answer
+from fedpresence.outbound.http11 import Answer
 from fedpresence.outbound.route import FEDERATION_PORT, Route, direct_route, route_at
 from fedpresence.outbound.srv import LookupSrv, in_order
 from fedpresence.outbound.wellknown import Delegation, judge
@@ -69,6 +69,17 @@ class Discovery:
 
     async def route(self, name: ServerName) -> Route:
         """Where `name` is reached; DeliveryFailed (not heard) where that cannot be found out."""
+        route = self.known_route(name)
+        if route is not None:
+            return route
+        answer: Deferred[Route] = Deferred()
+        self._waiting.setdefault(name, []).append(answer)
+        if name not in self._lookups:
+            self._start(name)
+        return await answer
+
+    def known_route(self, name: ServerName) -> Route | None:
+        """Where `name` is reached, if nobody need be asked for that."""
         address = self._resolve.get(name)
         if address is not None:
             fixed = self._fixed.get(name)
@@ -85,11 +96,7 @@ class Discovery:
             if now >= found.refresh_at_ms and name not in self._lookups:
                 self._start(name)  # the old answer serves until the new one is here
             return found.route
-        answer: Deferred[Route] = Deferred()
-        self._waiting.setdefault(name, []).append(answer)
-        if name not in self._lookups:
-            self._start(name)
-        return await answer
+        return None
 
     async def stop(self) -> None:
         """End what is being looked up."""

@@ -1,69 +1,65 @@
-"""One request and its answer over a connection that stands.
+"""One request and its answer: a signed one on a connection that is kept, or a bare GET.
 
 Always true:
 - an answer is read to its cap and no further (Z-5);
+- compression is neither asked for nor decoded (Z-5);
 - once a status came it counts, even if the body is too long or breaks off: the body is then empty;
 - an error after the request was begun says that the server may have heard it.
 
-Source: F:X-3, Z-5; decision 26: transactions go straight on Twisted's Agent, the rest through treq.
+Source: F:X-3, Z-5; decision 26: transactions go over our own HTTP, the rest through treq.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
-from twisted.web.client import ResponseDone
+from twisted.web.client import Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss, stringToDatetime
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IBodyProducer
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
 from fedpresence.errors import DeliveryFailed
-from fedpresence.outbound.connections import Connection, reason_of
+from fedpresence.outbound.connections import Connections
+from fedpresence.outbound.http11 import Answer, Connection, encode_request, reason_of
+from fedpresence.outbound.route import Route
 
 USER_AGENT = "fedpresence"
+TIMEOUT_S = 60.0  # F:X-6
 _HTTPClient: Any = HTTPClient  # zope's interfaces mean nothing to mypy
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer, its body within the cap."""
-
-    status: int
-    headers: Headers
-    body: bytes
+_Agent: Any = Agent  # untyped in Twisted
 
 
 async def exchange(
-    connection: Connection, method: bytes, uri: str, headers: dict[str, str], body: bytes | None, cap: int
+    connection: Connection, method: str, uri: str, headers: dict[str, str], body: bytes | None, cap: int
 ) -> Answer:
-    """One request and its answer, straight on Twisted's Agent: this is the path of every transaction.
+    """One request and its answer: the path of every transaction.
 
-    DeliveryFailed (heard) where no status came. Once there is a status it counts, even if the body is
-    too long or breaks off; the body is then empty.
+    DeliveryFailed where no status came; it says whether the server may have heard us.
     """
     route = connection.route
-    raw = Headers({name: [value] for name, value in headers.items()})
-    raw.setRawHeaders("Host", [route.host_header])
-    url = f"https://{route.host_header}{uri}".encode("ascii")
     try:
-        response = await connection.request(method, url, raw, None if body is None else _Body(body))
-    except (CancelledError, DeliveryFailed):
+        request = encode_request(method, uri, {"Host": route.host_header, **headers}, body)
+    except ValueError:
+        connection.abort()  # or it would stay open, in nobody's hands
         raise
-    except Exception as error:
-        raise DeliveryFailed(route.server_name, f"no answer: {reason_of(error)}", heard=True) from error
-    return Answer(response.code, response.headers, await read_capped(response, cap, connection.abort))
+    answer = await connection.request(request, cap, TIMEOUT_S)
+    _refuse_encoding(route, answer.headers.get(b"content-encoding", ()))
+    return answer
 
 
-async def fetch(connection: Connection, uri: str, cap: int) -> Answer:
-    """One GET without a signature, through treq (decision 26); a redirect is an answer like any other."""
-    route = connection.route
+async def fetch(connections: Connections, route: Route, uri: str, cap: int) -> Answer:
+    """One GET without a signature, through treq (decision 26); a redirect is an answer like any other.
+
+    Its connection is not kept: strangers make us ask as many servers as they like, and few twice.
+    """
+    agent = _RouteAgent(connections, route)
     try:
-        response = await _HTTPClient(connection).get(
+        response = await _HTTPClient(agent).get(
             f"https://{route.host_header}{uri}",
             headers={"Host": route.host_header, "User-Agent": USER_AGENT},
             allow_redirects=False,
@@ -73,32 +69,81 @@ async def fetch(connection: Connection, uri: str, cap: int) -> Answer:
         raise
     except Exception as error:
         raise DeliveryFailed(route.server_name, f"no answer: {reason_of(error)}", heard=True) from error
-    return Answer(response.code, response.headers, await read_capped(response, cap, connection.abort))
+    headers = {name.lower(): values for name, values in response.headers.getAllRawHeaders()}
+    done: Deferred[bytes] = Deferred(lambda _: agent.abort())
+    response.deliverBody(_Capped(cap, done, agent.abort))
+    return Answer(response.code, headers, await done)
 
 
-async def read_capped(response: Any, cap: int, abort: Callable[[], None]) -> bytes:
-    """The body of an answer; empty where it is longer than `cap` or breaks off."""
-    done: Deferred[bytes] = Deferred(lambda _: abort())
-    response.deliverBody(_Capped(cap, done, abort))
-    return await done
+def values_of(headers: Mapping[bytes, list[bytes]], name: bytes) -> list[str]:
+    """The values of a header that the other side wrote, whatever their bytes; `name` is in lower case."""
+    return [value.decode("latin-1") for value in headers.get(name, ())]
 
 
-@implementer(IBodyProducer)
-class _Body:
-    """A body that is at hand: written at once."""
+def http_date_ms(value: str | bytes) -> int | None:
+    """An HTTP date as Unix time in ms; None where it is none."""
+    parse: Any = stringToDatetime
+    try:
+        return int(parse(value.encode() if isinstance(value, str) else value)) * 1000
+    except (ValueError, IndexError, KeyError):
+        return None
 
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.length = len(body)
 
-    def startProducing(self, consumer: Any) -> "Deferred[None]":
-        consumer.write(self._body)
-        return succeed(None)
+def _refuse_encoding(route: Route, encodings: Sequence[bytes]) -> None:
+    if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
+        reason = "its answer is encoded, which we did not ask for"
+        raise DeliveryFailed(route.server_name, reason, heard=True)
 
-    def pauseProducing(self) -> None:
-        """All is written already."""
 
-    resumeProducing = stopProducing = pauseProducing
+@implementer(IAgent, IAgentEndpointFactory, IStreamClientEndpoint)
+class _RouteAgent:
+    """An IAgent for one request to a route; its connection is opened for it, and closed after the answer."""
+
+    def __init__(self, connections: Connections, route: Route) -> None:
+        self._connections = connections
+        self._route = route
+        self._agent = _Agent.usingEndpointFactory(connections.clock, self)
+        self._protocol: Any = None
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: Any = None,
+    ) -> "Deferred[Any]":
+        """As an IAgent that neither asks for compression nor takes it (Z-5): treq always would."""
+        if headers is not None and headers.hasHeader("Accept-Encoding"):
+            headers = headers.copy()
+            headers.removeHeader("Accept-Encoding")
+        response: Deferred[Any] = self._agent.request(method, uri, headers, bodyProducer)
+        return response.addCallback(self._refuse_encoding)
+
+    def endpointForURI(self, uri: object) -> "_RouteAgent":
+        """Itself, whatever the URI: it is the route that counts."""
+        return self
+
+    def connect(self, protocolFactory: Any) -> "Deferred[Any]":
+        """Connect and authenticate."""
+        return ensureDeferred(self._connect(protocolFactory))
+
+    def abort(self) -> None:
+        """Close the connection at once: its answer is not worth reading on."""
+        transport = self._protocol.transport
+        if getattr(transport, "connected", True):  # Twisted's TLS fails where the other end was quicker
+            transport.abortConnection()
+
+    def _refuse_encoding(self, response: Any) -> Any:
+        try:
+            _refuse_encoding(self._route, response.headers.getRawHeaders(b"Content-Encoding", ()))
+        except DeliveryFailed:
+            self.abort()
+            raise
+        return response
+
+    async def _connect(self, factory: Any) -> Any:
+        self._protocol = await self._connections.connect(self._route, factory)
+        return self._protocol
 
 
 class _Capped(Protocol):
@@ -125,17 +170,3 @@ class _Capped(Protocol):
         if done is not None and not done.called:
             whole = isinstance(reason.value, (ResponseDone, PotentialDataLoss))
             done.callback(b"".join(self._parts) if whole else b"")
-
-
-def values_of(headers: Headers, name: bytes) -> list[str]:
-    """The values of a header that the other side wrote: Twisted's own decoding raises where they are odd."""
-    return [value.decode("latin-1") for value in headers.getRawHeaders(name, [])]
-
-
-def http_date_ms(value: str | bytes) -> int | None:
-    """An HTTP date as Unix time in ms; None where it is none."""
-    parse: Any = stringToDatetime
-    try:
-        return int(parse(value.encode() if isinstance(value, str) else value)) * 1000
-    except (ValueError, IndexError, KeyError):
-        return None

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener, ISystemHandle, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -24,10 +24,16 @@ UNACKNOWLEDGED_MS = 10_000
 async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
     """The protocol of `factory`, connected through `endpoint` and TLS as `creator` has it."""
     # As endpoints.wrapClientTLS, which would take the global reactor for its clock.
-    make: Any = TLSMemoryBIOFactory
+    make: Any = _UnbufferedTls
     tls = await endpoint.connect(make(creator, True, _HandshakeFactory(factory), clock))
     handshake: _Handshake = tls.wrappedProtocol
     return await handshake.done
+
+
+class _UnbufferedTls(TLSMemoryBIOFactory):
+    """TLS that writes at once: to collect what is written takes a timer, and a request is one piece."""
+
+    protocol = TLSMemoryBIOProtocol
 
 
 class _HandshakeFactory(Factory):

@@ -51,6 +51,8 @@ OVERDRAWN_PATIENCE_MS = (
     60_000  # news of a user who has spent their share, and what is asked for in bulk (Z-18)
 )
 
+_CHANGE = Urgency.CHANGE  # asked for at each push: an attribute of an enum is slow to find
+
 Pair = tuple[UserID, UserID]  # observer, observed
 OwedKey = tuple[UserID, UserID, int, EduKind]
 
@@ -272,13 +274,13 @@ class DestinationQueue:
         """When the next transaction should leave; a moment that has passed means now."""
         left_ms = self._left_ms
         window_end_ms = left_ms + self._window_ms if left_ms is not None else 0
+        if self._polls or self._urgent:
+            return window_end_ms  # nothing goes sooner
         timer_end_ms = left_ms + max(self._window_ms, TIMER_WINDOW_MS) if left_ms is not None else 0
         due: list[int] = []
-        if self._polls or self._urgent:
-            due.append(window_end_ms)
-        elif self._pending or self._drops or self._unpolls:
+        if self._pending or self._drops or self._unpolls:
             due.append(timer_end_ms)
-        if self._has_owed_to_offer():
+        if self._owed and self._has_owed_to_offer():
             due.append(max(window_end_ms, self._edus_left.ready_ms()))
         refresh_ms = self._next_refresh_ms()
         if refresh_ms is not None:
@@ -294,19 +296,21 @@ class DestinationQueue:
     # --- inside ----------------------------------------------------------------------------------
 
     def _add_push(self, effect: SendPush, now_ms: int, overdrawn: bool) -> None:
-        patience_ms = OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[effect.urgency]
+        urgency = effect.urgency
+        deadline_ms = now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[urgency])
         self._counter += 1
         news = self._pending.get(effect.user_id)
-        was_urgent = news is not None and news.urgency <= Urgency.CHANGE
         if news is None:
-            news = _News(effect.urgency, now_ms + patience_ms, self._counter)
-            self._pending[effect.user_id] = news
+            self._pending[effect.user_id] = _News(urgency, deadline_ms, self._counter)
+            self._urgent += urgency <= _CHANGE
         else:
-            news.urgency = min(news.urgency, effect.urgency)
-            news.deadline_ms = min(news.deadline_ms, now_ms + patience_ms)
             news.count = self._counter
-        self._urgent += (news.urgency <= Urgency.CHANGE) - was_urgent
-        self._expect(news.deadline_ms)
+            if deadline_ms < news.deadline_ms:
+                news.deadline_ms = deadline_ms
+            if urgency < news.urgency:
+                self._urgent += urgency <= _CHANGE < news.urgency
+                news.urgency = urgency
+        self._expect(deadline_ms)
 
     def _add_edu(self, edu: OwedEdu, now_ms: int) -> None:
         key = _owed_key(edu)
@@ -372,16 +376,16 @@ class DestinationQueue:
         news = self._pending.get(user)
         if news is not None and news.count == self._taken.get(user):
             del self._pending[user]
-            self._urgent -= news.urgency <= Urgency.CHANGE
+            self._urgent -= news.urgency <= _CHANGE
 
     def _remember(self, user: UserID, told_ms: int, published: Published | None) -> None:
         self._told[user] = _Told(told_ms, published)
         self._told.move_to_end(user)
 
     def _next_refresh_ms(self) -> int | None:
-        for told in self._told.values():
-            return told.told_ms + self._refresh_after_ms
-        return None
+        if not self._told:
+            return None
+        return next(iter(self._told.values())).told_ms + self._refresh_after_ms
 
     def _expect(self, deadline_ms: int) -> None:
         if self._deadline_ms is None or deadline_ms < self._deadline_ms:

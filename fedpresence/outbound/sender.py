@@ -31,7 +31,7 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence.clock import Clock, Timer, now_ms
+from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
@@ -116,8 +116,9 @@ class _Sealed:
 class DestinationSender(Service):
     """Delivers one destination's queue.
 
-    It says by `due` that it wants a turn now (by a deadline), and sends one transaction when it gets it
-    (`go`). `permitted` False: it sleeps, and keeps what waits.
+    It asks by `wake_at` to be woken (`look`) when something falls due, says then by when it should have its
+    turn, and sends one transaction when it gets it (`go`). `permitted` False: it sleeps, and keeps what
+    waits.
     """
 
     def __init__(
@@ -125,14 +126,15 @@ class DestinationSender(Service):
         destination: ServerName,
         queue: DestinationQueue,
         tools: Tools,
-        due: Callable[["DestinationSender", int], None],
+        wake_at: Callable[["DestinationSender", int], None],
         *,
         permitted: bool = True,
     ) -> None:
         self.destination = destination
         self.queue = queue
         self._tools = tools
-        self._due = due
+        self._wake_at = wake_at
+        self._alarms_ms: list[int] = []  # asked for and still to come, the earliest last
         self._permitted = permitted
         self._backoff = Backoff()
         self._parts: deque[Wanted] = deque()  # of a transaction that was refused as a whole
@@ -142,8 +144,6 @@ class DestinationSender(Service):
         self._told_alive = False
         self._connecting_ms: int | None = None  # since when, while it does
         self._in_flight: Deferred[None] | None = None
-        self._timer: Timer | None = None
-        self._timer_ms: int | None = None
         self._last_success_ms: int | None = None
         self._last_error: str | None = None
 
@@ -157,7 +157,6 @@ class DestinationSender(Service):
     def stopService(self) -> Deferred[None]:
         """Send no more; fires when nothing is in flight."""
         Service.stopService(self)
-        self._set_timer(None)
         stopped: Deferred[None] = Deferred()
         in_flight = self._in_flight
         if in_flight is None:
@@ -169,10 +168,11 @@ class DestinationSender(Service):
 
     # --- what happens to it ----------------------------------------------------------------------
 
-    def add(self, effect: QueueEffect, *, overdrawn: bool) -> None:
+    def add(self, effect: QueueEffect, now: int, *, overdrawn: bool) -> None:
         """Something waits for this destination."""
-        self.queue.add(effect, self._now_ms(), overdrawn=overdrawn)
-        self.schedule()
+        self.queue.add(effect, now, overdrawn=overdrawn)
+        if not self._alarms_ms or self._alarms_ms[-1] > now:  # else it will look at once, whatever this is
+            self.schedule()
 
     def seen_alive(self) -> None:
         """A signed request came from there (F:X-8)."""
@@ -203,9 +203,27 @@ class DestinationSender(Service):
         self.schedule()
 
     def schedule(self) -> None:
-        """Look at the clock again: something changed."""
-        sleeps = self._in_flight is not None or not self.running  # asked first: it costs nothing
-        self._set_timer(None if sleeps else self.next_due_ms())
+        """Something changed: be woken when something falls due.
+
+        An alarm that comes before that costs next to nothing; taking one back would cost more.
+        """
+        if self._in_flight is not None or not self.running:
+            return
+        due_ms = self.next_due_ms()
+        if due_ms is not None and (not self._alarms_ms or due_ms < self._alarms_ms[-1]):
+            self._alarms_ms.append(due_ms)
+            self._wake_at(self, due_ms)
+
+    def look(self, now_ms: int) -> int | None:
+        """An alarm came: by when it should have a turn; None where nothing is due."""
+        self._alarms_ms.pop()
+        if self._in_flight is not None or not self.running:
+            return None
+        due_ms = self.next_due_ms()
+        if due_ms is not None and due_ms <= now_ms:
+            return self._deadline_ms(now_ms)
+        self.schedule()
+        return None
 
     # --- questions -------------------------------------------------------------------------------
 
@@ -256,17 +274,16 @@ class DestinationSender(Service):
 
     def go(self) -> None:
         """Send one transaction, if there still is something to send."""
-        due_ms = self.next_due_ms()
-        if self._in_flight is not None or not self.running or due_ms is None or due_ms > self._now_ms():
-            self.schedule()
+        if self._in_flight is not None or not self.running:
             return
         in_flight = ensureDeferred(self._deliver())
         self._in_flight = in_flight
-        in_flight.addErrback(self._log_bug)
         in_flight.addBoth(self._landed)
 
-    def _landed(self, _: object) -> None:
+    def _landed(self, result: Failure | None) -> None:
         self._in_flight = None
+        if result is not None and not result.check(CancelledError):
+            self._log_bug(result)
         self.schedule()
 
     async def _deliver(self) -> None:
@@ -306,9 +323,11 @@ class DestinationSender(Service):
             return None  # while we waited for our turn
         now = self._now_ms()
         lost = [user for user in wanted.users if user not in composed.published]
-        self.queue.withdraw(lost, composed.stale_owed, now)
-        answered = {*composed.owed, *composed.stale_owed}
-        self.queue.set_aside((), [edu for edu in wanted.owed if edu not in answered], now)
+        if lost or composed.stale_owed:
+            self.queue.withdraw(lost, composed.stale_owed, now)
+        unanswered = {*wanted.owed}.difference(composed.owed, composed.stale_owed)
+        if unanswered:
+            self.queue.set_aside((), unanswered, now)
         same = self.queue.unchanged(composed.published, now)
         if same:
             self.queue.settled(same, now)
@@ -342,8 +361,7 @@ class DestinationSender(Service):
         self._answered(now)
         self._last_success_ms = now
         self._last_error = None
-        for _ in packed.users:
-            self._tools.counters.count("outbound_pushes")
+        self._tools.counters.count("outbound_pushes", len(packed.users))
         if packed.owed:
             self._submit(EdusDelivered(self.destination, packed.owed))
 
@@ -449,14 +467,11 @@ class DestinationSender(Service):
         self._tools.decisions.submit(event).addErrback(_log_not_submitted)
 
     def _log_bug(self, failure: Failure) -> None:
-        if isinstance(failure.value, CancelledError):
-            return
         _log.failure("sending to {destination} failed", failure, destination=self.destination)
         self._try_later(DeliveryFailed(self.destination, "our own fault, see the log"))
 
-    def _deadline_ms(self) -> int:
+    def _deadline_ms(self, now: int) -> int:
         """By when it should have its turn. What waits for one that fails is old, and must not go first."""
-        now = self._now_ms()
         deadline_ms = self.queue.deadline_ms(now)
         if self._is_refusing:
             return max(deadline_ms, now + REFUSING_PATIENCE_MS)
@@ -464,27 +479,6 @@ class DestinationSender(Service):
             return deadline_ms
         patience_ms = WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS
         return max(deadline_ms, self._backoff.next_try_ms + patience_ms)
-
-    def _set_timer(self, due_ms: int | None) -> None:
-        if due_ms is not None and due_ms == self._timer_ms:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_ms = due_ms
-        if due_ms is not None:
-            # At least a whole millisecond where it is not due yet: less may round to no time at all.
-            delay_ms = due_ms - self._now_ms()
-            self._timer = self._tools.clock.callLater(max(0, delay_ms) / 1000, self._timer_fired)
-
-    def _timer_fired(self) -> None:
-        self._timer = None
-        self._timer_ms = None
-        due_ms = self.next_due_ms()
-        if due_ms is not None and due_ms <= self._now_ms():
-            self._due(self, self._deadline_ms())
-        else:
-            self.schedule()
 
 
 def _without(composed: Composed, users: frozenset[UserID]) -> Composed:

@@ -23,6 +23,7 @@ from fedpresence.counters import Counters, NullCounters
 from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.settings import ServerLists
 from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.alarms import Alarms
 from fedpresence.outbound.budget import TokenBucket, Turns
 from fedpresence.outbound.queue import DestinationQueue, QueueEffect
 from fedpresence.outbound.sender import Decisions, DestinationSender, Opens, Tools
@@ -34,6 +35,8 @@ SWEEP_INTERVAL_S = 300.0  # how often senders with nothing to do are forgotten
 USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18)
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
+
+_ASKED, _CHANGE = Urgency.ASKED, Urgency.CHANGE  # an attribute of an enum is slow to find
 
 
 class ClosingClient(Opens, Protocol):
@@ -94,6 +97,9 @@ class Outbound(MultiService):
         self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
         self._turn_timer: Timer | None = None
+        self._alarms: Alarms[DestinationSender] = Alarms()
+        self._alarm_timer: Timer | None = None
+        self._alarm_ms = 0  # when it comes
         self._sweep_timer: Timer | None = None
 
     # --- service ---------------------------------------------------------------------------------
@@ -102,16 +108,17 @@ class Outbound(MultiService):
         """Send from now on, what an earlier run would have refreshed too."""
         now = now_ms(self._clock)
         for destination, user_id in self._boot_users():
-            self._sender(destination).queue.add_at_boot(user_id, now)
+            sender = self._senders.get(destination) or self._new_sender(destination)
+            sender.queue.add_at_boot(user_id, now)
         MultiService.startService(self)
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 
     def stopService(self) -> Deferred[None]:
         """Cancel what is in flight, close connections."""
-        for timer in (self._turn_timer, self._sweep_timer):
+        for timer in (self._turn_timer, self._alarm_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
-        self._turn_timer = self._sweep_timer = None
+        self._turn_timer = self._alarm_timer = self._sweep_timer = None
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
@@ -122,7 +129,9 @@ class Outbound(MultiService):
 
     def enqueue(self, effect: QueueEffect) -> None:
         """Something is to be sent; never waits, never raises."""
-        self._sender(effect.destination).add(effect, overdrawn=self._is_overdrawn(effect))
+        now = now_ms(self._clock)
+        sender = self._senders.get(effect.destination) or self._new_sender(effect.destination)
+        sender.add(effect, now, overdrawn=self._is_overdrawn(effect, now))
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -161,48 +170,72 @@ class Outbound(MultiService):
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _sender(self, destination: ServerName) -> DestinationSender:
-        sender = self._senders.get(destination)
-        if sender is None:
-            queue = DestinationQueue(
-                self._settings.server_name,
-                destination,
-                batch_window_ms=self._settings.batch_window_ms,
-                refresh_interval_ms=self._settings.refresh_interval_ms,
-            )
-            permitted = self._servers.permit(destination)
-            sender = DestinationSender(destination, queue, self._tools, self._ask, permitted=permitted)
-            self._senders[destination] = sender
-            MultiService.addService(self, sender)
+    def _new_sender(self, destination: ServerName) -> DestinationSender:
+        queue = DestinationQueue(
+            self._settings.server_name,
+            destination,
+            batch_window_ms=self._settings.batch_window_ms,
+            refresh_interval_ms=self._settings.refresh_interval_ms,
+        )
+        permitted = self._servers.permit(destination)
+        sender = DestinationSender(destination, queue, self._tools, self._wake_at, permitted=permitted)
+        self._senders[destination] = sender
+        MultiService.addService(self, sender)
         return sender
 
-    def _is_overdrawn(self, effect: QueueEffect) -> bool:
+    def _is_overdrawn(self, effect: QueueEffect, now: int) -> bool:
         """Whether such news goes when there is room (Z-18).
 
         Either the user has spent more than one user's share, or so much is asked for at once (a room of
         thousands) that people's changes would have to wait behind it.
         """
-        match effect:
-            case SendPoll() | SendPush(urgency=Urgency.ASKED):
-                return not self._asked.take(now_ms(self._clock))
-            case SendPush(user_id=user_id, urgency=Urgency.CHANGE):
-                return self._has_spent_their_share(user_id)
-            case _:
-                return False
+        if isinstance(effect, SendPush):
+            if effect.urgency is _CHANGE:
+                return self._has_spent_their_share(effect.user_id, now)
+            is_asked = effect.urgency is _ASKED
+        else:
+            is_asked = isinstance(effect, SendPoll)
+        return is_asked and not self._asked.take(now)
 
-    def _has_spent_their_share(self, user_id: UserID) -> bool:
-        bucket = self._users.pop(user_id, None)
+    def _has_spent_their_share(self, user_id: UserID, now: int) -> bool:
+        bucket = self._users.get(user_id)
         if bucket is None:
             rate = self._settings.max_transactions_per_second
-            bucket = TokenBucket(rate / USER_SHARE, rate * USER_BURST_S)
-        self._users[user_id] = bucket
-        if len(self._users) > MAX_USER_BUCKETS:
-            self._users.popitem(last=False)
-        return not bucket.take(now_ms(self._clock))
+            bucket = self._users[user_id] = TokenBucket(rate / USER_SHARE, rate * USER_BURST_S)
+            if len(self._users) > MAX_USER_BUCKETS:
+                self._users.popitem(last=False)
+        else:
+            self._users.move_to_end(user_id)
+        return not bucket.take(now)
 
-    def _ask(self, sender: DestinationSender, deadline_ms: int) -> None:
-        self._turns.ask(sender.destination, deadline_ms)
+    def _wake_at(self, sender: DestinationSender, at_ms: int) -> None:
+        self._alarms.set(sender, at_ms)
+        self._set_alarm_timer()
+
+    def _set_alarm_timer(self) -> None:
+        """See to it that the timer comes with the first alarm; never later, and only then sooner."""
+        at_ms = self._alarms.next_ms()
+        if at_ms is None or not self.running:
+            return
+        if self._alarm_timer is not None:
+            if self._alarm_ms <= at_ms:
+                return
+            self._alarm_timer.cancel()
+        self._alarm_ms = at_ms
+        # At least a whole millisecond where it is not due yet: less may round to no time at all.
+        delay_ms = max(0, at_ms - now_ms(self._clock))
+        self._alarm_timer = self._clock.callLater(delay_ms / 1000, self._alarm_came)
+
+    def _alarm_came(self) -> None:
+        """Wake whose moment it is; only when all have asked does the most urgent get its turn."""
+        self._alarm_timer = None
+        now = now_ms(self._clock)
+        for sender in self._alarms.pop_due(now):
+            deadline_ms = sender.look(now)
+            if deadline_ms is not None:
+                self._turns.ask(sender.destination, deadline_ms)
         self._give_turns()
+        self._set_alarm_timer()
 
     def _give_turns(self) -> None:
         now = now_ms(self._clock)

@@ -6,15 +6,15 @@ any other; whatever is invalid means "no delegation", never an error.
 Source: F:5.1, Z-5.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
-
-from twisted.web.http_headers import Headers
 
 from fedpresence.errors import BadRequest, DeliveryFailed
 from fedpresence.ids import ServerName, parse_server_name
 from fedpresence.outbound.connections import Connections
-from fedpresence.outbound.exchange import Answer, fetch, http_date_ms, values_of
+from fedpresence.outbound.exchange import fetch, http_date_ms, values_of
+from fedpresence.outbound.http11 import Answer
 from fedpresence.outbound.route import Route
 from fedpresence.wire.json import decode_json
 
@@ -65,12 +65,12 @@ async def fetch_well_known(connections: Connections, host: str) -> Answer | None
         # urlsplit lowers the case of a name; DNS and certificates do not mind.
         route = Route(target, ((name, port),), host_header=authority, tls_name=name)
         try:
-            answer = await fetch(await connections.open(route), uri, MAX_BYTES)
+            answer = await fetch(connections, route, uri, MAX_BYTES)
         except DeliveryFailed:
             return None
         if answer.status not in REDIRECTS:
             return answer
-        location = (values_of(answer.headers, b"Location") or [""])[0]
+        location = (values_of(answer.headers, b"location") or [""])[0]
         try:
             there = urlsplit(urljoin(f"https://{authority}{uri}", location))
         except ValueError:
@@ -116,10 +116,10 @@ def _delegated(answer: Answer | None) -> ServerName | None:
         return None
 
 
-def _life_ms(headers: Headers, now_ms: int, jitter: float) -> int:
+def _life_ms(headers: Mapping[bytes, list[bytes]], now_ms: int, jitter: float) -> int:
     """How long a valid answer may be kept, by its cache headers."""
     directives: dict[str, str] = {}
-    for line in values_of(headers, b"Cache-Control"):
+    for line in values_of(headers, b"cache-control"):
         for directive in line.split(","):
             name, _, value = directive.partition("=")
             directives[name.strip().lower()] = value.strip(' "')
@@ -127,7 +127,7 @@ def _life_ms(headers: Headers, now_ms: int, jitter: float) -> int:
         return SHORTEST_LIFE_MS  # kept this long all the same, or each transaction would ask
     if directives.get("max-age", "").isdecimal():
         life_ms = int(directives["max-age"][:10]) * 1000
-    elif expires := values_of(headers, b"Expires"):
+    elif expires := values_of(headers, b"expires"):
         life_ms = (http_date_ms(expires[0]) or 0) - now_ms  # an unreadable date has passed (RFC 9111)
     else:
         life_ms = int(DEFAULT_LIFE_MS * (1 - JITTER_SHARE * jitter))

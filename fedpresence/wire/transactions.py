@@ -11,6 +11,7 @@ Source: server-server API, `PUT /send/{txnId}` (F:7.1, F:7.2); decisions 9 to 11
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedpresence.engine.events import ReceivedEdu
 from fedpresence.engine.outgoing import Composed, Edu, ListEdu, PresenceEdu, Push
@@ -109,7 +110,7 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
             users.extend(users_of_edu)
     body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[]}' % (
         b",".join(edus),
-        encode_canonical(origin),
+        _encode_origin(origin),
         now_ms,
     )
     return Packed(
@@ -120,6 +121,11 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
         polls=tuple(user_id for edu in asking for user_id in edu.poll),
         unpolls=tuple(user_id for edu in asking for user_id in edu.unpoll),
     )
+
+
+@lru_cache(maxsize=1)
+def _encode_origin(origin: ServerName) -> bytes:
+    return encode_canonical(origin)
 
 
 def _groups(composed: Composed) -> Iterator[tuple[list[Edu], list[OwedEdu]]]:

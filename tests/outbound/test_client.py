@@ -212,7 +212,7 @@ def test_a_connection_that_the_other_end_closed_first_can_be_aborted(network: Ne
     """What was to be sent is no more, and neither is the server: Twisted's TLS would raise."""
     a_server(network)
     link = result_of(done(network, network.client().open(THERE)))
-    tls: Any = link._connection._protocol.transport
+    tls: Any = link._connection.transport
     tls.connectionLost(Failure(ConnectionLost()))
 
     link.abort()
@@ -285,6 +285,31 @@ def test_keys_are_fetched_unsigned_and_without_asking_for_compression(network: N
     assert headers.getRawHeaders("Host") == ["there.test:8448"]
     assert not headers.hasHeader("Authorization")
     assert not headers.hasHeader("Accept-Encoding")
+
+
+def test_a_connection_for_keys_is_closed_after_the_answer(network: Network) -> None:
+    """Strangers make us ask as many servers as they like, and few twice: none may hold a connection."""
+    server = a_server(network, lambda request: b"{}")
+    client = network.client()
+
+    for _ in range(2):
+        result_of(done(network, client.get_unsigned(THERE, "/_matrix/key/v2/server")))
+
+    assert network.dialled == [(PUBLIC, 8448)] * 2
+    assert [headers.getRawHeaders("Connection") for _, _, headers, _ in server.requests] == [["close"]] * 2
+    assert client.kept_connections == 0
+
+
+def test_a_name_that_would_slip_a_line_into_the_request_sends_nothing(network: Network) -> None:
+    """Nor does the connection stay open."""
+    server = a_server(network)
+
+    sending = done(network, network.client().send(THERE, "PUT", "/_matrix/x HTTP/1.1\r\nA: b", {}))
+
+    failure_of(sending, ValueError)
+    network.flush()
+    assert server.requests == []
+    assert not network.clock.getDelayedCalls()
 
 
 def test_an_old_server_gets_its_trailing_slash_and_is_remembered(network: Network) -> None:

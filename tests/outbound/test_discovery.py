@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.web.http_headers import Headers
 
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName
 from fedpresence.outbound.discovery import Discovery
-from fedpresence.outbound.exchange import Answer
+from fedpresence.outbound.http11 import Answer
 from fedpresence.outbound.route import Route
 from fedpresence.outbound.srv import SrvRecord, in_order
 from fedpresence.outbound.wellknown import Delegation, judge
@@ -23,6 +22,11 @@ NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 HERE = ServerName("here.test")
 FED, OLD = "_matrix-fed._tcp", "_matrix._tcp"
+
+
+def raw_headers(headers: dict[str, str]) -> dict[bytes, list[bytes]]:
+    """As they are in an answer."""
+    return {name.replace("_", "-").lower().encode(): [text.encode()] for name, text in headers.items()}
 
 
 class World:
@@ -38,7 +42,7 @@ class World:
 
     def delegate(self, to: object, **headers: str) -> None:
         """The well-known says so."""
-        raw = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
+        raw = raw_headers(headers)
         self.well_known = Answer(200, raw, json.dumps({"m.server": to}).encode())
 
     def route(self, name: str) -> Route:
@@ -132,7 +136,7 @@ def test_a_bad_delegation_is_none(said: object) -> None:
 def test_a_body_that_is_no_object_is_no_delegation(body: bytes) -> None:
     """A captive portal answers 200 to everything."""
     world = World()
-    world.well_known = Answer(200, Headers(), body)
+    world.well_known = Answer(200, {}, body)
     assert world.route("here.test").host_header == "here.test"
 
 
@@ -231,7 +235,7 @@ def test_a_stopped_discovery_fails_whoever_waits() -> None:
 
 
 def answer(status: int = 200, body: bytes = b'{"m.server":"b.test"}', **headers: str) -> Answer:
-    return Answer(status, Headers({name.replace("_", "-"): [value] for name, value in headers.items()}), body)
+    return Answer(status, raw_headers(headers), body)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def answer(status: int = 200, body: bytes = b'{"m.server":"b.test"}', **headers:
 )
 def test_a_delegation_lives_as_its_headers_say_within_limits(headers: dict[str, str], life_ms: int) -> None:
     """An operator moves a server by lowering the life time first (F:5.1)."""
-    raw = Headers({name.replace("_", "-"): [value] for name, value in headers.items()})
+    raw = raw_headers(headers)
     delegation = judge(Answer(200, raw, b'{"m.server":"b.test"}'), None, NOW_MS, 0.0)
     assert delegation.delegated == "b.test"
     assert delegation.expires_at_ms - NOW_MS == life_ms

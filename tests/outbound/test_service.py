@@ -3,6 +3,7 @@ import re
 from twisted.internet.defer import Deferred
 
 from fedpresence.engine.effects import SendPoll, Urgency
+from fedpresence.engine.presence import PresenceState
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.service import SWEEP_INTERVAL_S
 from tests.outbound.sending import ALICE, CAROL, START_MS, THERE, Rig, refusal, silence, unreachable
@@ -228,3 +229,20 @@ def test_many_that_refuse_everything_do_not_take_the_turns_of_those_that_are_the
     rig.wait(1)
 
     assert [CAROL] in rig.server.pushed()[sent : sent + 2]
+
+
+def test_all_destinations_share_one_timer_and_few_alarms() -> None:
+    """Thousands of timers made and cancelled would cost more than what they wait for."""
+    rig = Rig(max_transactions_per_second=1_000).start()
+    names = [ServerName(f"{number}.test") for number in range(50)]
+    before = len(rig.clock.getDelayedCalls())
+
+    for number in range(20):
+        rig.engine.publish(ALICE, PresenceState.UNAVAILABLE if number % 2 else PresenceState.ONLINE)
+        for name in names:
+            rig.push(destination=name)
+        assert len(rig.clock.getDelayedCalls()) == before + 1
+        rig.wait(1)
+
+    assert len(rig.server.sent) == 20 * len(names)
+    assert len(rig.outbound._alarms) <= 2 * len(names)

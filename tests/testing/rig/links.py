@@ -16,7 +16,8 @@ from fedpresence.ids import ServerName
 from fedpresence.listening import Certificates
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.connections import Connections, tcp_dial
-from fedpresence.outbound.exchange import Answer, exchange
+from fedpresence.outbound.exchange import exchange
+from fedpresence.outbound.http11 import Answer
 from fedpresence.outbound.route import route_at
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.testing.certificates import ThrowawayCA
@@ -113,7 +114,7 @@ class Sender:
         )
 
     def begin(
-        self, method: bytes, uri: str, body: bytes | None = None, headers: dict[str, str] | None = None
+        self, method: str, uri: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> "Deferred[Answer]":
         """A request, sent, and everything arrived."""
 
@@ -125,7 +126,7 @@ class Sender:
 
     def put(self, txn_id: str, body: bytes = b"{}") -> "Deferred[Answer]":
         """A transaction."""
-        return self.begin(b"PUT", SEND + txn_id, body)
+        return self.begin("PUT", SEND + txn_id, body)
 
 
 @dataclass

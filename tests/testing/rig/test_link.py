@@ -59,7 +59,7 @@ def test_a_request_arrives_as_it_was_sent(scene: Scene) -> None:
     uri = SEND + "1%2f2?a=b&&c="
 
     answer = result_of(
-        scene.sender.begin(b"PUT", uri, b'{"a": 1.50 }', headers={"Authorization": "X-Matrix a=b"})
+        scene.sender.begin("PUT", uri, b'{"a": 1.50 }', headers={"Authorization": "X-Matrix a=b"})
     )
 
     (heard,) = scene.receiver.heard
@@ -69,14 +69,14 @@ def test_a_request_arrives_as_it_was_sent(scene: Scene) -> None:
     assert heard.headers["content-length"] == ["12"]
     assert answer.status == 200
     assert answer.body == b'{"n":1}'
-    assert answer.headers.getRawHeaders("X-Odd") == ["kept"]
+    assert answer.headers[b"x-odd"] == [b"kept"]
 
 
 def test_each_sender_has_an_address_of_its_own(scene: Scene) -> None:
     """Limits count by address: all servers of a rig come from 127.0.0.1, and would share them."""
     scene.link(source="192.0.2.7")
 
-    result_of(scene.sender.begin(b"GET", "/", headers={"X-Forwarded-For": "198.51.100.1"}))
+    result_of(scene.sender.begin("GET", "/", headers={"X-Forwarded-For": "198.51.100.1"}))
 
     assert scene.receiver.heard[0].headers["x-forwarded-for"] == ["198.51.100.1", "192.0.2.7"]
 
@@ -162,7 +162,7 @@ def test_transactions_are_recorded_and_nothing_else(scene: Scene) -> None:
     scene.clock.advance(12.5)
 
     result_of(scene.sender.put("t1", b'{"edus": []}'))
-    result_of(scene.sender.begin(b"GET", "/_matrix/key/v2/server"))
+    result_of(scene.sender.begin("GET", "/_matrix/key/v2/server"))
 
     (recorded,) = scene.wire.transactions()
     assert (recorded.origin, recorded.destination, recorded.txn_id) == (HERE, THERE, "t1")
@@ -354,7 +354,7 @@ def test_other_requests_are_never_held_back(scene: Scene) -> None:
     """A key that comes after the transaction it is for is no reordering of transactions."""
     scene.link().faults = Faults(reorder=1)
 
-    assert result_of(scene.sender.begin(b"GET", "/_matrix/key/v2/server")).status == 200
+    assert result_of(scene.sender.begin("GET", "/_matrix/key/v2/server")).status == 200
 
 
 def test_chance_follows_the_seed(ca: ThrowawayCA, certificate: tuple[Path, Path]) -> None:
@@ -401,7 +401,7 @@ def test_success_is_made_up_for_transactions_alone(scene: Scene) -> None:
     scene.link().faults = Faults(status=200)
 
     transaction = result_of(scene.sender.put("1"))
-    other = result_of(scene.sender.begin(b"GET", "/_matrix/key/v2/server"))
+    other = result_of(scene.sender.begin("GET", "/_matrix/key/v2/server"))
 
     assert transaction.body == b'{"pdus":{}}'
     assert other.body == b'{"n":1}'
@@ -470,8 +470,8 @@ def test_a_door_knows_who_comes_by_what_is_claimed(scene: Scene) -> None:
     fox, owl = ServerName("fox.example"), ServerName("owl.example")
     scene.door({fox: Faults(status=503), owl: NO_FAULTS}.__getitem__)
 
-    for_fox = scene.sender.begin(b"PUT", SEND + "1", b"{}", headers={"Authorization": X_MATRIX.format(fox)})
-    for_owl = scene.sender.begin(b"PUT", SEND + "1", b"{}", headers={"Authorization": X_MATRIX.format(owl)})
+    for_fox = scene.sender.begin("PUT", SEND + "1", b"{}", headers={"Authorization": X_MATRIX.format(fox)})
+    for_owl = scene.sender.begin("PUT", SEND + "1", b"{}", headers={"Authorization": X_MATRIX.format(owl)})
 
     assert result_of(for_fox).status == 503
     assert result_of(for_owl).status == 200
@@ -484,9 +484,9 @@ def test_a_door_lets_through_whoever_claims_nothing(scene: Scene, header: str) -
     """Key requests are not signed; and a server whose signature is nonsense shall hear so."""
     scene.door({}.__getitem__)
 
-    assert result_of(scene.sender.begin(b"GET", "/", headers={"Authorization": header})).status == 200
+    assert result_of(scene.sender.begin("GET", "/", headers={"Authorization": header})).status == 200
     assert (
-        result_of(scene.sender.begin(b"PUT", SEND + "1", b"{}", headers={"Authorization": header})).status
+        result_of(scene.sender.begin("PUT", SEND + "1", b"{}", headers={"Authorization": header})).status
         == 200
     )
 
@@ -498,7 +498,7 @@ def test_a_door_that_is_down_for_somebody_resets_its_connections(scene: Scene) -
     fox = ServerName("fox.example")
     scene.door(lambda origin: Faults(down=True))
 
-    sent = scene.sender.begin(b"PUT", SEND + "1", b"{}", headers={"Authorization": X_MATRIX.format(fox)})
+    sent = scene.sender.begin("PUT", SEND + "1", b"{}", headers={"Authorization": X_MATRIX.format(fox)})
 
     failure_of(sent, DeliveryFailed)
     assert scene.receiver.heard == []
