@@ -78,12 +78,17 @@ class People:
 
     def active(self, turn: Turn, event: Activity) -> None:
         """A pro-active event; nothing where the user does not exist."""
-        if event.user_id not in self._world.users:
+        world, user_id, now_ms = self._world, event.user_id, turn.now_ms
+        if user_id not in world.users:
             return
-        user = self._world.local(event.user_id)
-        at_ms = turn.now_ms if event.at_ms is None else min(event.at_ms, turn.now_ms)
-        user.active(event.device_id, at_ms, turn.now_ms)
-        self._settle(turn, event.user_id, user, Urgency.CHANGE)
+        user = world.local(user_id)
+        at_ms = now_ms if event.at_ms is None else min(event.at_ms, now_ms)
+        if user.stays_active(event.device_id, at_ms, now_ms, world.settings):
+            world.dirty[user_id] = None
+            world.deadlines.ask_again(user_id)
+            return
+        user.active(event.device_id, at_ms, now_ms)
+        self._settle(turn, user_id, user, Urgency.CHANGE)
 
     def remove_device(self, turn: Turn, user_id: UserID, device_id: DeviceID | None) -> None:
         """A device's token is gone (P:D-8)."""

@@ -50,7 +50,7 @@ class World:
         self.started_ms = started_ms
         self.our_name = settings.server_name
         self.hold_expiries_until_ms = 0  # Z-21
-        self.deadlines: Deadlines[DeadlineKey] = Deadlines()
+        self.deadlines: Deadlines[DeadlineKey] = Deadlines(self._moment_of)
         self.users: set[UserID] = set()
         self.deactivated: set[UserID] = set()
         self.locals: dict[UserID, LocalUser] = {}
@@ -86,6 +86,11 @@ class World:
             user = self.locals[user_id] = LocalUser(since_ms=self.started_ms)
             self.states[OFFLINE] += 1
         return user
+
+    def _moment_of(self, key: DeadlineKey) -> int | None:
+        """When time alone changes something about a local user, the only kind that is asked again."""
+        user = None if isinstance(key, tuple) else self.locals.get(key)
+        return None if user is None else user.next_deadline_ms(self.settings)
 
     def published(self, user_id: UserID, now_ms: int) -> Published:
         """What a local user publishes at `now_ms`."""
