@@ -185,8 +185,8 @@ class Watching:
     def started(self, now_ms: int) -> None:
         """After a restart every accepted remote user is asked for, a server's users together (S:O-27)."""
         world = self._world
-        for observed in list(world.watchers):
-            if not world.is_local(observed) and world.watched_in(observed, ObserverStage.ACCEPTED):
+        for observed in world.pairs.everybody_observed():
+            if not world.is_local(observed) and world.pairs.watching(observed, ObserverStage.ACCEPTED):
                 remote = world.remotes.setdefault(observed, RemoteUser())
                 remote.poll_at_ms = now_ms + 1 + phase(BOOT_POLLS_MS, server_of(observed))
                 self._schedule(observed, remote)
