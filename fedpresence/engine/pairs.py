@@ -23,14 +23,16 @@ Side = bool  # True: the observer's row, False: the observed user's
 PairKey = tuple[UserID, UserID, Side]  # observer, observed, which row
 Owed = tuple[OwedEdu, ...]
 
-# A pair is the observer's half and then the observed user's; a half that we do not keep is one zero byte.
-# Each begins with its stage, 1 to 4. Moments have eight bytes; what is owed is rare and kept beside.
+# A pair is the observer's half and then the observed user's; each begins with its stage, 1 to 4, or is all
+# zero where we do not keep it: pairs of one size fill each other's gaps in memory. Moments have eight bytes;
+# what is owed is rare and kept beside.
 _OBSERVER = "BI5q"  # stage; generation; created, changed, invite, confirmed, check
 _OBSERVED = "BBI3q"  # stage and flags; denials; generation; created, changed, confirmed
 _OBSERVER_HALF, _OBSERVED_HALF = Struct("<" + _OBSERVER), Struct("<" + _OBSERVED)
-_OBSERVER_ALONE, _OBSERVED_ALONE = Struct(f"<{_OBSERVER}x"), Struct(f"<x{_OBSERVED}")
 _SIZE = _OBSERVER_HALF.size
-_NO_HALF = b"\0"
+_OBSERVED_ALONE = Struct(f"<{_SIZE}x{_OBSERVED}")
+_NO_OBSERVER, _NO_OBSERVED = bytes(_SIZE), bytes(_OBSERVED_HALF.size)
+_NO_PAIR = _NO_OBSERVER + _NO_OBSERVED
 _MUTED, _BLOCKED, _BY_ROOM = 8, 16, 32  # flags beside the observed user's stage
 _STAGE = 7
 _MAX_DENIALS = 255  # the second one blocks
@@ -81,11 +83,7 @@ class Pairs:
     def observed_row(self, observed: UserID, observer: UserID) -> ObservedRow | None:
         """The observed user's half, if any."""
         pair = self._by_observed.get(observed, {}).get(observer)
-        return (
-            None
-            if pair is None or not _observed_code(pair)
-            else self._unpack_observed(observer, observed, pair)
-        )
+        return None if pair is None or not pair[_SIZE] else self._unpack_observed(observer, observed, pair)
 
     def observer_stage(self, observer: UserID, observed: UserID) -> ObserverStage | None:
         """The stage of the observer's half, if any."""
@@ -107,12 +105,12 @@ class Pairs:
             row.confirmed_ms,
             row.check_ms,
         )
-        self._put(row.observer, row.observed, half + _observed_half(pair))
+        self._put(row.observer, row.observed, half + pair[_SIZE:])
 
     def put_observed_row(self, row: ObservedRow) -> None:
         """Keep the observed user's half."""
         pair = self._pair(row.observer, row.observed)
-        self._count(_OBSERVED_STAGES.get(_observed_code(pair) & _STAGE), row.stage)
+        self._count(_OBSERVED_STAGES.get(pair[_SIZE] & _STAGE), row.stage)
         self._keep_owed((row.observer, row.observed, False), row.owed)
         self._note_room(row.observed, row.observer, row.by_room)
         half = _OBSERVED_HALF.pack(
@@ -123,22 +121,22 @@ class Pairs:
             row.changed_ms,
             row.confirmed_ms,
         )
-        self._put(row.observer, row.observed, _observer_half(pair) + half)
+        self._put(row.observer, row.observed, pair[:_SIZE] + half)
 
     def remove_observer_row(self, observer: UserID, observed: UserID) -> None:
         """Forget the observer's half."""
         pair = self._pair(observer, observed)
         self._count(_OBSERVER_STAGES[pair[0]], None)
         self._keep_owed((observer, observed, True), ())
-        self._put(observer, observed, _NO_HALF + _observed_half(pair))
+        self._put(observer, observed, _NO_OBSERVER + pair[_SIZE:])
 
     def remove_observed_row(self, observed: UserID, observer: UserID) -> None:
         """Forget the observed user's half."""
         pair = self._pair(observer, observed)
-        self._count(_OBSERVED_STAGES[_observed_code(pair) & _STAGE], None)
+        self._count(_OBSERVED_STAGES[pair[_SIZE] & _STAGE], None)
         self._keep_owed((observer, observed, False), ())
         self._note_room(observed, observer, False)
-        self._put(observer, observed, _observer_half(pair) + _NO_HALF)
+        self._put(observer, observed, pair[:_SIZE] + _NO_OBSERVED)
 
     # --- many, in the order in which they came ----------------------------------------------------
 
@@ -164,7 +162,7 @@ class Pairs:
         return [
             observer
             for observer, pair in self._by_observed.get(observed, {}).items()
-            if pair[_SIZE if pair[0] else 1] & mask == granted
+            if pair[_SIZE] & mask == granted
         ]
 
     def observer_rows(self, observer: UserID | None = None) -> Iterator[ObserverRow]:
@@ -178,13 +176,13 @@ class Pairs:
         codes = [_OBSERVED_CODES[stage] for stage in stages or ObservedStage]
         for name in self._by_observed if observed is None else (observed,):
             for observer, pair in self._by_observed.get(name, {}).items():
-                if _observed_code(pair) & _STAGE in codes:
+                if pair[_SIZE] & _STAGE in codes:
                     yield self._unpack_observed(observer, name, pair)
 
     def blocked_by(self, observed: UserID) -> int:
         """How many observers are blocked."""
         pairs = self._by_observed.get(observed, {}).values()
-        return sum(bool(pair[_SIZE if pair[0] else 1] & _BLOCKED) for pair in pairs)
+        return sum(bool(pair[_SIZE] & _BLOCKED) for pair in pairs)
 
     def everybody_observed(self) -> KeysView[UserID]:
         """Every user of a pair's observed side, ours and others."""
@@ -199,38 +197,6 @@ class Pairs:
         return list(self._by_room.get(observed, ()))
 
     # --- a whole table, some thousand rows at a time: columns as in schema.sql ----------------------
-
-    def load_observer_columns(
-        self,
-        observers: Sequence[UserID],
-        observed: Sequence[UserID],
-        stages: Sequence[ObserverStage],
-        created: Column,
-        changed: Column,
-        invite: Column,
-        confirmed: Column,
-        check: Column,
-        generations: Column,
-        owed: dict[int, Owed],
-    ) -> None:
-        """Rows that are not here yet, and what some of them owe, by index."""
-        moments = (created, changed, invite, confirmed, check)
-        self.newest_ms = max(self.newest_ms, *map(max, moments))
-        self.stages.update(stages)
-        codes = [_OBSERVER_CODES[stage] for stage in stages]
-        pairs = map(_OBSERVER_ALONE.pack, codes, generations, *moments)
-        last = None
-        for observer, other, pair in zip(observers, observed, pairs, strict=True):
-            if observer is not last:
-                last, mine = observer, self._by_observer.setdefault(observer, {})
-            mine[other] = pair
-            theirs = self._by_observed.get(other)
-            if theirs is None:
-                self._by_observed[other] = {observer: pair}
-            else:
-                theirs[observer] = pair
-        for index in _restless(stages, ObserverStage.ACCEPTED, owed):
-            self._loaded((observers[index], observed[index], True), owed.get(index, ()))
 
     def load_observed_columns(
         self,
@@ -247,7 +213,7 @@ class Pairs:
         owed: dict[int, Owed],
         confirmed: Column,
     ) -> None:
-        """The same of the other table; to be called after all of `load_observer_columns`."""
+        """Rows that are not here yet, and what some of them owe, by index."""
         moments = (created, changed, confirmed)
         self.newest_ms = max(self.newest_ms, *map(max, moments))
         self.stages.update(stages)
@@ -255,22 +221,48 @@ class Pairs:
         for column, flag in ((muted, _MUTED), (blocked, _BLOCKED), (by_room, _BY_ROOM)):
             if any(column):
                 codes = [code + flag * value for code, value in zip(codes, column, strict=True)]
-        halves = map(
-            _OBSERVED_HALF.pack, codes, map(min, denials, repeat(_MAX_DENIALS)), generations, *moments
-        )
+        denied = map(min, denials, repeat(_MAX_DENIALS)) if any(denials) else denials
         last = None
-        for user, observer, half in zip(observed, observers, halves, strict=True):
+        for user, observer, pair in zip(
+            observed, observers, map(_OBSERVED_ALONE.pack, codes, denied, generations, *moments), strict=True
+        ):
             if user is not last:
                 last, theirs = user, self._by_observed.setdefault(user, {})
-            before = theirs.get(observer)
-            if before is None:
-                theirs[observer] = _NO_HALF + half
-            else:
-                theirs[observer] = self._by_observer[observer][user] = before[:_SIZE] + half
+            theirs[observer] = pair
         for index, is_by_room in enumerate(by_room) if any(by_room) else ():
             self._note_room(observed[index], observers[index], bool(is_by_room))
         for index in _restless(stages, ObservedStage.GRANTED, owed):
             self._loaded((observers[index], observed[index], False), owed.get(index, ()))
+
+    def load_observer_columns(
+        self,
+        observers: Sequence[UserID],
+        observed: Sequence[UserID],
+        stages: Sequence[ObserverStage],
+        created: Column,
+        changed: Column,
+        invite: Column,
+        confirmed: Column,
+        check: Column,
+        generations: Column,
+        owed: dict[int, Owed],
+    ) -> None:
+        """Rows that are not here yet, after those of the other table."""
+        moments = (created, changed, invite, confirmed, check)
+        self.newest_ms = max(self.newest_ms, *map(max, moments))
+        self.stages.update(stages)
+        codes = [_OBSERVER_CODES[stage] for stage in stages]
+        halves = map(_OBSERVER_HALF.pack, codes, generations, *moments)
+        last = None
+        for observer, user, half in zip(observers, observed, halves, strict=True):
+            if observer is not last:
+                last, mine = observer, self._by_observer.setdefault(observer, {})
+            theirs = self._by_observed.get(user)
+            if theirs is None:
+                theirs = self._by_observed[user] = {}
+            mine[user] = theirs[observer] = half + theirs.get(observer, _NO_PAIR)[_SIZE:]
+        for index in _restless(stages, ObserverStage.ACCEPTED, owed):
+            self._loaded((observers[index], observed[index], True), owed.get(index, ()))
 
     def clamp(self, now_ms: int) -> None:
         """No moment that was loaded is in the future (Z-21)."""
@@ -285,11 +277,11 @@ class Pairs:
     # --- inside ---------------------------------------------------------------------------------
 
     def _pair(self, observer: UserID, observed: UserID) -> bytes:
-        return self._by_observed.get(observed, {}).get(observer, _NO_HALF + _NO_HALF)
+        return self._by_observed.get(observed, {}).get(observer, _NO_PAIR)
 
     def _put(self, observer: UserID, observed: UserID, pair: bytes) -> None:
         _put(self._by_observer, observer, observed, pair if pair[0] else None)
-        _put(self._by_observed, observed, observer, None if pair == _NO_HALF + _NO_HALF else pair)
+        _put(self._by_observed, observed, observer, None if pair == _NO_PAIR else pair)
 
     def _count(
         self, before: ObserverStage | ObservedStage | None, after: ObserverStage | ObservedStage | None
@@ -328,7 +320,7 @@ class Pairs:
         )
 
     def _unpack_observed(self, observer: UserID, observed: UserID, pair: bytes) -> ObservedRow:
-        half = _OBSERVED_HALF.unpack_from(pair, _SIZE if pair[0] else 1)
+        half = _OBSERVED_HALF.unpack_from(pair, _SIZE)
         code, denials, generation, created, changed, confirmed = half
         return ObservedRow(
             observer,
@@ -344,19 +336,6 @@ class Pairs:
             owed=self._owed.get((observer, observed, False), ()),
             confirmed_ms=confirmed,
         )
-
-
-def _observer_half(pair: bytes) -> bytes:
-    return pair[:_SIZE] if pair[0] else _NO_HALF
-
-
-def _observed_half(pair: bytes) -> bytes:
-    return pair[_SIZE if pair[0] else 1 :]
-
-
-def _observed_code(pair: bytes) -> int:
-    """Stage and flags of the observed user's half; 0 where there is none."""
-    return pair[_SIZE if pair[0] else 1]
 
 
 def _put(index: dict[UserID, dict[UserID, bytes]], one: UserID, other: UserID, pair: bytes | None) -> None:

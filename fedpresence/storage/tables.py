@@ -250,21 +250,6 @@ class _Reader:
     def pairs(self) -> Pairs:
         """Both tables of rows, a chunk of columns at a time: no row becomes an object of its own."""
         pairs = Pairs()
-        for columns in self._columns("SELECT * FROM observer_rows"):
-            mine, other, stage, created, changed, invite, confirmed, check, generation, owed = columns
-            observers, observed = self._all(mine), self._all(other)
-            pairs.load_observer_columns(
-                observers,
-                observed,
-                [_OBSERVER_STAGES[text] for text in stage],
-                created,
-                changed,
-                invite,
-                confirmed,
-                check,
-                generation,
-                _owed_of(owed, observers, observed),
-            )
         for columns in self._columns("SELECT * FROM observed_rows"):
             mine, other, stage, created, changed, *flags, denials, generation, owed, confirmed = columns
             muted, blocked, by_room = flags
@@ -282,6 +267,21 @@ class _Reader:
                 generation,
                 _owed_of(owed, observers, observed),
                 confirmed,
+            )
+        for columns in self._columns("SELECT * FROM observer_rows"):
+            mine, other, stage, created, changed, invite, confirmed, check, generation, owed = columns
+            observers, observed = self._all(mine), self._all(other)
+            pairs.load_observer_columns(
+                observers,
+                observed,
+                [_OBSERVER_STAGES[text] for text in stage],
+                created,
+                changed,
+                invite,
+                confirmed,
+                check,
+                generation,
+                _owed_of(owed, observers, observed),
             )
         return pairs
 

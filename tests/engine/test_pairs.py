@@ -72,9 +72,11 @@ def test_what_is_kept_is_what_was_put_last(steps: list[object]) -> None:
         else:
             assert isinstance(step, tuple)
             observer, observed, observers_side = step
-            if observers_side and mine.pop((observer, observed), None):
+            if observers_side and (observer, observed) in mine:
+                del mine[observer, observed]
                 pairs.remove_observer_row(observer, observed)
-            elif not observers_side and theirs.pop((observer, observed), None):
+            elif not observers_side and (observer, observed) in theirs:
+                del theirs[observer, observed]
                 pairs.remove_observed_row(observed, observer)
 
     _agree(pairs, mine, theirs)
