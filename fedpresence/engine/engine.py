@@ -381,7 +381,7 @@ class Engine:
         """Who must be told again after a restart, and where (S:T-28)."""
         for user_id, user in self._world.locals.items():
             if user.published.state is not OFFLINE:
-                for server in sorted(self._world.destinations_of(user_id)):
+                for server in self._world.destinations_of(user_id):
                     yield server, user_id
 
     def _push(self, user_id: UserID, published: Published, now_ms: int) -> Push:

@@ -118,7 +118,7 @@ class People:
             held, user.news_full_ms = user.told is not None, 0  # no last word waits for its turn
             self._settle(turn, user_id, user, Urgency.CHANGE)
             if not offline and not held and user.published.state is not OFFLINE:
-                for server in sorted(world.destinations_of(user_id)):
+                for server in world.destinations_of(user_id):
                     turn.add(SendPush(server, user_id, Urgency.REFRESH))
 
     def restore(self, record: PresenceRecord, now_ms: int, stopped_ms: int) -> None:
@@ -138,7 +138,7 @@ class People:
         """Tell who watches somebody that hid in the last moments of the run before (P:D-8)."""
         for user_id in self._untold:
             self._world.dirty[user_id] = None  # written behind, it counts as told
-            for server in sorted(self._world.destinations_of(user_id)):
+            for server in self._world.destinations_of(user_id):
                 turn.add(SendPush(server, user_id, Urgency.CHANGE))
         self._untold.clear()
 
@@ -169,7 +169,8 @@ class People:
                 world.states[user.published.state] += 1
         if hid and user.published.state is OFFLINE and user_id in world.dirty:
             turn.add(SavePresence(user.record(user_id, untold_since_ms=turn.now_ms)))
-        for server in sorted(world.destinations_of(user_id)) if is_news else ():
-            turn.add(SendPush(server, user_id, urgency))
+        if is_news:
+            servers = world.destinations_of(user_id)
+            turn.effects.extend([SendPush(server, user_id, urgency) for server in servers])
         if reason is not None:
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
