@@ -17,6 +17,7 @@ from benchmarks.report import Case, Measure, Report, check
 from fedpresence.engine.effects import SendPush
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import Activity, PresenceSet, Started, TimePassed, UserAdded
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import ObservedRow, ObservedStage
@@ -133,10 +134,14 @@ def _fan_out(destinations: int) -> Case:
     engine.load(
         Stored(
             users=[(ALICE, False)],
-            observed_rows=[
-                ObservedRow(UserID(f"@bob:there{number}.test"), ALICE, ObservedStage.GRANTED, NOW_MS, NOW_MS)
-                for number in range(destinations)
-            ],
+            pairs=Pairs(
+                observed_rows=(
+                    ObservedRow(
+                        UserID(f"@bob:there{number}.test"), ALICE, ObservedStage.GRANTED, NOW_MS, NOW_MS
+                    )
+                    for number in range(destinations)
+                )
+            ),
         ),
         NOW_MS,
     )

@@ -128,9 +128,13 @@ def _is_to_there(number: int) -> bool:
 
 
 def _pairs(users: int, subscriptions: int) -> Iterator[Pair]:
-    """Each user has the same number of subscriptions, to users spread evenly, and never twice the same."""
+    """Each user has the same number of subscriptions, to users spread evenly, and never twice the same.
+
+    User by user, which is the order of the larger table: it is filled several times as fast.
+    """
+    each = -(-subscriptions // users) if users else 0
     for number in range(subscriptions):
-        lap, observer = divmod(number, users)
+        observer, lap = divmod(number, each)
         other = (observer + 1 + lap * 7919) % users
         if _is_from_there(number):
             yield _remote_user(other), _user(observer)

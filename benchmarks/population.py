@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from fedpresence.engine.effects import Durable, SaveObservedRow, SaveObserverRow, SaveUser
 from fedpresence.engine.presence import PresenceRecord
+from fedpresence.engine.settings import DAY_MS, HOUR_MS
 from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow, ObserverStage
 from fedpresence.ids import ServerName, UserID, server_of
 from fedpresence.storage.changes import Changes
@@ -21,6 +22,7 @@ from fedpresence.storage.store import token_hash
 from fedpresence.storage.tables import write_changes, write_presence
 
 CHUNK = 10_000  # rows that exist as Python values at a time
+CACHE_KIB = 1024 * 1024  # the tables are filled in no order: without a cache each row costs a page
 DEVICE = "DEVICE"
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ def populate(
     connection = sqlite3.connect(database, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         connection.execute("PRAGMA synchronous = OFF")  # for this connection: nothing here is missed if lost
         migrate(connection, newest_schema())
         cursor = connection.cursor()
@@ -73,15 +76,34 @@ def _write(cursor: sqlite3.Cursor, effects: Iterable[Durable]) -> None:
 
 
 def _rows(server_name: ServerName, pairs: Iterable[Pair], now_ms: int) -> Iterator[Durable]:
-    for observer, observed in pairs:
+    """Each pair at its own moments, as in life: equal ones might be one object in memory."""
+    for number, (observer, observed) in enumerate(pairs):
+        since_ms = now_ms - DAY_MS - number * 7919 % (300 * DAY_MS)
+        until_ms = since_ms + 1 + number % HOUR_MS
+        confirmed_ms = now_ms - number * 104_729 % (6 * DAY_MS)  # within the week: no check is overdue
         if server_of(observer) == server_name:
             yield SaveObserverRow(
                 ObserverRow(
-                    observer, observed, ObserverStage.ACCEPTED, now_ms, now_ms, now_ms, confirmed_ms=now_ms
+                    observer,
+                    observed,
+                    ObserverStage.ACCEPTED,
+                    since_ms,
+                    until_ms,
+                    since_ms,
+                    confirmed_ms,
                 )
             )
         if server_of(observed) == server_name:
-            yield SaveObservedRow(ObservedRow(observer, observed, ObservedStage.GRANTED, now_ms, now_ms))
+            yield SaveObservedRow(
+                ObservedRow(
+                    observer,
+                    observed,
+                    ObservedStage.GRANTED,
+                    since_ms,
+                    until_ms,
+                    confirmed_ms=confirmed_ms,
+                )
+            )
 
 
 def _chunks(values: Iterable[T]) -> Iterator[Sequence[T]]:

@@ -17,6 +17,7 @@ from fedpresence.clock import now_ms
 from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObservers
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import Event, InboxDue, PresenceSet, Started, StreamOpened
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import OFFLINE, ONLINE, UNAVAILABLE, PresenceRecord, PresenceState
 from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import ObservedRow, ObservedStage
@@ -100,13 +101,15 @@ class VirtualServer:
     def _stored(self, state: PresenceState) -> Stored:
         return Stored(
             users=[(user_id, False) for user_id in self.users],
-            observed_rows=[
-                ObservedRow(
-                    UserID(f"@watcher:{to}"), user_id, ObservedStage.GRANTED, START_MS - DAY_MS, START_MS
+            pairs=Pairs(
+                observed_rows=(
+                    ObservedRow(
+                        UserID(f"@watcher:{to}"), user_id, ObservedStage.GRANTED, START_MS - DAY_MS, START_MS
+                    )
+                    for user_id, servers in self.interest.items()
+                    for to in servers
                 )
-                for user_id, servers in self.interest.items()
-                for to in servers
-            ],
+            ),
             presence=[
                 PresenceRecord(user_id, state, START_MS - 10 * MINUTE_MS, None, False, 0)
                 for user_id in self.users

@@ -2,12 +2,13 @@
 
 Always true:
 - `next_ms` is exact: the earliest moment set, never an older one that was moved or cancelled;
-- a key has one moment; moving it later costs a dictionary write, so a user who is active all the time
-  costs nothing per tick, and keys without a moment cost nothing at all;
+- a key has one moment; moving it later costs a dictionary write, and `ask_again` puts off even finding
+  out how much later, so a user who is active all the time costs nothing per tick, and keys without a
+  moment cost nothing at all;
 - keys that fall due together come out in the order in which they were first set.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from heapq import heappop, heappush, heapreplace
 from typing import Generic, TypeVar
 
@@ -15,9 +16,14 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Deadlines(Generic[Key]):
-    """A heap whose entries may be early: each is checked against the true moment when it surfaces."""
+    """A heap whose entries may be early: each is checked against the true moment when it surfaces.
 
-    def __init__(self) -> None:
+    `moment_of` says when a key for which `ask_again` was called falls due now.
+    """
+
+    def __init__(self, moment_of: Callable[[Key], int | None] | None = None) -> None:
+        self._moment_of = moment_of
+        self._unsure: set[Key] = set()  # may be later than `_due` says
         self._due: dict[Key, int] = {}
         self._queued: dict[Key, int] = {}  # a key's earliest entry in the heap
         self._heap: list[tuple[int, int, Key]] = []
@@ -28,6 +34,7 @@ class Deadlines(Generic[Key]):
 
     def set(self, key: Key, at_ms: int | None) -> None:
         """`key` falls due at `at_ms`; None: not at all."""
+        self._unsure.discard(key)
         if at_ms is None:
             self._due.pop(key, None)
             return
@@ -38,6 +45,10 @@ class Deadlines(Generic[Key]):
             self._count += 1
             heappush(self._heap, (at_ms, self._count, key))
 
+    def ask_again(self, key: Key) -> None:
+        """`key` may fall due later than was set, never earlier: it is asked when that moment surfaces."""
+        self._unsure.add(key)
+
     def next_ms(self) -> int | None:
         """When the next key falls due; None where nothing is set."""
         heap = self._heap
@@ -46,6 +57,8 @@ class Deadlines(Generic[Key]):
             if self._queued.get(key) != at_ms:
                 heappop(heap)  # moved earlier since, and that entry is gone already
                 continue
+            if key in self._unsure and self._moment_of is not None:
+                self.set(key, self._moment_of(key))
             due = self._due.get(key)
             if due is None:
                 heappop(heap)

@@ -12,7 +12,6 @@ Source: decision 21; the parts name theirs.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import Protocol, assert_never
 
@@ -58,6 +57,7 @@ from fedpresence.engine.events import (
 from fedpresence.engine.known import Known
 from fedpresence.engine.lists import Lists
 from fedpresence.engine.outgoing import Composed, Edu, ListEdu, PresenceEdu, Push, Wanted
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.people import People
 from fedpresence.engine.presence import (
     BUSY,
@@ -87,9 +87,7 @@ from fedpresence.engine.sharing import SMALL_AGAIN, UNFINISHED, Sharing
 from fedpresence.engine.subscription import (
     ObservedRow,
     ObservedStage,
-    ObserverRow,
     ObserverStage,
-    OwedEdu,
 )
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID, server_of
@@ -103,8 +101,7 @@ class Memory(Protocol):
 
     users: Iterable[tuple[UserID, bool]]
     hidden: Iterable[tuple[UserID, DeviceID | None]]
-    observer_rows: Iterable[ObserverRow]
-    observed_rows: Iterable[ObservedRow]
+    pairs: Pairs
     rooms: Iterable[StoredRoom]
     answers: Iterable[SaveAnswer]
     inbox: Iterable[SaveInbox]
@@ -193,10 +190,7 @@ class Engine:
             (world.deactivated if deactivated else world.users).add(user_id)
         for room in stored.rooms:
             world.rooms.restore(room)
-        for mine in stored.observer_rows:
-            world.put_observer_row(_clamped_observer(mine, now_ms))
-        for theirs in stored.observed_rows:
-            world.put_observed_row(_clamped_observed(theirs, now_ms))
+        world.load_pairs(stored.pairs, now_ms)
         for record in stored.presence:
             if not world.is_local(record.user_id):
                 self._lists.watching.restore(record, now_ms)
@@ -314,9 +308,9 @@ class Engine:
     def _rights(self) -> Iterator[tuple[UserID, ServerName]]:
         """Every (local user, server) with a right, the server lists left aside."""
         world = self._world
-        for observed, theirs in world.observers.items():
-            for observer, row in theirs.items():
-                if row.stage is ObservedStage.GRANTED and not row.muted and not world.is_local(observer):
+        for observed in world.pairs.everybody_observed():
+            for observer in world.pairs.entitled(observed):
+                if not world.is_local(observer):
                     yield observed, server_of(observer)
         for user_id in world.rooms.ours():
             for server in world.rooms.servers_of(user_id):
@@ -389,7 +383,7 @@ class Engine:
         """Who must be told again after a restart, and where (S:T-28)."""
         for user_id, user in self._world.locals.items():
             if user.published.state is not OFFLINE:
-                for server in sorted(self._world.destinations_of(user_id)):
+                for server in self._world.destinations_of(user_id):
                     yield server, user_id
 
     def _push(self, user_id: UserID, published: Published, now_ms: int) -> Push:
@@ -426,15 +420,20 @@ class Engine:
     def presence_list(self, observer: UserID, now_ms: int) -> tuple[ListEntry, ...]:
         """The user's list: accepted and pending entries."""
         entries = []
-        for observed, row in sorted(self._world.lists.get(observer, {}).items()):
+        for row in sorted(self._world.pairs.observer_rows(observer), key=lambda row: row.observed):
             if row.stage in (ObserverStage.PENDING, ObserverStage.ACCEPTED):
                 accepted = row.stage is ObserverStage.ACCEPTED
-                shown = self._world.shown(observed, now_ms) if accepted else NOTHING
+                shown = self._world.shown(row.observed, now_ms) if accepted else NOTHING
                 unreachable = any(now_ms - owed.since_ms > UNREACHABLE_MS for owed in row.owed)
                 since_ms = row.changed_ms if accepted else row.created_ms
                 entries.append(
                     ListEntry(
-                        observed, row.stage, since_ms, row.confirmed_ms, unreachable, view_of(shown, now_ms)
+                        row.observed,
+                        row.stage,
+                        since_ms,
+                        row.confirmed_ms,
+                        unreachable,
+                        view_of(shown, now_ms),
                     )
                 )
         return tuple(entries)
@@ -442,18 +441,19 @@ class Engine:
     def invites_of(self, observed: UserID) -> tuple[Pair, ...]:
         """Requests that wait for the user's answer."""
         return tuple(
-            Pair(observer, row.created_ms)
-            for observer, row in sorted(self._world.observers.get(observed, {}).items())
-            if row.stage is ObservedStage.REQUESTED
+            Pair(row.observer, row.created_ms)
+            for row in self._sorted_by_observer(observed, ObservedStage.REQUESTED)
         )
 
     def observers_of(self, observed: UserID) -> tuple[ObserverEntry, ...]:
         """Who was granted the user's presence."""
         return tuple(
-            ObserverEntry(observer, row.changed_ms, row.muted, row.confirmed_ms)
-            for observer, row in sorted(self._world.observers.get(observed, {}).items())
-            if row.stage is ObservedStage.GRANTED
+            ObserverEntry(row.observer, row.changed_ms, row.muted, row.confirmed_ms)
+            for row in self._sorted_by_observer(observed, ObservedStage.GRANTED)
         )
+
+    def _sorted_by_observer(self, observed: UserID, stage: ObservedStage) -> list[ObservedRow]:
+        return sorted(self._world.pairs.observed_rows(observed, stage), key=lambda row: row.observer)
 
     def user_exists(self, user_id: UserID) -> bool:
         """Whether a local user exists and is not deactivated."""
@@ -519,10 +519,10 @@ class Engine:
             busy=here[BUSY],
             offline=max(0, len(world.users) - sum(here.values())),
             remote=len(world.remotes),
-            list_pending=world.stages[ObserverStage.PENDING],
-            list_accepted=world.stages[ObserverStage.ACCEPTED],
-            requests=world.stages[ObservedStage.REQUESTED],
-            grants=world.stages[ObservedStage.GRANTED],
+            list_pending=world.pairs.stages[ObserverStage.PENDING],
+            list_accepted=world.pairs.stages[ObserverStage.ACCEPTED],
+            requests=world.pairs.stages[ObservedStage.REQUESTED],
+            grants=world.pairs.stages[ObservedStage.GRANTED],
             rooms=len(world.rooms),
         )
 
@@ -555,37 +555,3 @@ class Engine:
         for user_id in users:
             del world.forgotten[user_id]
         return users
-
-
-def _clamped_observer(row: ObserverRow, now_ms: int) -> ObserverRow:
-    """The row with no moment in the future (Z-21)."""
-    moments = (row.created_ms, row.changed_ms, row.invite_ms, row.confirmed_ms, row.check_ms)
-    if max(*moments, *(owed.since_ms for owed in row.owed)) <= now_ms:
-        return row
-    return replace(
-        row,
-        created_ms=min(row.created_ms, now_ms),
-        changed_ms=min(row.changed_ms, now_ms),
-        invite_ms=min(row.invite_ms, now_ms),
-        confirmed_ms=min(row.confirmed_ms, now_ms),
-        check_ms=min(row.check_ms, now_ms),
-        owed=_clamped_owed(row.owed, now_ms),
-    )
-
-
-def _clamped_observed(row: ObservedRow, now_ms: int) -> ObservedRow:
-    """The row with no moment in the future (Z-21)."""
-    moments = (row.created_ms, row.changed_ms, row.confirmed_ms)
-    if max(*moments, *(owed.since_ms for owed in row.owed)) <= now_ms:
-        return row
-    return replace(
-        row,
-        created_ms=min(row.created_ms, now_ms),
-        changed_ms=min(row.changed_ms, now_ms),
-        confirmed_ms=min(row.confirmed_ms, now_ms),
-        owed=_clamped_owed(row.owed, now_ms),
-    )
-
-
-def _clamped_owed(owed: tuple[OwedEdu, ...], now_ms: int) -> tuple[OwedEdu, ...]:
-    return tuple(replace(edu, since_ms=min(edu.since_ms, now_ms)) for edu in owed)

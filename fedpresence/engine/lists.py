@@ -25,6 +25,7 @@ from fedpresence.engine.effects import (
     Urgency,
 )
 from fedpresence.engine.events import ListChanged, ListEduReceived
+from fedpresence.engine.pairs import PairKey
 from fedpresence.engine.presence import OFFLINE
 from fedpresence.engine.quotas import InviteQuotas, OwnLimits
 from fedpresence.engine.recently import Quota, Recently
@@ -51,7 +52,7 @@ from fedpresence.engine.subscription import (
     OwedEdu,
 )
 from fedpresence.engine.watching import Watching
-from fedpresence.engine.world import PairKey, Turn, World
+from fedpresence.engine.world import Turn, World
 from fedpresence.ids import ServerName, UserID, server_of
 
 DENIAL_REST_MS = DAY_MS  # S:T-30, T-31
@@ -106,13 +107,11 @@ class Lists:
     def deactivate(self, turn: Turn, user_id: UserID) -> None:
         """S:O-36, T-19, T-27, T-38."""
         world = self._world
-        for observer in list(world.observers.get(user_id, {})):
-            self.observed_move(turn, user_id, observer, ObservedMove.DEACTIVATE)
-        for observed, row in list(world.lists.get(user_id, {}).items()):
-            if row.stage is ObserverStage.DENIED:
-                self.observer_move(turn, user_id, observed, ObserverMove.FORGET)
-            else:
-                self.observer_move(turn, user_id, observed, ObserverMove.DROP)
+        for theirs in list(world.pairs.observed_rows(user_id)):
+            self.observed_move(turn, user_id, theirs.observer, ObservedMove.DEACTIVATE)
+        for mine in list(world.pairs.observer_rows(user_id)):
+            move = ObserverMove.FORGET if mine.stage is ObserverStage.DENIED else ObserverMove.DROP
+            self.observer_move(turn, user_id, mine.observed, move)
 
     # --- other servers' words -------------------------------------------------------------------
 
@@ -273,23 +272,21 @@ class Lists:
         return not waits and self._checks.allow((observer, observed), turn.now_ms)
 
     def started(self, turn: Turn) -> None:
-        """Everything owed goes to the queues again; every pair gets its moment."""
+        """Everything owed goes to the queues again; every pair that time moves gets its moment."""
         world = self._world
-        for observer, mine in world.lists.items():
-            for observed, row in mine.items():
-                at_rest = row.stage is ObserverStage.ACCEPTED and not row.owed and world.is_local(observed)
-                if not at_rest:
-                    self._schedule(turn, (observer, observed, True))
-        for observed, theirs in world.observers.items():
-            for observer, their_row in theirs.items():
-                if their_row.stage is not ObservedStage.GRANTED or their_row.owed:
-                    self._schedule(turn, (observer, observed, False))
-        self._quotas.restore(
-            row
-            for theirs in world.observers.values()
-            for row in theirs.values()
-            if row.stage is ObservedStage.REQUESTED and not world.is_local(row.observer)
-        )
+        restless, world.pairs.restless = world.pairs.restless, []
+        for key in restless:
+            self._schedule(turn, key)
+        for observed in world.pairs.everybody_observed():
+            if not world.is_local(observed):
+                for observer in world.pairs.watching(observed, ObserverStage.ACCEPTED):
+                    self._schedule(turn, (observer, observed, True))  # to be confirmed (S:O-25)
+        requests = [
+            world.observed_row(observed, observer)
+            for observer, observed, observers_side in restless
+            if not observers_side and not world.is_local(observer)
+        ]
+        self._quotas.restore(row for row in requests if row and row.stage is ObservedStage.REQUESTED)
         for pairs in list(world.open_pairs.values()):
             for observer, observed, _ in pairs:
                 self._send_owed(turn, observer, observed)

@@ -78,12 +78,17 @@ class People:
 
     def active(self, turn: Turn, event: Activity) -> None:
         """A pro-active event; nothing where the user does not exist."""
-        if event.user_id not in self._world.users:
+        world, user_id, now_ms = self._world, event.user_id, turn.now_ms
+        if user_id not in world.users:
             return
-        user = self._world.local(event.user_id)
-        at_ms = turn.now_ms if event.at_ms is None else min(event.at_ms, turn.now_ms)
-        user.active(event.device_id, at_ms, turn.now_ms)
-        self._settle(turn, event.user_id, user, Urgency.CHANGE)
+        user = world.local(user_id)
+        at_ms = now_ms if event.at_ms is None else min(event.at_ms, now_ms)
+        if user.stays_active(event.device_id, at_ms, now_ms, world.settings):
+            world.dirty[user_id] = None
+            world.deadlines.ask_again(user_id)
+            return
+        user.active(event.device_id, at_ms, now_ms)
+        self._settle(turn, user_id, user, Urgency.CHANGE)
 
     def remove_device(self, turn: Turn, user_id: UserID, device_id: DeviceID | None) -> None:
         """A device's token is gone (P:D-8)."""
@@ -113,7 +118,7 @@ class People:
             held, user.news_full_ms = user.told is not None, 0  # no last word waits for its turn
             self._settle(turn, user_id, user, Urgency.CHANGE)
             if not offline and not held and user.published.state is not OFFLINE:
-                for server in sorted(world.destinations_of(user_id)):
+                for server in world.destinations_of(user_id):
                     turn.add(SendPush(server, user_id, Urgency.REFRESH))
 
     def restore(self, record: PresenceRecord, now_ms: int, stopped_ms: int) -> None:
@@ -133,7 +138,7 @@ class People:
         """Tell who watches somebody that hid in the last moments of the run before (P:D-8)."""
         for user_id in self._untold:
             self._world.dirty[user_id] = None  # written behind, it counts as told
-            for server in sorted(self._world.destinations_of(user_id)):
+            for server in self._world.destinations_of(user_id):
                 turn.add(SendPush(server, user_id, Urgency.CHANGE))
         self._untold.clear()
 
@@ -164,7 +169,8 @@ class People:
                 world.states[user.published.state] += 1
         if hid and user.published.state is OFFLINE and user_id in world.dirty:
             turn.add(SavePresence(user.record(user_id, untold_since_ms=turn.now_ms)))
-        for server in sorted(world.destinations_of(user_id)) if is_news else ():
-            turn.add(SendPush(server, user_id, urgency))
+        if is_news:
+            servers = world.destinations_of(user_id)
+            turn.effects.extend([SendPush(server, user_id, urgency) for server in servers])
         if reason is not None:
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

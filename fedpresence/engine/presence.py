@@ -292,6 +292,29 @@ class LocalUser:
             device.state = ONLINE  # P:I-4
         self._bump(device, at_ms)
 
+    def stays_active(
+        self, device_id: DeviceID | None, at_ms: int, now_ms: int, settings: EngineSettings
+    ) -> bool:
+        """Take an event of somebody who is currently active and stays so: nearly all activity there is.
+
+        False, and nothing is done, where it may be more than that. What `active` and `settle` would do is
+        done but for the timers of other devices, which show in nothing while this one is active: their
+        deadline, which can only have moved later, finds them.
+        """
+        published, ago_ms = self.published, now_ms - at_ms
+        if device_id is None or not published.currently_active or self.told is not None:
+            return False
+        if ago_ms >= settings.last_active_granularity_ms or ago_ms > settings.idle_timeout_ms:
+            return False
+        device = self.devices.get(device_id)
+        if device is None or device.state is not ONLINE or device.hidden or device.hold_until_ms:
+            return False
+        if at_ms < published.last_active_ms or at_ms < device.shown_since_ms:
+            return False
+        device.last_active_ms = self.last_active_ms = at_ms
+        self.published = Published(ONLINE, at_ms, published.status_msg, True)
+        return True
+
     def remove_device(self, device_id: DeviceID | None) -> None:
         """The device's token is gone."""
         self.devices.pop(device_id, None)

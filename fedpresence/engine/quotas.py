@@ -78,11 +78,7 @@ class InviteQuotas:
 
         None: there is room. The newcomer's own request is the newest of its origin.
         """
-        rows = [
-            row
-            for row in self._world.observers.get(observed, {}).values()
-            if row.stage is ObservedStage.REQUESTED
-        ]
+        rows = list(self._world.pairs.observed_rows(observed, ObservedStage.REQUESTED))
         if len(rows) < OPEN_PER_OBSERVED:
             return None
         by_origin = Counter(server_of(row.observer) for row in rows)
@@ -119,11 +115,10 @@ class OwnLimits:
         blocks = [other for other in change.deny if world.observed_row(me, other) is None]  # S:T-7a
         if not new and not blocks:
             return
-        mine = world.lists.get(me, {})
-        limit = world.settings.max_entries
-        entries = sum(row.stage in (ObserverStage.PENDING, ObserverStage.ACCEPTED) for row in mine.values())
-        blocked = sum(row.blocked for row in world.observers.get(me, {}).values())
-        rows = len(mine) + blocked + len(blocks) + sum(other not in mine for other in new)
+        pairs, limit = world.pairs, world.settings.max_entries
+        entries = len(pairs.listed(me, ObserverStage.PENDING, ObserverStage.ACCEPTED))
+        unlisted = sum(pairs.observer_stage(me, other) is None for other in new)
+        rows = len(pairs.listed(me)) + pairs.blocked_by(me) + len(blocks) + unlisted
         if (new and entries + len(new) > limit) or rows > ROWS_PER_ENTRY * limit:
             raise BadRequest("M_FORBIDDEN", "The presence list is full", status=403)
         self._check_destinations(me, new, now_ms)
@@ -145,7 +140,7 @@ class OwnLimits:
     def _check_destinations(self, me: UserID, new: list[UserID], now_ms: int) -> None:
         """Z-15: nobody makes us connect to thousands of invented names."""
         world = self._world
-        known = {world.our_name, *(server_of(observed) for observed in world.lists.get(me, ()))}
+        known = {world.our_name, *(server_of(observed) for observed in world.pairs.listed(me))}
         unknown = {server_of(other) for other in new} - known
         unknown = {server for server in unknown if server not in world.open_pairs}
         if len(unknown) > self._new_destinations.left(me, now_ms):

@@ -18,7 +18,7 @@ from fedpresence.engine.lists import Lists
 from fedpresence.engine.people import People
 from fedpresence.engine.rooms import Room, should_count
 from fedpresence.engine.settings import HOUR_MS, ServerLists
-from fedpresence.engine.subscription import ObservedMove, ObservedRow, ObservedStage
+from fedpresence.engine.subscription import ObservedMove
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
 
@@ -89,9 +89,8 @@ class Sharing:
     def started(self, turn: Turn) -> None:
         """The settings may be others than in the last run: what rested on a room may be over (Z-10)."""
         self._judge_all(turn, self._world.rooms.policy.servers)
-        for theirs in list(self._world.observers.values()):
-            for row in [row for row in theirs.values() if row.by_room]:
-                self._end_grant(turn, row)
+        for observed, observer in self._world.pairs.granted_by_room():
+            self._end_grant(turn, observed, observer)
 
     def go_on(self, turn: Turn) -> None:
         """The next part of what the turns before had no time for."""
@@ -263,18 +262,13 @@ class Sharing:
 
     def _end_grants(self, turn: Turn, observed: UserID, parted: Set[UserID]) -> None:
         """Grants of `observed` to some of these, where they rested on meeting in a room."""
-        world = self._world
-        theirs = world.observers.get(observed)
-        for observer in sorted(theirs.keys() & parted) if theirs else ():
-            row = world.observed_row(observed, observer)
-            if row is not None:
-                self._end_grant(turn, row)
+        for observer in sorted(parted & set(self._world.pairs.granted_by_room_of(observed))):
+            self._end_grant(turn, observed, observer)
 
-    def _end_grant(self, turn: Turn, row: ObservedRow) -> None:
-        """The grant is over where it rested on meeting in a room, and the two meet in none (Z-10)."""
-        rests = row.stage is ObservedStage.GRANTED and row.by_room
-        if rests and not self._world.rooms.users_meet(row.observed, row.observer):
-            self._lists.observed_move(turn, row.observed, row.observer, ObservedMove.CONDITION_ENDED)
+    def _end_grant(self, turn: Turn, observed: UserID, observer: UserID) -> None:
+        """A grant that rested on meeting in a room is over where the two meet in none (Z-10)."""
+        if not self._world.rooms.users_meet(observed, observer):
+            self._lists.observed_move(turn, observed, observer, ObservedMove.CONDITION_ENDED)
 
     def _told(self, servers: Set[ServerName]) -> list[ServerName]:
         """Those of the servers that are told about our users, in a fixed order."""

@@ -185,11 +185,18 @@ class Watching:
     def started(self, now_ms: int) -> None:
         """After a restart every accepted remote user is asked for, a server's users together (S:O-27)."""
         world = self._world
-        for observed in list(world.watchers):
-            if not world.is_local(observed) and world.watched_in(observed, ObserverStage.ACCEPTED):
-                remote = world.remotes.setdefault(observed, RemoteUser())
-                remote.poll_at_ms = now_ms + 1 + phase(BOOT_POLLS_MS, server_of(observed))
-                self._schedule(observed, remote)
+        moments: dict[ServerName, int] = {}
+        for observed in world.pairs.everybody_observed():
+            server = server_of(observed)
+            if server == world.our_name or not world.pairs.watching(observed, ObserverStage.ACCEPTED):
+                continue
+            if server not in moments:
+                moments[server] = now_ms + 1 + phase(BOOT_POLLS_MS, server)
+            remote = world.remotes.get(observed)
+            if remote is None:
+                remote = world.remotes[observed] = RemoteUser()
+            remote.poll_at_ms = moments[server]
+            self._schedule(observed, remote)
 
     def _keep_early(self, push: PushReceived, now_ms: int) -> None:
         """Keep the newest push of somebody nobody may see yet, for a minute and in bounded memory."""

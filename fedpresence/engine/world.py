@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from fedpresence.engine.deadlines import Deadlines
 from fedpresence.engine.effects import Effect
+from fedpresence.engine.pairs import PairKey, Pairs
 from fedpresence.engine.presence import NOTHING, OFFLINE, LocalUser, PresenceState, Published
 from fedpresence.engine.remote import RemoteUser
 from fedpresence.engine.rooms import Rooms
@@ -23,8 +24,6 @@ from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow, ObserverStage
 from fedpresence.ids import ServerName, UserID, server_of
 
-Side = bool  # True: the observer's row, False: the observed user's
-PairKey = tuple[UserID, UserID, Side]  # observer, observed, which row
 DeadlineKey = UserID | PairKey
 
 
@@ -50,22 +49,20 @@ class World:
         self.started_ms = started_ms
         self.our_name = settings.server_name
         self.hold_expiries_until_ms = 0  # Z-21
-        self.deadlines: Deadlines[DeadlineKey] = Deadlines()
+        self.deadlines: Deadlines[DeadlineKey] = Deadlines(self._moment_of)
         self.users: set[UserID] = set()
         self.deactivated: set[UserID] = set()
         self.locals: dict[UserID, LocalUser] = {}
         self.remotes: dict[UserID, RemoteUser] = {}
         self.rooms = Rooms(settings.server_name, settings.room_policy)
-        self.lists: dict[UserID, dict[UserID, ObserverRow]] = {}  # observer, observed
-        self.watchers: dict[UserID, set[UserID]] = {}  # observed, observers with a row of any stage
-        self.observers: dict[UserID, dict[UserID, ObservedRow]] = {}  # observed, observer
+        self.pairs = Pairs()
         self.rights_ended: Counter[ServerName] = Counter()
         self.open_pairs: dict[ServerName, dict[PairKey, None]] = {}  # pending, or owing
         self.states: Counter[PresenceState] = Counter()  # of local users with a record
-        self.stages: Counter[ObserverStage | ObservedStage] = Counter()
         self.dirty: dict[UserID, None] = {}
         self.forgotten: dict[UserID, None] = {}  # remote users whose stored presence may go
-        self._grants: dict[UserID, dict[ServerName, int]] = {}  # granted and not muted, by server
+        # Servers granted a user, and by how many unmuted grants; counted when somebody first asks.
+        self._grants: dict[UserID, dict[ServerName, int]] = {}
 
     # --- names ---
 
@@ -86,6 +83,11 @@ class World:
             user = self.locals[user_id] = LocalUser(since_ms=self.started_ms)
             self.states[OFFLINE] += 1
         return user
+
+    def _moment_of(self, key: DeadlineKey) -> int | None:
+        """When time alone changes something about a local user, the only kind that is asked again."""
+        user = None if isinstance(key, tuple) else self.locals.get(key)
+        return None if user is None else user.next_deadline_ms(self.settings)
 
     def published(self, user_id: UserID, now_ms: int) -> Published:
         """What a local user publishes at `now_ms`."""
@@ -112,21 +114,22 @@ class World:
         """Whether `server` may be told about local user `observed` now."""
         if not self.permits(server):
             return False
-        return server in self._grants.get(observed, ()) or self.rooms.user_meets_server(observed, server)
+        return server in self._granted(observed) or self.rooms.user_meets_server(observed, server)
 
-    def destinations_of(self, observed: UserID) -> set[ServerName]:
-        """Every server with a right to `observed`."""
-        servers = self.rooms.servers_of(observed)
-        servers.update(self._grants.get(observed, ()))
-        servers.discard(self.our_name)
-        return {server for server in servers if self.permits(server)}
+    def destinations_of(self, observed: UserID) -> list[ServerName]:
+        """Every server with a right to `observed`, in a fixed order."""
+        servers = self._granted(observed)  # in order but for the newest: that is sorted in no time
+        met = self.rooms.servers_of(observed) - {self.our_name}
+        everyone = sorted(met.union(servers)) if met else sorted(servers)
+        if self.settings.servers.permit_all:  # as nearly everywhere: ten thousand need no look
+            return everyone
+        return [server for server in everyone if self.permits(server)]
 
     # --- rights of local users ---
 
     def accepts(self, observer: UserID, observed: UserID) -> bool:
         """Whether `observed` is an accepted entry on the list of local user `observer`."""
-        row = self.lists.get(observer, {}).get(observed)
-        return row is not None and row.stage is ObserverStage.ACCEPTED
+        return self.pairs.observer_stage(observer, observed) is ObserverStage.ACCEPTED
 
     def may_see(self, observer: UserID, observed: UserID) -> bool:
         """Whether local user `observer` may see `observed` (P:11)."""
@@ -138,16 +141,13 @@ class World:
 
     def visible_to(self, observer: UserID) -> frozenset[UserID]:
         """Everybody local user `observer` may see, itself included."""
-        seen = {observer}
-        for observed, row in self.lists.get(observer, {}).items():
-            if row.stage is ObserverStage.ACCEPTED:
-                seen.add(observed)
+        seen = {observer, *self.pairs.listed(observer, ObserverStage.ACCEPTED)}
         seen.update(self.rooms.mates_of(observer))
         return frozenset(seen)
 
     def local_observers_of(self, observed: UserID) -> tuple[UserID, ...]:
         """Every local user who may see `observed`, in a fixed order."""
-        seeing = {o for o in self.watchers.get(observed, ()) if self.accepts(o, observed)}
+        seeing = set(self.pairs.watching(observed, ObserverStage.ACCEPTED))
         seeing.update(self.rooms.ours_near(observed))
         if self.is_local(observed):
             seeing.add(observed)
@@ -155,85 +155,93 @@ class World:
 
     def is_wanted(self, remote_user: UserID) -> bool:
         """Whether any local user may see a remote user."""
-        return any(self.accepts(o, remote_user) for o in self.watchers.get(remote_user, ())) or (
-            self.rooms.is_near(remote_user)
-        )
+        watching = self.pairs.watching(remote_user, ObserverStage.ACCEPTED)
+        return bool(watching) or self.rooms.is_near(remote_user)
 
     def watched_in(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`, in a fixed order."""
-        observers = self.watchers.get(observed, ())
-        return sorted(o for o in observers if self.lists[o][observed].stage in stages)
+        return sorted(self.pairs.watching(observed, *stages))
 
     # --- rows ---
 
     def observer_row(self, observer: UserID, observed: UserID) -> ObserverRow | None:
         """The observer's half, if any."""
-        return self.lists.get(observer, {}).get(observed)
+        return self.pairs.observer_row(observer, observed)
 
     def observed_row(self, observed: UserID, observer: UserID) -> ObservedRow | None:
         """The observed user's half, if any."""
-        return self.observers.get(observed, {}).get(observer)
+        return self.pairs.observed_row(observed, observer)
+
+    def load_pairs(self, pairs: Pairs, now_ms: int) -> None:
+        """Take over the rows of the run before; called once, before any other."""
+        pairs.clamp(now_ms)
+        self.pairs = pairs
+        for observer, observed, observers_side in pairs.restless:
+            if observers_side:
+                row = pairs.observer_row(observer, observed)
+                assert row is not None, "what was loaded is there"
+                self._index_observer(row)
+            else:
+                theirs = pairs.observed_row(observed, observer)
+                assert theirs is not None, "what was loaded is there"
+                self._index_observed(theirs)
 
     def put_observer_row(self, row: ObserverRow) -> None:
         """Keep the observer's half."""
-        mine = self.lists.setdefault(row.observer, {})
-        old = mine.get(row.observed)
-        if old is not None:
-            self.stages[old.stage] -= 1
-        self.stages[row.stage] += 1
-        mine[row.observed] = row
-        self.watchers.setdefault(row.observed, set()).add(row.observer)
-        is_open = row.stage is ObserverStage.PENDING or bool(row.owed)
-        self._index_open((row.observer, row.observed, True), server_of(row.observed), is_open)
+        self.pairs.put_observer_row(row)
+        self._index_observer(row)
 
     def remove_observer_row(self, observer: UserID, observed: UserID) -> None:
         """Forget the observer's half."""
-        row = self.lists[observer].pop(observed)
-        self.stages[row.stage] -= 1
-        if not self.lists[observer]:
-            del self.lists[observer]
-        self.watchers[observed].discard(observer)
-        if not self.watchers[observed]:
-            del self.watchers[observed]
+        self.pairs.remove_observer_row(observer, observed)
         self._index_open((observer, observed, True), server_of(observed), False)
 
     def put_observed_row(self, row: ObservedRow) -> None:
         """Keep the observed user's half; counts the end of a right."""
-        theirs = self.observers.setdefault(row.observed, {})
-        old = theirs.get(row.observer)
-        if old is not None:
-            self.stages[old.stage] -= 1
-        self.stages[row.stage] += 1
-        theirs[row.observer] = row
+        old = self.pairs.observed_row(row.observed, row.observer)
+        self.pairs.put_observed_row(row)
         self._index_grant(row.observed, server_of(row.observer), _gives_right(old), _gives_right(row))
-        self._index_open((row.observer, row.observed, False), server_of(row.observer), bool(row.owed))
+        self._index_observed(row)
 
     def remove_observed_row(self, observed: UserID, observer: UserID) -> None:
         """Forget the observed user's half."""
-        row = self.observers[observed].pop(observer)
-        self.stages[row.stage] -= 1
-        if not self.observers[observed]:
-            del self.observers[observed]
-        self._index_grant(observed, server_of(observer), _gives_right(row), False)
+        old = self.pairs.observed_row(observed, observer)
+        self.pairs.remove_observed_row(observed, observer)
+        self._index_grant(observed, server_of(observer), _gives_right(old), False)
         self._index_open((observer, observed, False), server_of(observer), False)
 
     def granted_to(self, server: ServerName, observed: UserID) -> Iterator[ObservedRow]:
         """The granted rows of one server's users to `observed`."""
-        for row in list(self.observers.get(observed, {}).values()):
-            if row.stage is ObservedStage.GRANTED and server_of(row.observer) == server:
+        for row in list(self.pairs.observed_rows(observed, ObservedStage.GRANTED)):
+            if server_of(row.observer) == server:
                 yield row
+
+    def _granted(self, observed: UserID) -> dict[ServerName, int]:
+        """The other servers with a grant that is not muted, and how many: users who sleep need none."""
+        by_server = self._grants.get(observed)
+        if by_server is None:
+            by_server = Counter(sorted(map(server_of, self.pairs.entitled(observed))))
+            by_server.pop(self.our_name, None)
+            self._grants[observed] = by_server
+        return by_server
 
     def _index_grant(self, observed: UserID, server: ServerName, before: bool, after: bool) -> None:
         if before == after or server == self.our_name:
             return
-        by_server = self._grants.setdefault(observed, {})
-        by_server[server] = by_server.get(server, 0) + (1 if after else -1)
-        if not by_server[server]:
-            del by_server[server]
-            if not by_server:
-                del self._grants[observed]
-            if not self.has_right(server, observed):
-                self.rights_ended[server] += 1
+        by_server = self._grants.get(observed)
+        if by_server is not None:
+            by_server[server] = by_server.get(server, 0) + (1 if after else -1)
+            if not by_server[server]:
+                del by_server[server]
+        if before and server not in self._granted(observed) and not self.has_right(server, observed):
+            self.rights_ended[server] += 1
+
+    def _index_observer(self, row: ObserverRow) -> None:
+        is_open = row.stage is ObserverStage.PENDING or bool(row.owed)
+        self._index_open((row.observer, row.observed, True), server_of(row.observed), is_open)
+
+    def _index_observed(self, row: ObservedRow) -> None:
+        self._index_open((row.observer, row.observed, False), server_of(row.observer), bool(row.owed))
 
     def _index_open(self, key: PairKey, server: ServerName, is_open: bool) -> None:
         if server == self.our_name:

@@ -12,6 +12,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, fail, succeed
 
 from fedpresence.engine.effects import Durable, SaveAnswer, SaveInbox, SaveRoom
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import PresenceRecord
 from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.subscription import ObservedRow, ObserverRow
@@ -87,8 +88,7 @@ class MemoryStore:
             Stored(
                 users=list(data.users.items()),
                 hidden=list(data.hidden),
-                observer_rows=list(data.observer_rows.values()),
-                observed_rows=list(data.observed_rows.values()),
+                pairs=Pairs(data.observer_rows.values(), data.observed_rows.values()),
                 rooms=[
                     StoredRoom(r.room_id, r.join_rule, r.counts, tuple(data.members.get(r.room_id, ())))
                     for r in data.rooms.values()

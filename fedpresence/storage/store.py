@@ -17,9 +17,9 @@ from typing import Protocol
 from twisted.internet.defer import Deferred
 
 from fedpresence.engine.effects import Durable, SaveAnswer, SaveInbox
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import PresenceRecord
 from fedpresence.engine.rooms import StoredRoom
-from fedpresence.engine.subscription import ObservedRow, ObserverRow
 from fedpresence.ids import DeviceID, ServerName, UserID
 
 MAX_SERVER_KEYS = 10_000  # servers whose keys are kept; any peer can own any number of names (Z-4)
@@ -27,7 +27,7 @@ MAX_SERVER_KEYS = 10_000  # servers whose keys are kept; any peer can own any nu
 
 @dataclass(slots=True)
 class Stored:
-    """All that a start begins with. Rows come as iterables and are read once.
+    """All that a start begins with. Rows come as iterables and are read once; `pairs` is given away.
 
     `newest_origin_ts` is per origin the newest `origin_server_ts` of a transaction, as it was saved: the
     reader clamps it (Z-6). Moments are as stored: the reader clamps them to now (Z-21).
@@ -35,8 +35,7 @@ class Stored:
 
     users: Iterable[tuple[UserID, bool]] = ()  # (user, deactivated)
     hidden: Iterable[tuple[UserID, DeviceID | None]] = ()
-    observer_rows: Iterable[ObserverRow] = ()
-    observed_rows: Iterable[ObservedRow] = ()
+    pairs: Pairs = field(default_factory=Pairs)
     rooms: Iterable[StoredRoom] = ()
     answers: Iterable[SaveAnswer] = ()  # oldest first
     inbox: Iterable[SaveInbox] = ()  # by entry_id

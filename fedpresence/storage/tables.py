@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from fedpresence.engine.effects import SaveAnswer, SaveInbox
 from fedpresence.engine.events import ListEduReceived
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import PresenceRecord, PresenceState
 from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.subscription import (
@@ -214,8 +215,7 @@ def read_stored(cursor: Cursor) -> Stored:
             (reader.one(user_id), device_id and DeviceID(device_id))
             for user_id, device_id in reader.rows("SELECT user_id, device_id FROM hidden_devices")
         ],
-        observer_rows=[reader.observer_row(*row) for row in reader.rows("SELECT * FROM observer_rows")],
-        observed_rows=[reader.observed_row(*row) for row in reader.rows("SELECT * FROM observed_rows")],
+        pairs=reader.pairs(),
         rooms=[
             StoredRoom(room_id, join_rule, bool(counts), members.get(room_id, ()))
             for room_id, join_rule, counts in reader.rows("SELECT room_id, join_rule, counts FROM rooms")
@@ -247,63 +247,52 @@ class _Reader:
         """The object first seen for this value. Rows hold only what a parser has passed."""
         return self._seen.setdefault(value, value)
 
-    def observer_row(
-        self,
-        observer: str,
-        observed: str,
-        stage: str,
-        created_ms: int,
-        changed_ms: int,
-        invite_ms: int,
-        confirmed_ms: int,
-        check_ms: int,
-        generation: int,
-        owed: str | None,
-    ) -> ObserverRow:
-        observer, observed = self.one(observer), self.one(observed)
-        return ObserverRow(
-            UserID(observer),
-            UserID(observed),
-            _OBSERVER_STAGES[stage],
-            created_ms,
-            changed_ms,
-            invite_ms,
-            confirmed_ms,
-            check_ms,
-            generation,
-            () if owed is None else _decode_owed(owed, UserID(observer), UserID(observed)),
-        )
+    def pairs(self) -> Pairs:
+        """Both tables of rows, a chunk of columns at a time: no row becomes an object of its own."""
+        pairs = Pairs()
+        for columns in self._columns("SELECT * FROM observed_rows"):
+            mine, other, stage, created, changed, *flags, denials, generation, owed, confirmed = columns
+            muted, blocked, by_room = flags
+            observed, observers = self._all(mine), self._all(other)
+            pairs.load_observed_columns(
+                observed,
+                observers,
+                [_OBSERVED_STAGES[text] for text in stage],
+                created,
+                changed,
+                muted,
+                blocked,
+                by_room,
+                denials,
+                generation,
+                _owed_of(owed, observers, observed),
+                confirmed,
+            )
+        for columns in self._columns("SELECT * FROM observer_rows"):
+            mine, other, stage, created, changed, invite, confirmed, check, generation, owed = columns
+            observers, observed = self._all(mine), self._all(other)
+            pairs.load_observer_columns(
+                observers,
+                observed,
+                [_OBSERVER_STAGES[text] for text in stage],
+                created,
+                changed,
+                invite,
+                confirmed,
+                check,
+                generation,
+                _owed_of(owed, observers, observed),
+            )
+        return pairs
 
-    def observed_row(
-        self,
-        observed: str,
-        observer: str,
-        stage: str,
-        created_ms: int,
-        changed_ms: int,
-        muted: int,
-        blocked: int,
-        by_room: int,
-        denials: int,
-        generation: int,
-        owed: str | None,
-        confirmed_ms: int,
-    ) -> ObservedRow:
-        observer, observed = self.one(observer), self.one(observed)
-        return ObservedRow(
-            UserID(observer),
-            UserID(observed),
-            _OBSERVED_STAGES[stage],
-            created_ms,
-            changed_ms,
-            bool(muted),
-            bool(blocked),
-            bool(by_room),
-            denials,
-            generation,
-            () if owed is None else _decode_owed(owed, UserID(observer), UserID(observed)),
-            confirmed_ms,
-        )
+    def _columns(self, sql: str) -> Iterator[Sequence[Any]]:
+        self._cursor.execute(sql)
+        while chunk := self._cursor.fetchmany(CHUNK):
+            yield tuple(zip(*chunk, strict=True))
+
+    def _all(self, column: Sequence[Any]) -> Sequence[UserID]:
+        """`one` for each value."""
+        return list(map(self._seen.setdefault, column, column))
 
     def inbox(self, entry_id: int, edus: str) -> SaveInbox:
         return SaveInbox(
@@ -326,6 +315,19 @@ class _Reader:
         return PresenceRecord(
             self.one(user_id), _STATES[state], last_active_ms, status_msg, bool(currently_active), heard_ms
         )
+
+
+def _owed_of(
+    column: Sequence[str | None], observers: Sequence[UserID], observed: Sequence[UserID]
+) -> dict[int, tuple[OwedEdu, ...]]:
+    """What rows owe, by their index: hardly any owe anything."""
+    if not any(column):
+        return {}
+    return {
+        index: _decode_owed(text, observers[index], observed[index])
+        for index, text in enumerate(column)
+        if text is not None
+    }
 
 
 def _decode_owed(text: str, observer: UserID, observed: UserID) -> tuple[OwedEdu, ...]:

@@ -237,12 +237,12 @@ class Server:
 
     def observer_row(self, observer: UserID, observed: UserID) -> ObserverRow | None:
         """The observer's half as stored."""
-        rows = self.stored().observer_rows
+        rows = self.stored().pairs.observer_rows()
         return next((r for r in rows if (r.observer, r.observed) == (observer, observed)), None)
 
     def observed_row(self, observer: UserID, observed: UserID) -> ObservedRow | None:
         """The observed user's half as stored."""
-        rows = self.stored().observed_rows
+        rows = self.stored().pairs.observed_rows()
         return next((r for r in rows if (r.observer, r.observed) == (observer, observed)), None)
 
     def may_tell(self, destination: ServerName, user_id: UserID) -> bool:
@@ -257,7 +257,7 @@ class Server:
             and server_of(row.observer) == destination
             and row.stage is ObservedStage.GRANTED
             and not row.muted
-            for row in self.stored().observed_rows
+            for row in self.stored().pairs.observed_rows()
         )
 
     # --- sending ---

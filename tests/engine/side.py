@@ -105,12 +105,12 @@ class Side:
 
     def observer_row(self, observer: UserID, observed: UserID) -> ObserverRow | None:
         """The observer's half."""
-        rows = result_of(self.store.load()).observer_rows
+        rows = result_of(self.store.load()).pairs.observer_rows()
         return next((row for row in rows if (row.observer, row.observed) == (observer, observed)), None)
 
     def observed_row(self, observed: UserID, observer: UserID) -> ObservedRow | None:
         """The observed user's half."""
-        rows = result_of(self.store.load()).observed_rows
+        rows = result_of(self.store.load()).pairs.observed_rows()
         return next((row for row in rows if (row.observer, row.observed) == (observer, observed)), None)
 
 

@@ -564,7 +564,7 @@ class TwoServersAndALink(RuleBasedStateMachine):
         server = self.world.server_of(observer)
         return any(observed in members and len(members) > 1 for members in server.rooms.values()) or any(
             row.observed == observed and row.observer != observer and row.stage in (_P, _A)
-            for row in server.stored().observer_rows
+            for row in server.stored().pairs.observer_rows()
         )
 
 

@@ -112,3 +112,30 @@ def test_a_million_sleepers_cost_nothing_per_tick() -> None:
 
     assert many._heap == before
     assert many.next_ms() == 1_000_000
+
+
+def test_a_key_that_may_be_later_is_asked_when_it_surfaces_and_not_before() -> None:
+    """Ten events a second of one user need not find out ten times when they will be idle."""
+    true: dict[str, int | None] = {"a": 10, "b": 15}
+    asked: list[str] = []
+
+    def moment_of(key: str) -> int | None:
+        asked.append(key)
+        return true[key]
+
+    deadlines: Deadlines[str] = Deadlines(moment_of)
+    deadlines.set("a", 10)
+    deadlines.set("b", 15)
+
+    for later in range(11, 30):
+        true["a"] = later
+        deadlines.ask_again("a")
+    assert asked == []
+    assert (deadlines.next_ms(), deadlines.next_ms()) == (15, 15)
+    assert asked == ["a"]
+    assert deadlines.pop_due(28) == ["b"]
+    assert deadlines.next_ms() == 29
+
+    true["a"] = None
+    deadlines.ask_again("a")
+    assert deadlines.next_ms() is None

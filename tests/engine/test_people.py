@@ -20,6 +20,7 @@ from fedpresence.engine.events import (
     UserDeactivated,
 )
 from fedpresence.engine.outgoing import Push, Wanted
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import (
     BUSY,
     OFFLINE,
@@ -370,7 +371,7 @@ def stored_of(*records: PresenceRecord, hidden: tuple[DeviceID | None, ...] = ()
     """Alice, whom Bob may see, as she was written behind."""
     return Stored(
         users=[(ALICE, False)],
-        observed_rows=[GRANTED],
+        pairs=Pairs(observed_rows=[GRANTED]),
         presence=records,
         hidden=[(ALICE, device_id) for device_id in hidden],
     )

@@ -310,7 +310,7 @@ class ThreeServers(RuleBasedStateMachine):
         )
         return shares_room or any(
             row.observed == observed and row.observer != observer and row.stage in (_P, _A)
-            for row in server.stored().observer_rows
+            for row in server.stored().pairs.observer_rows()
         )
 
     # --- how ---

@@ -18,6 +18,7 @@ from fedpresence.engine.events import (
     UserAdded,
 )
 from fedpresence.engine.outgoing import ListEdu, Wanted
+from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import (
     BUSY,
     OFFLINE,
@@ -505,7 +506,7 @@ def record(state: PresenceState = ONLINE, heard_ms: int = T - MINUTE_MS) -> Pres
 
 def stored_of(bob: PresenceRecord, *rows: ObserverRow) -> Stored:
     """What a restart begins with, with Alice here."""
-    return Stored(users=[(ALICE, False)], observer_rows=rows, presence=[bob])
+    return Stored(users=[(ALICE, False)], pairs=Pairs(rows), presence=[bob])
 
 
 def test_after_a_restart_the_last_known_state_is_shown_and_asked_about() -> None:

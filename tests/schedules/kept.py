@@ -52,8 +52,8 @@ class Kept:
     def of(cls, stored: Stored) -> "Kept":
         """What a start found; the rows of `stored` must be lists."""
         return cls(
-            {(row.observer, row.observed): row for row in stored.observer_rows},
-            {(row.observer, row.observed): row for row in stored.observed_rows},
+            {(row.observer, row.observed): row for row in stored.pairs.observer_rows()},
+            {(row.observer, row.observed): row for row in stored.pairs.observed_rows()},
             {room.room_id: frozenset(room.members) for room in stored.rooms if room.members},
             set(stored.hidden),
             {(answer.origin, answer.txn_id) for answer in stored.answers},
@@ -126,8 +126,6 @@ class Ledger:
         """A start."""
         stored = replace(
             stored,
-            observer_rows=list(stored.observer_rows),
-            observed_rows=list(stored.observed_rows),
             rooms=list(stored.rooms),
             hidden=list(stored.hidden),
             answers=list(stored.answers),

@@ -80,7 +80,7 @@ def test_a_full_disk_is_a_store_error_and_the_turn_leaves_nothing(path: Path, re
         reactor.wait(store.save_keys(THERE, bytes(1_000_000), NOW_MS))
 
     reactor.wait(store.close())
-    assert [row.observed for row in reload(path, reactor).observer_rows] == [
+    assert [row.observed for row in reload(path, reactor).pairs.observer_rows()] == [
         "@user1:there.test",
         "@user2:there.test",
     ]
@@ -107,7 +107,7 @@ def test_an_error_at_the_last_moment_takes_the_whole_turn_back(
     found = reactor.wait(store.load())
     reactor.wait(store.close())
     assert raised.value.__cause__ is error
-    assert [row.observed for row in found.observer_rows] == ["@user2:there.test"]
+    assert [row.observed for row in found.pairs.observer_rows()] == ["@user2:there.test"]
     assert (list(found.answers), found.newest_origin_ts) == ([], {})
 
 
@@ -172,7 +172,7 @@ def test_after_a_kill_everything_that_was_answered_is_there(path: Path, reactor:
     answered += map(int, child.stdout.read().split())
     child.wait()
 
-    found = {row.observed for row in reload(path, reactor).observer_rows}
+    found = {row.observed for row in reload(path, reactor).pairs.observer_rows()}
 
     assert len(answered) >= 100
     assert found >= {f"@user{n}:there.test" for k in answered for n in (2 * k, 2 * k + 1)}
@@ -231,7 +231,7 @@ def test_a_close_leaves_one_file_to_copy(path: Path, reactor: ThreadReactor) -> 
 
     reactor.wait(pending)
     assert sorted(file.name for file in path.parent.iterdir()) == ["fedpresence.db", "fedpresence.db.lock"]
-    assert len(list(reload(path, reactor).observer_rows)) == 1
+    assert len(list(reload(path, reactor).pairs.observer_rows())) == 1
 
 
 def test_a_store_whose_reactor_never_ran_closes_at_once(path: Path, reactor: ThreadReactor) -> None:
@@ -472,6 +472,6 @@ def test_equal_user_ids_are_one_object_after_a_load(path: Path, reactor: ThreadR
     found = reactor.wait(store.load())
     reactor.wait(store.close())
 
-    rows = list(found.observer_rows)
+    rows = list(found.pairs.observer_rows())
     assert len(rows) == 2500
     assert len({id(row.observer) for row in rows} | {id(user_id) for user_id, _ in found.users}) == 1

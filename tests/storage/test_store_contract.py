@@ -182,7 +182,7 @@ def test_a_new_store_is_empty(world: World) -> None:
     """The first start of all begins with nothing, not with an error."""
     found = world.wait(world.store.load())
 
-    assert [*found.users, *found.observer_rows, *found.observed_rows, *found.rooms] == []
+    assert [*found.users, *found.pairs.observer_rows(), *found.pairs.observed_rows(), *found.rooms] == []
     assert [*found.hidden, *found.answers, *found.inbox, *found.presence] == []
     assert (found.newest_origin_ts, found.saved_at_ms) == ({}, 0)
 
@@ -200,7 +200,7 @@ def test_an_observer_row_survives_whole_with_the_edus_it_owes(world: World) -> N
 
     commit(world, SaveObserverRow(row))
 
-    assert list(stored(world).observer_rows) == [row]
+    assert list(stored(world).pairs.observer_rows()) == [row]
 
 
 def test_an_observed_row_survives_whole_with_the_edus_it_owes(world: World) -> None:
@@ -222,7 +222,7 @@ def test_an_observed_row_survives_whole_with_the_edus_it_owes(world: World) -> N
 
     commit(world, SaveObservedRow(row))
 
-    assert list(stored(world).observed_rows) == [row]
+    assert list(stored(world).pairs.observed_rows()) == [row]
 
 
 def test_every_stage_and_flag_reads_back_as_it_was_written(world: World) -> None:
@@ -236,10 +236,10 @@ def test_every_stage_and_flag_reads_back_as_it_was_written(world: World) -> None
 
     for row in observers:
         commit(world, SaveObserverRow(row))
-        assert list(stored(world).observer_rows) == [row]
+        assert list(stored(world).pairs.observer_rows()) == [row]
     for other in observed:
         commit(world, SaveObservedRow(other))
-        assert list(stored(world).observed_rows) == [other]
+        assert list(stored(world).pairs.observed_rows()) == [other]
 
 
 def test_the_two_halves_and_the_two_directions_of_a_pair_are_apart(world: World) -> None:
@@ -251,8 +251,8 @@ def test_the_two_halves_and_the_two_directions_of_a_pair_are_apart(world: World)
     commit(world, ForgetObserverRow(ALICE, BOB), ForgetObservedRow(ALICE, BOB))
 
     found = stored(world)
-    assert list(found.observer_rows) == [back]
-    assert list(found.observed_rows) == [observed_row()]
+    assert list(found.pairs.observer_rows()) == [back]
+    assert list(found.pairs.observed_rows()) == [observed_row()]
 
 
 def test_of_one_row_the_last_word_in_a_turn_wins(world: World) -> None:
@@ -273,8 +273,8 @@ def test_of_one_row_the_last_word_in_a_turn_wins(world: World) -> None:
     )
 
     found = stored(world)
-    assert list(found.observer_rows) == [observer_row(ObserverStage.DENIED)]
-    assert [*found.observed_rows, *found.inbox, *found.hidden, *found.answers] == []
+    assert list(found.pairs.observer_rows()) == [observer_row(ObserverStage.DENIED)]
+    assert [*found.pairs.observed_rows(), *found.inbox, *found.hidden, *found.answers] == []
 
 
 def test_forgetting_what_is_not_there_changes_nothing(world: World) -> None:
@@ -289,7 +289,7 @@ def test_forgetting_what_is_not_there_changes_nothing(world: World) -> None:
         ForgetRoom(ROOM),
     )
 
-    assert list(stored(world).observer_rows) == []
+    assert list(stored(world).pairs.observer_rows()) == []
 
 
 def test_hidden_devices_are_told_apart_and_a_missing_device_is_one(world: World) -> None:
@@ -644,8 +644,8 @@ def _comparable(found: Stored) -> list[object]:
     tables = (
         found.users,
         found.hidden,
-        found.observer_rows,
-        found.observed_rows,
+        found.pairs.observer_rows(),
+        found.pairs.observed_rows(),
         found.rooms,
         found.answers,
         found.inbox,
