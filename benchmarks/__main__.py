@@ -5,11 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import engine, herds, latency, memory, neighbours, outage, receive, recovery, send
+from benchmarks import engine, herds, latency, load, memory, neighbours, outage, receive, recovery, send
 from benchmarks.report import CheckFailedError, as_json, as_table
 
 SCENARIOS = {
     "latency": latency,
+    "load": load,
     "send": send,
     "receive": receive,
     "memory": memory,

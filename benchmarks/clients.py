@@ -14,6 +14,7 @@ from benchmarks.report import CheckFailedError
 from fedpresence.ids import UserID
 
 TIMEOUT_S = 60.0
+MOMENT = "due "  # begins a status message that carries the moment at which it was due to be sent
 
 
 def request_bytes(method: str, path: str, token: str, body: object = None) -> bytes:

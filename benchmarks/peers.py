@@ -31,6 +31,7 @@ class Message:
     first_line: str
     headers: Mapping[str, str]
     body: bytes
+    size: int = 0  # as it came, in bytes
 
 
 Handler = Callable[[Message], object]
@@ -118,7 +119,9 @@ async def listen(port: int, certificate: str, private_key: str, handler: Handler
 
 async def read_message(reader: asyncio.StreamReader) -> Message:
     """The next request or answer; IncompleteReadError where the connection ends."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    raw = await reader.readuntil(b"\r\n\r\n")
+    head = raw.decode("latin-1").split("\r\n")
     pairs = (line.partition(":") for line in head[1:] if line)
     headers = {name.lower(): value.strip() for name, _, value in pairs}
-    return Message(head[0], headers, await reader.readexactly(int(headers.get("content-length", 0))))
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Message(head[0], headers, body, len(raw) + len(body))

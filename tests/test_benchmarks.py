@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.clients import MOMENT
+from benchmarks.destinations import Arrivals
 from benchmarks.receivers import most_within
 
 
@@ -57,3 +59,32 @@ def test_the_most_in_any_second_is_found_wherever_the_second_begins() -> None:
     """Counted by whole seconds of the clock, a herd that straddles two would look half as large."""
     assert most_within([0, 900, 950, 1000, 1050, 1899, 2000], 1000) == 5
     assert most_within([]) == 0
+
+
+def test_a_paced_load_arrives_everywhere_signed_and_in_time(tmp_path: Path) -> None:
+    """The figures beside other homeservers come from here: each update must really have been sent."""
+    file = tmp_path / "load.json"
+
+    code = main(["load", "--smoke", "--json", str(file)])
+
+    assert code == 0
+    cases = json.loads(file.read_text("utf-8"))["cases"]
+    slow = cases["20/s by 10 users to 3 destinations"]
+    assert slow["updates"]["value"] == 10
+    assert 0 < slow["PUT until that or newer is there p99"]["value"] < 10_000
+
+
+def test_an_update_that_was_overtaken_counts_until_a_newer_one_is_there() -> None:
+    """Else a server that lets most updates wait and sends the last would look fastest of all."""
+    arrivals = Arrivals()
+    arrivals.add(
+        "there.test", {"user_id": "@a:here.test", "status_msg": f"{MOMENT}3000000000"}, 4_000_000_000
+    )
+    arrivals.add("there.test", {"user_id": "@a:here.test", "status_msg": "before"}, 4_500_000_000)
+    arrivals.add(
+        "there.test", {"user_id": "@a:here.test", "status_msg": f"{MOMENT}5000000000"}, 5_500_000_000
+    )
+
+    found = arrivals.latencies({"@a:here.test": [1_000_000_000, 3_000_000_000, 5_000_000_000]})
+
+    assert found == {"pushes": [1.0, 0.5], "updates": [3.0, 1.0, 0.5]}
