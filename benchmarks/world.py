@@ -17,11 +17,12 @@ from unpaddedbase64 import encode_base64
 
 from benchmarks.children import Child
 from benchmarks.clients import Crowd, put_status
+from benchmarks.launch import local_federation
 from benchmarks.meter import Meter, Spent
 from benchmarks.population import populate, token_of
 from benchmarks.report import check
 from fedpresence.ids import ServerName, UserID
-from fedpresence.testing.processes import LocalFederation, ServerProcess, free_port
+from fedpresence.testing.processes import ServerProcess, free_port
 
 HERE = ServerName("here.test")
 THERE_HOST = "there.test"
@@ -82,7 +83,7 @@ def watched_world(rights: Rights, config: Mapping[str, Any], users: Iterable[Use
     }
     own = {**config, "log": {"level": "info"}, "federation": federation_config}
     with tempfile.TemporaryDirectory() as folder:
-        federation = LocalFederation(Path(folder), [HERE], own, wired=False)
+        federation = local_federation(Path(folder), [HERE], own)
         server = federation[HERE]
         pairs = [
             (UserID(f"@observer:{destination}"), user)

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,8 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.clients import MOMENT
+from benchmarks.comparing import best
+from benchmarks.counting import TASK_CLOCK, PerfCounter
 from benchmarks.destinations import Arrivals
 from benchmarks.receivers import most_within
 
@@ -88,3 +91,73 @@ def test_an_update_that_was_overtaken_counts_until_a_newer_one_is_there() -> Non
     found = arrivals.latencies({"@a:here.test": [1_000_000_000, 3_000_000_000, 5_000_000_000]})
 
     assert found == {"pushes": [1.0, 0.5], "updates": [3.0, 1.0, 0.5]}
+
+
+def test_counts_say_what_each_piece_of_work_takes(tmp_path: Path) -> None:
+    """Bounds far above what is: they catch a loop over everything, not a function more."""
+    file = tmp_path / "counts.json"
+
+    code = main(["counts", "--smoke", "--by", "calls", "--json", str(file)])
+
+    assert code == 0
+    cases = json.loads(file.read_text("utf-8"))["cases"]
+    assert 0 < cases["sending"]["a PUT that nobody observes"]["value"] < 3_000
+    assert 0 < cases["receiving"]["a transaction with one push"]["value"] < 5_000
+    assert 0 < cases["receiving"]["each push more"]["value"] < 400
+
+
+def test_the_system_counts_for_a_process_what_it_lets_be_counted() -> None:
+    """Instructions are counted by the same call; a virtual machine may only have this event."""
+    try:
+        counter = PerfCounter(os.getpid(), TASK_CLOCK, "ns")
+    except OSError as error:
+        pytest.skip(f"this machine counts nothing: {error}")
+
+    began = counter.read()
+    sum(range(100_000))
+
+    assert counter.read() > began
+    counter.close()
+
+
+def test_all_goes_on_after_a_scenario_that_fails_and_says_so(tmp_path: Path) -> None:
+    """An hour of measuring is not lost to one wrong answer."""
+    code = main(["all", "--smoke", "--only", "idle,engine", "--json", str(tmp_path / "reports")])
+
+    assert code == 0
+    assert {file.name for file in (tmp_path / "reports").iterdir()} == {"idle.json", "engine.json"}
+
+
+def test_a_profile_is_of_the_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs in this process is profiled here."""
+    code = main(["profile", "engine", "--smoke", "--out", str(tmp_path / "profile"), "--top", "50"])
+
+    assert code == 0
+    assert (tmp_path / "profile" / "engine.pstats").exists()
+    assert "fan_out" in capsys.readouterr().out
+
+
+def test_two_revisions_are_compared_by_the_best_of_each() -> None:
+    """What disturbs a run makes it slower: the largest rate and the least cost are nearest to the truth."""
+    runs = [
+        {"case": {"PUTs": (10.0, "/s"), "CPU": (5.0, "ms"), "transactions": (1.0, "")}},
+        {"case": {"PUTs": (12.0, "/s"), "CPU": (7.0, "ms"), "transactions": (3.0, "")}},
+    ]
+
+    assert best(runs) == {"case": {"PUTs": (12.0, "/s"), "CPU": (5.0, "ms"), "transactions": (2.0, "")}}
+
+
+def test_the_working_tree_is_compared_from_a_copy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each side runs its own files, whatever is installed."""
+    code = main(["compare", "WORK", "WORK", "engine", "--runs", "1", "--smoke"])
+
+    assert code == 0
+    assert "activity while currently active" in capsys.readouterr().out
+
+
+def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is git's own complaint that helps."""
+    code = main(["compare", "no-such-revision", "WORK", "engine", "--smoke"])
+
+    assert code == 1
+    assert "no-such-revision" in capsys.readouterr().err
