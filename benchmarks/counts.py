@@ -99,7 +99,7 @@ def _bulk(waves: int, by: str, folder: Path, put: float, transaction: float) -> 
     The window is so long that all who change together leave together.
     """
     rights = dict.fromkeys(destinations_named(BULK_DESTINATIONS), WIDE)
-    with watched_world(rights, _sending_config("1s")) as world:
+    with watched_world(rights, _sending_config("1s" if waves > 1 else "100ms")) as world:
         counter = _counter(by, folder, world.server)
         with Crowd(world.server.client_url, CLIENTS) as crowd:
             world.put_all(WIDE, len(WIDE), crowd, "hello")
