@@ -1,7 +1,7 @@
 """`python -m benchmarks SCENARIO [options]`: measure, print a table, write JSON.
 
 `all` runs every scenario; `compare REV REV SCENARIO` runs one for two revisions in turn; `profile SCENARIO`
-shows where the time goes.
+shows where the time goes; `page DIR` writes the figures of `all --json DIR` into docs/performance.md.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import comparing, everything, profiling
+from benchmarks import comparing, everything, page, profiling
 from benchmarks.report import CheckFailedError, as_json, as_table
 from benchmarks.scenarios import SCENARIOS, run_scenario
 
@@ -28,6 +28,7 @@ def main(words: list[str] | None = None) -> int:
     everything.add_options(parsers.add_parser("all", help=_first_line(everything.__doc__)))
     comparing.add_options(parsers.add_parser("compare", help=_first_line(comparing.__doc__)))
     profiling.add_options(parsers.add_parser("profile", help=_first_line(profiling.__doc__)))
+    page.add_options(parsers.add_parser("page", help=_first_line(page.__doc__)))
     arguments, others = parser.parse_known_args(words)
     if others and arguments.command not in ("compare", "profile"):
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -35,6 +36,8 @@ def main(words: list[str] | None = None) -> int:
         match arguments.command:
             case "all":
                 return everything.run(arguments)
+            case "page":
+                return page.run(arguments)
             case "compare":
                 return comparing.run(arguments, others)
             case "profile":

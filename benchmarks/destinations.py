@@ -2,7 +2,7 @@
 
 It checks each signature, that no user is pushed whom a destination has no right to, and which state of
 each user came last. It is a child process (`children.py`): the specification is
-`{"port", "certificate", "private_key", "verify_keys": {key_id: Base64}, "rights": {destination: [user]}}`.
+`{"ports", "certificate", "private_key", "verify_keys": {key_id: Base64}, "rights": {destination: [user]}}`.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ from unpaddedbase64 import decode_base64
 
 from benchmarks.children import Answer, serve_parent
 from benchmarks.clients import MOMENT
-from benchmarks.peers import Message, listen, verify
+from benchmarks.joining import join_room
+from benchmarks.peers import Message, Peer, listen, verify
 
 
 class Arrivals:
@@ -31,8 +32,11 @@ class Arrivals:
     def add(self, destination: str, push: dict[str, Any], arrived_ns: int) -> None:
         """A push came; one without a moment does not count."""
         moment = moment_of(push.get("status_msg"))
-        if moment is not None:
-            self._of.setdefault((destination, push["user_id"]), []).append((moment, arrived_ns))
+        if moment is None:
+            return
+        arrivals = self._of.setdefault((destination, push["user_id"]), [])
+        if not arrivals or arrivals[-1][0] != moment:  # it is told again where something else changes
+            arrivals.append((moment, arrived_ns))
 
     def latencies(self, due: dict[str, list[int]]) -> dict[str, list[float]]:
         """In seconds: of each push that came, and of each update until it or a newer one had come.
@@ -73,15 +77,21 @@ class Destinations:
         self._unread: asyncio.Queue[tuple[int, Message]] = asyncio.Queue()
         self._may_read = asyncio.Event()
         self._may_read.set()
+        self.peers = {name: Peer(name) for name in self._rights}
         self.arrivals = Arrivals()
         self.transactions = 0
         self.pushes = 0
         self.bytes = 0
         self.refused = 0
+        self.complaint = ""  # the first
         self.violations = 0
 
     def receive(self, message: Message) -> object:
-        """Take a transaction."""
+        """Take a transaction; answer whatever else a homeserver asks."""
+        if "/key/" in message.first_line:
+            return self.peers[message.headers["host"]].key_object()
+        if not message.first_line.startswith("PUT /_matrix/federation/v1/send/"):
+            return {}
         self._unread.put_nowait((time.monotonic_ns(), message))
         return {"pdus": {}}
 
@@ -101,8 +111,9 @@ class Destinations:
             arrived_ns, message = await self._unread.get()
             try:
                 self._read(arrived_ns, message)
-            except Exception:  # whatever it is that is wrong with it
+            except Exception as error:  # whatever it is that is wrong with it
                 self.refused += 1
+                self.complaint = self.complaint or repr(error)
             self._unread.task_done()
             await asyncio.sleep(0)
 
@@ -123,7 +134,7 @@ class Destinations:
         destination = message.headers["host"]
         self.transactions += 1
         self.bytes += message.size
-        for edu in content["edus"]:
+        for edu in content.get("edus", ()):  # a transaction may hold events alone
             for push in edu["content"].get("push", ()) if edu["edu_type"] == "m.presence" else ():
                 self._push(destination, push)
                 self.arrivals.add(destination, push, arrived_ns)
@@ -174,12 +185,8 @@ def _is_like(push: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
 
 async def _make(specification: Any) -> Answer:
     destinations = Destinations(specification)
-    await listen(
-        specification["port"],
-        specification["certificate"],
-        specification["private_key"],
-        destinations.receive,
-    )
+    for port in specification["ports"]:
+        await listen(port, specification["certificate"], specification["private_key"], destinations.receive)
 
     reading = asyncio.create_task(destinations.read_forever())
 
@@ -188,10 +195,14 @@ async def _make(specification: Any) -> Answer:
         match command:
             case "wait_for":
                 return {"missing": await destinations.wait_for(**arguments)}
+            case "complaint":
+                return {"words": destinations.complaint}
             case "hold":
                 destinations.hold()
             case "release":
                 destinations.release()
+            case "join":
+                await join_room(list(destinations.peers.values()), **arguments)
             case "latencies":
                 return destinations.arrivals.latencies(**arguments)
         return dict(await destinations.counts()) if command == "counts" else {}

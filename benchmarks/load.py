@@ -9,17 +9,19 @@ was due; latency is from there to its arrival at each destination.
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
 
 from benchmarks.clients import MOMENT, Crowd, put_status
 from benchmarks.meter import Meter, Spent, peak_memory_mib
 from benchmarks.pacing import Pacer, Scheduled
-from benchmarks.population import token_of
 from benchmarks.report import Case, Measure, Report, check, latencies
-from benchmarks.world import HERE, Rights, World, destinations_named, watched_world
+from benchmarks.synapse import synapse_world
+from benchmarks.world import HERE, Rights, Watched, World, destinations_named, watched_world
 from fedpresence.ids import UserID
 
 CONNECTIONS = 50  # of clients: as many as users where there are fewer
@@ -37,13 +39,13 @@ class Size:
     users: int
     destinations: int
 
-    def user_ids(self) -> list[UserID]:
+    def user_ids(self, server_name: str = HERE) -> list[UserID]:
         """All of them."""
-        return [UserID(f"@user{number}:{HERE}") for number in range(self.users)]
+        return [UserID(f"@user{number}:{server_name}") for number in range(self.users)]
 
     def rights(self) -> Rights:
         """Everybody is watched from everywhere."""
-        return {name: self.user_ids() for name in destinations_named(self.destinations)}
+        return dict.fromkeys(destinations_named(self.destinations), self.user_ids())
 
 
 Plan = tuple[tuple[Size, tuple[float, ...]], ...]
@@ -70,6 +72,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="updates/s to try in turn until one is not sustained; 0: none",
     )
     parser.add_argument("--saturation-users", type=int, default=1000)
+    parser.add_argument("--beside-synapse", action="store_true", help="the same loads on a real Synapse")
+    parser.add_argument(
+        "--synapse-folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "fedpresence-benchmarks-synapse",
+        metavar="DIR",
+        help="the environment it is installed into, once",
+    )
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -84,18 +94,17 @@ def run(arguments: argparse.Namespace) -> Report:
     cases: list[Case] = []
     for size, rates in steady:
         if any(rates):
-            with (
-                watched_world(size.rights(), {}) as world,
-                Pacer(world.server.client_url, CONNECTIONS) as pacer,
-            ):
-                _greet(world, size)
-                cases += [_steady(world, pacer, size, rate, seconds).case for rate in rates]
+            with watched_world(size.rights(), {}) as world:
+                ours = _each_rate(world, size.user_ids(), size, rates, seconds)
+            cases += ours
+            if arguments.beside_synapse:
+                cases += _beside_synapse(ours, arguments.synapse_folder, size, rates, seconds)
     if any(saturation):
         with (
             watched_world(many.rights(), UNLIMITED_CONFIG) as world,
-            Pacer(world.server.client_url, CONNECTIONS) as pacer,
+            Pacer(world.client_url, CONNECTIONS) as pacer,
         ):
-            _greet(world, many)
+            _greet(world, many.user_ids())
             cases += _saturation(world, pacer, many, saturation, seconds)
     return Report("load", {"seconds": seconds, "saturation_users": many.users}, tuple(cases))
 
@@ -109,19 +118,41 @@ class Measured:
     is_sustained: bool
 
 
-def _greet(world: World, size: Size) -> None:
+def _each_rate(
+    world: Watched, users: Sequence[UserID], size: Size, rates: Sequence[float], seconds: float
+) -> list[Case]:
+    with Pacer(world.client_url, CONNECTIONS) as pacer:
+        _greet(world, users)
+        return [_steady(world, pacer, users, size, rate, seconds).case for rate in rates]
+
+
+def _beside_synapse(
+    ours: Sequence[Case], folder: Path, size: Size, rates: Sequence[float], seconds: float
+) -> Iterator[Case]:
+    """The same by a Synapse, and how many times as much it spends."""
+    with synapse_world(folder, size.users, size.destinations) as (world, users):
+        theirs = _each_rate(world, users, size, rates, seconds)
+    for our, their in zip(ours, theirs, strict=True):
+        times = their.measures[0].value / our.measures[0].value
+        yield Case(
+            f"Synapse, {their.name}", (*their.measures, Measure("CPU, as a multiple of ours", times, ""))
+        )
+
+
+def _greet(world: Watched, users: Sequence[UserID]) -> None:
     """Everybody online and known everywhere: connections are open, tokens known."""
-    users = size.user_ids()
-    with Crowd(world.server.client_url, min(CONNECTIONS, len(users))) as crowd:
+    with Crowd(world.client_url, min(CONNECTIONS, len(users))) as crowd:
         world.put_all(users, len(users), crowd, "hello")
 
 
-def _steady(world: World, pacer: Pacer, size: Size, rate: float, seconds: float) -> Measured:
+def _steady(
+    world: Watched, pacer: Pacer, users: Sequence[UserID], size: Size, rate: float, seconds: float
+) -> Measured:
     before = world.counts()
     world.destinations.ask("hold")
-    updates = _updates(size.user_ids(), rate, seconds)
-    meter = Meter(world.server.pid)
-    paced = pacer.run([update.scheduled() for update in updates])
+    updates = _updates(users, rate, seconds)
+    meter = Meter(world.pid)
+    paced = pacer.run([update.scheduled(world.token_of(update.user_id)) for update in updates])
     paced_s = meter.spent().wall_s
     world.destinations.ask("release")
     world.wait_for({update.user_id: {"status_msg": update.status_msg} for update in updates})
@@ -147,14 +178,14 @@ def _steady(world: World, pacer: Pacer, size: Size, rate: float, seconds: float)
             latencies("left late, the client's fault", paced.late_s)[1],
             Measure("updates", len(updates), ""),
             Measure(
-                "overtaken while they waited", _percent(1 - counts["pushes"] / len(told["updates"])), "%"
+                "overtaken while they waited", 100 * (1 - len(told["pushes"]) / len(told["updates"])), "%"
             ),
             Measure("transactions", counts["transactions"] / paced_s, "/s"),
             Measure("pushes", counts["pushes"] / paced_s, "/s"),
             Measure("pushes per transaction", counts["pushes"] / counts["transactions"], ""),
             Measure("bytes per push", counts["bytes"] / counts["pushes"], "bytes"),
             Measure("bytes per transaction", counts["bytes"] / counts["transactions"], "bytes"),
-            Measure("peak memory", peak_memory_mib(world.server.pid), "MiB"),
+            Measure("peak memory", peak_memory_mib(world.pid), "MiB"),
         ),
     )
     return Measured(case, rate, told_p99_ms <= SUSTAINED_P99_MS)
@@ -166,7 +197,7 @@ def _saturation(
     """Each rate in turn until one is too much, then rates in between."""
     sustained, too_much = 0.0, None
     for rate in rates:
-        measured = _steady(world, pacer, size, rate, seconds)
+        measured = _steady(world, pacer, size.user_ids(), size, rate, seconds)
         yield measured.case
         if not measured.is_sustained:
             too_much = rate
@@ -174,7 +205,7 @@ def _saturation(
         sustained = rate
     for _ in range(REFINEMENTS if too_much else 0):
         assert too_much is not None
-        measured = _steady(world, pacer, size, round((sustained + too_much) / 2), seconds)
+        measured = _steady(world, pacer, size.user_ids(), size, round((sustained + too_much) / 2), seconds)
         yield measured.case
         if measured.is_sustained:
             sustained = measured.rate
@@ -197,9 +228,9 @@ class Update:
         """Carries the moment to the destinations."""
         return f"{MOMENT}{self.due_ns}"
 
-    def scheduled(self) -> Scheduled:
+    def scheduled(self, token: str) -> Scheduled:
         """For the pacer."""
-        return self.due_ns, self.connection, put_status(self.user_id, token_of(self.user_id), self.status_msg)
+        return self.due_ns, self.connection, put_status(self.user_id, token, self.status_msg)
 
 
 def _updates(users: Sequence[UserID], rate: float, seconds: float) -> list[Update]:
@@ -209,10 +240,6 @@ def _updates(users: Sequence[UserID], rate: float, seconds: float) -> list[Updat
         Update(first_ns + int(1e9 * number / rate), user_id, number % len(users))
         for number, user_id in enumerate(islice(cycle(users), max(1, round(rate * seconds))))
     ]
-
-
-def _percent(share: float) -> float:
-    return 100 * max(0.0, share)
 
 
 def _rates(text: str) -> tuple[float, ...]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from benchmarks.clients import whole_answer
+
 TIMEOUT_S = 60.0  # after the last was due
 
 Scheduled = tuple[int, int, bytes]
@@ -96,11 +98,7 @@ class _Connection:
             raise ConnectionError("the server closed a connection that should be kept")
         self._data += data
         now = time.monotonic_ns()
-        while (end := self._data.find(b"\r\n\r\n")) >= 0:
-            head = self._data[:end].split(b"\r\n")
-            length = next(int(line[15:]) for line in head if line[:15].lower() == b"content-length:")
-            if len(self._data) < end + 4 + length:
-                return
-            self._data = self._data[end + 4 + length :]
-            paced.statuses[head[0].split(b" ")[1].decode("ascii")] += 1
+        while (answer := whole_answer(self._data)) is not None:
+            status, _, self._data = answer
+            paced.statuses[status] += 1
             paced.answered_s.append((now - self._due.popleft()) / 1e9)

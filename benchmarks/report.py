@@ -105,7 +105,7 @@ def as_table(report: Report) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count, or all that stand before the point."""
+    """As text: three digits that count, or all that stand before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
 
 

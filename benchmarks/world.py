@@ -5,7 +5,7 @@ push that violates a right makes every number worthless.
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -20,7 +20,7 @@ from benchmarks.clients import Crowd, put_status
 from benchmarks.launch import local_federation
 from benchmarks.meter import Meter, Spent
 from benchmarks.population import populate, token_of
-from benchmarks.report import check
+from benchmarks.report import CheckFailedError, check
 from fedpresence.ids import ServerName, UserID
 from fedpresence.testing.processes import ServerProcess, free_port
 
@@ -31,17 +31,21 @@ ARRIVE_WITHIN_S = 60.0
 Rights = Mapping[str, Sequence[UserID]]  # destination to the users whom it watches
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """A server that runs, and the destinations that watch its users."""
+@dataclass(frozen=True)
+class Watched:
+    """A homeserver that runs, and the destinations that watch its users."""
 
-    server: ServerProcess
+    pid: int
+    client_url: str
     destinations: Child
+    token_of: Callable[[UserID], str]
 
     def counts(self) -> dict[str, int]:
         """What the destinations counted; CheckFailedError where they were told what they must not hear."""
         counts = self.destinations.ask("counts")
-        check(not counts["refused"], f"{counts['refused']} transactions had a wrong signature")
+        if counts["refused"]:
+            words = self.destinations.ask("complaint")["words"]
+            raise CheckFailedError(f"{counts['refused']} transactions were not as they must be: {words}")
         check(not counts["violations"], f"{counts['violations']} pushes violated a right")
         return counts
 
@@ -54,17 +58,24 @@ class World:
         """So many PUTs, users in turn; until each destination has the last of each user."""
         turns = list(islice(cycle(users), updates))
         messages = [f"{name} {number}" for number in range(updates)]
-        crowd.ask_all([put_status(u, token_of(u), m) for u, m in zip(turns, messages, strict=True)])
+        crowd.ask_all([put_status(u, self.token_of(u), m) for u, m in zip(turns, messages, strict=True)])
         self.wait_for({u: {"status_msg": m} for u, m in zip(turns, messages, strict=True)})
 
     def metered(self, work: Any) -> tuple[Spent, dict[str, int]]:
         """What the server spends while `work()` is done, and what the destinations count meanwhile."""
         before = self.counts()
-        meter = Meter(self.server.pid)
+        meter = Meter(self.pid)
         work()
         spent = meter.spent()
         after = self.counts()
         return spent, {name: after[name] - before[name] for name in after}
+
+
+@dataclass(frozen=True)
+class World(Watched):
+    """A server of ours."""
+
+    server: ServerProcess
 
 
 def destinations_named(number: int) -> list[str]:
@@ -93,14 +104,14 @@ def watched_world(rights: Rights, config: Mapping[str, Any], users: Iterable[Use
         populate(server.folder / "fedpresence.db", HERE, users=known, with_tokens=known, pairs=pairs)
         private_key, certificate = federation.ca.issue(ServerName(THERE_HOST))
         specification = {
-            "port": port,
+            "ports": [port],
             "certificate": str(certificate),
             "private_key": str(private_key),
             "verify_keys": verify_keys(server.folder / "signing.key"),
             "rights": rights,
         }
         with Child("benchmarks.destinations", specification) as destinations, federation:
-            world = World(server, destinations)
+            world = World(server.pid, server.client_url, destinations, token_of, server)
             yield world
             world.counts()
 

@@ -1,16 +1,21 @@
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.clients import MOMENT
+from benchmarks.clients import MOMENT, whole_answer
 from benchmarks.comparing import best
 from benchmarks.counting import TASK_CLOCK, PerfCounter
 from benchmarks.destinations import Arrivals
+from benchmarks.joining import signed_join
+from benchmarks.page import PAGE, rewritten
+from benchmarks.peers import Peer
 from benchmarks.receivers import most_within
+from benchmarks.scenarios import SCENARIOS
 
 
 def test_the_latency_benchmark_measures_two_real_servers(tmp_path: Path) -> None:
@@ -161,3 +166,63 @@ def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> Non
 
     assert code == 1
     assert "no-such-revision" in capsys.readouterr().err
+
+
+def test_an_answer_is_whole_when_its_length_or_its_last_chunk_has_come() -> None:
+    """Homeservers answer either way, and several answers may come at once."""
+    plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    chunked = b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
+
+    assert whole_answer(plain + chunked) == ("200", b"{}", chunked)
+    assert whole_answer(chunked + plain) == ("403", b"{}", plain)
+    assert all(whole_answer(answer[:n]) is None for answer in (plain, chunked) for n in range(len(answer)))
+
+
+def test_the_page_takes_the_figures_of_a_run_and_keeps_its_words() -> None:
+    """Numbers that are copied by hand are those of another machine, sooner or later."""
+    machine = {"cpu": "A core", "cores": 2, "python": "3.11.7", "twisted": "26.10.0"}
+    measures = {"CPU per update and destination": {"value": 135.0, "unit": "µs"}}
+    load = {
+        "scenario": "load",
+        "machine": machine,
+        "cases": {"20/s by 50 users to 10 destinations": measures},
+    }
+    page = (
+        "Words.\n<!-- figures: synapse -->\nold\n<!-- end -->\n<!-- figures: send -->\nkept\n<!-- end -->\n"
+    )
+
+    written = rewritten(page, {"load": load})
+
+    assert written.startswith("Words.\n")
+    assert "| 20/s by 50 users to 10 destinations | 1.35 | 0.135 | 10.0 |" in written
+    assert "old" not in written
+    assert "kept" in written
+
+
+def test_every_block_of_the_page_is_some_scenarios() -> None:
+    """A block that nothing writes would keep old numbers for ever."""
+    names = re.findall(r"<!-- figures: (\w+) -->", PAGE.read_text("utf-8"))
+
+    assert names
+    assert set(names) <= {*SCENARIOS, "synapse"}
+
+
+def test_a_join_is_signed_over_its_redacted_form() -> None:
+    """A homeserver drops what is not; the hash covers what redaction takes away."""
+    peer = Peer("there.test")
+    event = {
+        "type": "m.room.member",
+        "room_id": "!room:here.test",
+        "sender": "@observer:there.test",
+        "state_key": "@observer:there.test",
+        "content": {"membership": "join", "displayname": "Observer"},
+        "origin": "there.test",
+        "unsigned": {"age": 1},
+    }
+
+    signed = signed_join(peer, event)
+
+    redacted = {key: value for key, value in signed.items() if key != "signatures"}
+    redacted["content"] = {"membership": "join"}
+    assert signed["signatures"] == peer.sign(redacted)["signatures"]
+    assert "unsigned" not in signed
