@@ -2,7 +2,8 @@
 
 The daemon does a fixed piece of work of each kind, one thing after the other, and what it did is counted:
 instructions where the processor lets them be counted, else calls of Python and built-in functions by its
-main thread. Differences of a percent are real.
+main thread. Differences of three percent are real; of a push sent in bulk, ten: it is what is left of a
+difference, and depends on how many leave together.
 """
 
 import argparse
