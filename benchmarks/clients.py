@@ -5,6 +5,7 @@ cores that would be half of what is measured.
 """
 
 import json
+import re
 import socket
 from collections.abc import Sequence
 from types import TracebackType
@@ -14,6 +15,8 @@ from benchmarks.report import CheckFailedError
 from fedpresence.ids import UserID
 
 TIMEOUT_S = 60.0
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
+MOMENT = "due "  # begins a status message that carries the moment at which it was due to be sent
 
 
 def request_bytes(method: str, path: str, token: str, body: object = None) -> bytes:
@@ -32,6 +35,36 @@ def put_status(user_id: UserID, token: str, status_msg: str) -> bytes:
     return request_bytes("PUT", path, token, {"presence": "online", "status_msg": status_msg})
 
 
+def whole_answer(data: bytes) -> tuple[str, bytes, bytes] | None:
+    """The first answer's status and body, and what follows it; None while it is not all there."""
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    head, rest = data[:end].lower(), data[end + 4 :]
+    status = head[9:12].decode("ascii")
+    length = _LENGTH.search(head)
+    if length is None:
+        chunks = _chunks(rest) if b"\r\ntransfer-encoding: chunked" in head else (b"", rest)
+        return None if chunks is None else (status, *chunks)
+    size = int(length[1])
+    return (status, rest[:size], rest[size:]) if len(rest) >= size else None
+
+
+def _chunks(data: bytes) -> tuple[bytes, bytes] | None:
+    """A chunked body and what follows it; None while it is not all there."""
+    body = b""
+    while True:
+        line, mark, rest = data.partition(b"\r\n")
+        if not mark:
+            return None
+        size = int(line, 16)
+        if len(rest) < size + 2:
+            return None
+        body, data = body + rest[:size], rest[size + 2 :]
+        if not size:
+            return body, data
+
+
 class Client:
     """One connection, one request at a time."""
 
@@ -39,6 +72,7 @@ class Client:
         parts = urlsplit(url)
         assert parts.hostname is not None, url
         self._socket = socket.create_connection((parts.hostname, parts.port or 80), TIMEOUT_S)
+        self._data = b""  # received, but not yet asked for
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __enter__(self) -> "Client":
@@ -55,15 +89,11 @@ class Client:
 
     def answer(self) -> bytes:
         """The body of the 200; CheckFailedError where it is another status."""
-        data = b""
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            data += self._receive()
-        head, body = data[:end].split(b"\r\n"), data[end + 4 :]
-        length = next(int(line[15:]) for line in head if line[:15].lower() == b"content-length:")
-        while len(body) < length:
-            body += self._receive()
-        if head[0].split(b" ")[1] != b"200":
-            raise CheckFailedError(f"{head[0].decode()}: {body.decode('utf-8', 'replace')}")
+        while (answer := whole_answer(self._data)) is None:
+            self._data += self._receive()
+        status, body, self._data = answer
+        if status != "200":
+            raise CheckFailedError(f"{status}: {body.decode('utf-8', 'replace')}")
         return body
 
     def ask(self, request: bytes) -> bytes:

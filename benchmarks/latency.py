@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 from benchmarks.clients import Client, put_status, request_bytes
+from benchmarks.launch import local_federation
 from benchmarks.meter import Meter, peak_memory_mib
 from benchmarks.report import Case, Measure, Report, check, latencies
 from fedpresence.ids import UserID
-from fedpresence.testing.processes import LocalFederation, User
+from fedpresence.testing.users import User
 
 HERE, THERE = "here.test", "there.test"
 QUIET_FOR_S = 0.03  # beyond the window: timers are not exact
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> Report:
     window_ms = arguments.batch_window_ms
     config = {"federation": {"batch_window": f"{window_ms}ms"}, "log": {"level": "info"}}
     with tempfile.TemporaryDirectory() as folder:
-        federation = LocalFederation(Path(folder), [HERE, THERE], config, wired=False)
+        federation = local_federation(Path(folder), [HERE, THERE], config)
         with federation:
             alice, bob = federation[HERE].user("alice"), federation[THERE].user("bob")
             alice.sync()

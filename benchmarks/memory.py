@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.launch import local_federation
 from benchmarks.meter import cpu_s, memory_mib, peak_memory_mib
 from benchmarks.population import Pair, populate
 from benchmarks.report import Case, Measure, Report, check
 from fedpresence.engine.presence import OFFLINE, ONLINE, PresenceRecord
 from fedpresence.ids import ServerName, UserID
-from fedpresence.testing.processes import LocalFederation, ServerProcess
+from fedpresence.testing.processes import ServerProcess
 
 HERE = ServerName("here.test")
 START_WITHIN_S = 600.0
@@ -60,7 +61,7 @@ def _start(name: str, users: int, subscriptions: int, settle_s: float) -> tuple[
     resolve = {f"there.test:{n}": "127.0.0.1:9" for n in range(1, REMOTE_SERVERS + 1)}
     config = {"federation": {"resolve": resolve}, "log": {"level": "error"}}
     with tempfile.TemporaryDirectory() as folder:
-        federation = LocalFederation(Path(folder), [HERE], config, wired=False)
+        federation = local_federation(Path(folder), [HERE], config)
         server = federation[HERE]
         database = server.folder / "fedpresence.db"
         began = time.perf_counter()

@@ -31,6 +31,7 @@ class Message:
     first_line: str
     headers: Mapping[str, str]
     body: bytes
+    size: int = 0  # as it came, in bytes
 
 
 Handler = Callable[[Message], object]
@@ -54,19 +55,24 @@ class Peer:
             "old_verify_keys": {},
             "valid_until_ts": int(time.time() * 1000) + _DAY_MS,
         }
-        return dict(sign_json(unsigned, self.name, self._key))
+        return self.sign(unsigned)
 
-    def request(self, method: str, uri: str, destination: str, content: object) -> bytes:
-        """A signed request, ready to be written."""
-        to_sign = {
+    def sign(self, value: dict[str, object]) -> dict[str, object]:
+        """The value, and our signature in it."""
+        return dict(sign_json(value, self.name, self._key))
+
+    def request(self, method: str, uri: str, destination: str, content: object = None) -> bytes:
+        """A signed request, ready to be written; None: without content."""
+        to_sign: dict[str, object] = {
             "method": method,
             "uri": uri,
             "origin": self.name,
             "destination": destination,
-            "content": content,
         }
+        if content is not None:
+            to_sign["content"] = content
         signature = sign_json(to_sign, self.name, self._key)["signatures"][self.name][self._key_id]
-        body = json.dumps(content).encode("utf-8")
+        body = b"" if content is None else json.dumps(content).encode("utf-8")
         head = (
             f"{method} {uri} HTTP/1.1\r\nHost: {destination}\r\n"
             f'Authorization: X-Matrix origin="{self.name}",destination="{destination}",'
@@ -118,7 +124,21 @@ async def listen(port: int, certificate: str, private_key: str, handler: Handler
 
 async def read_message(reader: asyncio.StreamReader) -> Message:
     """The next request or answer; IncompleteReadError where the connection ends."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    raw = await reader.readuntil(b"\r\n\r\n")
+    head = raw.decode("latin-1").split("\r\n")
     pairs = (line.partition(":") for line in head[1:] if line)
     headers = {name.lower(): value.strip() for name, _, value in pairs}
-    return Message(head[0], headers, await reader.readexactly(int(headers.get("content-length", 0))))
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        body = await _read_chunks(reader)
+    else:
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Message(head[0], headers, body, len(raw) + len(body))
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while length := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        body += await reader.readexactly(length)
+        await reader.readuntil(b"\r\n")
+    await reader.readuntil(b"\r\n")  # no trailers
+    return body

@@ -13,11 +13,12 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.children import Child
+from benchmarks.launch import local_federation
 from benchmarks.meter import Meter, peak_memory_mib
 from benchmarks.population import populate
 from benchmarks.report import Case, Measure, Report, check, latencies
 from fedpresence.ids import ServerName, UserID
-from fedpresence.testing.processes import LocalFederation, ServerProcess, free_port
+from fedpresence.testing.processes import ServerProcess, free_port
 
 HERE = ServerName("here.test")
 THERE_HOST = "there.test"
@@ -46,13 +47,13 @@ def run(arguments: argparse.Namespace) -> Report:
     if arguments.smoke:
         origins, users, single, large = 3, PUSHES, 60, 30
     unlimited = {"origin_bytes": UNLIMITED, "origin_entries": UNLIMITED}
-    with _world(origins, users, {"limits": unlimited}) as (server, child):
-        names = _observed(origins, users)
+    with receiving_world(origins, users, {"limits": unlimited}) as (server, child):
+        names = observed_users(origins, users)
         cases = [
             _measure("one push a transaction", server, child, names, single, 1),
             _measure("fifty pushes a transaction", server, child, names, large, PUSHES),
         ]
-    with _world(1, users, {}) as (_, child):
+    with receiving_world(1, users, {}) as (_, child):
         cases.append(_default_limits(child))
     parameters = {
         "origins": origins,
@@ -64,14 +65,16 @@ def run(arguments: argparse.Namespace) -> Report:
 
 
 @contextmanager
-def _world(origins: int, users: int, config: dict[str, Any]) -> Iterator[tuple[ServerProcess, Child]]:
+def receiving_world(
+    origins: int, users: int, config: dict[str, Any]
+) -> Iterator[tuple[ServerProcess, Child]]:
     """A server that observes users of other servers, and those servers."""
     port = free_port()
-    observed = _observed(origins, users)
+    observed = observed_users(origins, users)
     resolve = dict.fromkeys(observed, f"127.0.0.1:{port}")
     config = {**config, "federation": {"resolve": resolve}, "log": {"level": "info"}} | config
     with tempfile.TemporaryDirectory() as folder:
-        federation = LocalFederation(Path(folder), [HERE], config, wired=False)
+        federation = local_federation(Path(folder), [HERE], config)
         server = federation[HERE]
         pairs = [(OBSERVER, user) for theirs in observed.values() for user in theirs]
         populate(server.folder / "fedpresence.db", HERE, users=[OBSERVER], pairs=pairs)
@@ -89,7 +92,8 @@ def _world(origins: int, users: int, config: dict[str, Any]) -> Iterator[tuple[S
             yield server, child
 
 
-def _observed(origins: int, users: int) -> dict[str, list[UserID]]:
+def observed_users(origins: int, users: int) -> dict[str, list[UserID]]:
+    """So many users of each of so many servers."""
     names = [f"{THERE_HOST}:{number}" for number in range(1, origins + 1)]
     return {name: [UserID(f"@user{number}:{name}") for number in range(users)] for name in names}
 

@@ -64,6 +64,7 @@ class Receivers:
 
     def __init__(self, clock: TurnableClock, random: Random) -> None:
         self.failing_share = 0.0
+        self.reads = True  # False: what arrives is only counted, where the time of others is no matter
         self.opened_ms: list[int] = []  # each try
         self.connected_ms: list[int] = []  # each new connection, also the vain ones
         self.received_ms: list[int] = []  # each transaction that arrived
@@ -162,6 +163,8 @@ class Receivers:
     def _read(self, destination: ServerName, body: bytes) -> None:
         at_ms = now_ms(self._clock)
         self.received_ms.append(at_ms)
+        if not self.reads:
+            return
         users = self.heard.setdefault(destination, {})
         for edu in json.loads(body)["edus"]:
             for item in edu["content"].get("push", ()):

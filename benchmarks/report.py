@@ -100,12 +100,12 @@ def as_table(report: Report) -> str:
     width = max(len(measure.name) for case in report.cases for measure in case.measures)
     for case in report.cases:
         lines += ["", case.name]
-        lines += [f"  {m.name:<{width}}  {_number(m.value):>12} {m.unit}" for m in case.measures]
+        lines += [f"  {m.name:<{width}}  {number(m.value):>12} {m.unit}" for m in case.measures]
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    """Three digits that count, or all that stand before the point."""
+def number(value: float) -> str:
+    """As text: three digits that count, or all that stand before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
 
 

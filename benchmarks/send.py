@@ -13,28 +13,17 @@ The budget and the limits per user are raised in all cases but the last; the bat
 
 import argparse
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
-from signedjson.key import get_verify_key, read_signing_keys
-from unpaddedbase64 import encode_base64
-
-from benchmarks.children import Child
-from benchmarks.clients import Client, Crowd, put_status, request_bytes
-from benchmarks.meter import Meter, Spent, peak_memory_mib
-from benchmarks.population import populate, token_of
+from benchmarks.clients import Client, Crowd, request_bytes
+from benchmarks.meter import Spent, peak_memory_mib
 from benchmarks.report import Case, Measure, Report, check
-from fedpresence.ids import ServerName, UserID
-from fedpresence.testing.processes import LocalFederation, ServerProcess, free_port
+from benchmarks.world import HERE, World, destinations_named, watched_world
+from fedpresence.ids import UserID
 
-HERE = ServerName("here.test")
-THERE_HOST = "there.test"
-ARRIVE_WITHIN_S = 60.0
 GRANULARITY = "3s"  # of the activity case: more than a round of all users takes
 SMOKE_GRANULARITY = "500ms"
 BUDGET = 50  # transactions a second, the contract's default
@@ -111,66 +100,14 @@ def run(arguments: argparse.Namespace) -> Report:
 # --- the world -------------------------------------------------------------------------------
 
 
-class World:
-    """A server that runs, its users, and the destinations that watch it."""
-
-    def __init__(self, server: ServerProcess, destinations: Child, size: Size) -> None:
-        self.server = server
-        self.destinations = destinations
-        self.alone, self.narrow, self.wide = _users(size)
-
-    def counts(self) -> dict[str, int]:
-        """What the destinations counted; CheckFailedError where they were told what they must not hear."""
-        counts = self.destinations.ask("counts")
-        check(not counts["refused"], f"{counts['refused']} transactions had a wrong signature")
-        check(not counts["violations"], f"{counts['violations']} pushes violated a right")
-        return counts
-
-    def wait_for(self, wanted: dict[UserID, dict[str, object]]) -> None:
-        """Until every destination of these users was told so."""
-        answer = self.destinations.ask("wait_for", wanted=wanted, within_s=ARRIVE_WITHIN_S)
-        check(not answer["missing"], f"{answer['missing']} last states did not arrive")
-
-    def put_all(self, users: Sequence[UserID], updates: int, crowd: Crowd, name: str) -> None:
-        """So many updates by users in turn; done when the last one of each has arrived."""
-        turns = list(islice(cycle(users), updates))
-        messages = [f"{name} {number}" for number in range(updates)]
-        crowd.ask_all([put_status(u, token_of(u), m) for u, m in zip(turns, messages, strict=True)])
-        self.wait_for({u: {"status_msg": m} for u, m in zip(turns, messages, strict=True)})
-
-
 @contextmanager
 def _world(size: Size, config: dict[str, Any]) -> Iterator[World]:
-    port = free_port()
-    rights = _rights(size)
-    resolve = dict.fromkeys(rights, f"127.0.0.1:{port}")
-    config = {**config, "log": {"level": "info"}}
-    config["federation"] = {**config.get("federation", {}), "resolve": resolve}
-    with tempfile.TemporaryDirectory() as folder:
-        federation = LocalFederation(Path(folder), [HERE], config, wired=False)
-        server = federation[HERE]
-        alone, narrow, wide = _users(size)
-        users = [*alone, *narrow, *wide]
-        pairs = [
-            (UserID(f"@observer:{destination}"), user)
-            for destination in rights
-            for user in rights[destination]
-        ]
-        populate(server.folder / "fedpresence.db", HERE, users=users, with_tokens=users, pairs=pairs)
-        private_key, certificate = federation.ca.issue(ServerName(THERE_HOST))
-        specification = {
-            "port": port,
-            "certificate": str(certificate),
-            "private_key": str(private_key),
-            "verify_keys": _verify_keys(server.folder / "signing.key"),
-            "rights": rights,
-        }
-        with Child("benchmarks.destinations", specification) as destinations, federation:
-            world = World(server, destinations, size)
-            with Crowd(server.client_url, size.clients) as crowd:  # connections are opened, tokens known
-                world.put_all(users, len(users), crowd, "hello")
-            yield world
-            world.counts()
+    alone, narrow, wide = _users(size)
+    users = [*alone, *narrow, *wide]
+    with watched_world(_rights(size), config, alone) as world:
+        with Crowd(world.server.client_url, size.clients) as crowd:  # connections are opened, tokens known
+            world.put_all(users, len(users), crowd, "hello")
+        yield world
 
 
 def _users(size: Size) -> tuple[list[UserID], list[UserID], list[UserID]]:
@@ -183,7 +120,7 @@ def _users(size: Size) -> tuple[list[UserID], list[UserID], list[UserID]]:
 
 def _rights(size: Size) -> dict[str, list[UserID]]:
     _, narrow, wide = _users(size)
-    names = [f"{THERE_HOST}:{n}" for n in range(1, size.destinations + 1)]
+    names = destinations_named(size.destinations)
     rights: dict[str, list[UserID]] = {name: [user] for name, user in zip(names, narrow, strict=True)}
     for number, user in enumerate(wide):
         for step in range(size.fan_out):
@@ -191,18 +128,13 @@ def _rights(size: Size) -> dict[str, list[UserID]]:
     return rights
 
 
-def _verify_keys(key_file: Path) -> dict[str, str]:
-    with key_file.open(encoding="ascii") as stream:
-        keys = read_signing_keys(stream)
-    return {f"{key.alg}:{key.version}": encode_base64(get_verify_key(key).encode()) for key in keys}
-
-
 # --- the cases -------------------------------------------------------------------------------
 
 
 def _puts(world: World, size: Size) -> Iterator[Case]:
+    alone, narrow, wide = _users(size)
     with Crowd(world.server.client_url, size.clients) as crowd:
-        spent, _ = _metered(world, lambda: world.put_all(world.alone, size.updates, crowd, "alone"))
+        spent, _ = world.metered(lambda: world.put_all(alone, size.updates, crowd, "alone"))
         put_cpu_s = spent.cpu_s / size.updates
         yield Case(
             "put, nobody observes",
@@ -212,12 +144,12 @@ def _puts(world: World, size: Size) -> Iterator[Case]:
                 Measure("CPU share", spent.share, "%"),
             ),
         )
-        for name, users in (("one destination", world.narrow), ("many destinations", world.wide)):
+        for name, users in (("one destination", narrow), ("many destinations", wide)):
 
             def put(name: str = name, users: list[UserID] = users) -> None:
                 world.put_all(users, size.updates, crowd, name)
 
-            spent, counts = _metered(world, put)
+            spent, counts = world.metered(put)
             yield Case(
                 f"put, {name}",
                 (
@@ -229,25 +161,26 @@ def _puts(world: World, size: Size) -> Iterator[Case]:
 
 def _activity(world: World, size: Size) -> Case:
     """Each round everybody is active at once, and some time later everybody no longer is."""
+    _, _, wide = _users(size)
     path = "/_fedpresence/admin/v1/activity"
-    events = [{"user_id": user, "device_id": "DEVICE"} for user in world.wide]
+    events = [{"user_id": user, "device_id": "DEVICE"} for user in wide]
     request = request_bytes("POST", path, world.server.admin_token, {"events": events})
     bursts: list[Spent] = []
     pushes = transactions = 0
-    _settle(world)
+    _settle(world, wide)
     for _ in range(size.rounds):
 
         def burst() -> None:
             with Client(world.server.client_url) as client:
                 answer = json.loads(client.ask(request))
             check(answer["taken"] == len(events), f"only {answer['taken']} events were taken")
-            world.wait_for(_all_online(world, currently_active=True))
+            world.wait_for(_all_online(wide, currently_active=True))
 
-        spent, counts = _metered(world, burst)
+        spent, counts = world.metered(burst)
         bursts.append(spent)
         pushes += counts["pushes"]
         transactions += counts["transactions"]
-        _settle(world)
+        _settle(world, wide)
     check(pushes >= size.rounds * len(events) * size.fan_out, "not all activity was told")
     whole = Spent(sum(spent.wall_s for spent in bursts), sum(spent.cpu_s for spent in bursts))
     counted = {"transactions": transactions, "pushes": pushes}
@@ -255,21 +188,20 @@ def _activity(world: World, size: Size) -> Case:
     return Case("activity in bulk, many destinations", (changes, *_traffic(world, whole, counted, 0.0)))
 
 
-def _settle(world: World) -> None:
+def _settle(world: World, users: list[UserID]) -> None:
     """Until nobody is currently active, and everybody knows."""
-    world.wait_for(_all_online(world, currently_active=False))
+    world.wait_for(_all_online(users, currently_active=False))
 
 
-def _all_online(world: World, *, currently_active: bool) -> dict[UserID, dict[str, object]]:
-    return {user: {"presence": "online", "currently_active": currently_active} for user in world.wide}
+def _all_online(users: list[UserID], *, currently_active: bool) -> dict[UserID, dict[str, object]]:
+    return {user: {"presence": "online", "currently_active": currently_active} for user in users}
 
 
 def _default_budget(world: World, size: Size) -> Case:
-    updates = 3 * len(world.wide)
+    _, _, wide = _users(size)
+    updates = 3 * len(wide)
     with Crowd(world.server.client_url, size.clients) as crowd:
-        spent, counts = _metered(
-            world, lambda: world.put_all(world.wide, updates, crowd, "within the budget")
-        )
+        spent, counts = world.metered(lambda: world.put_all(wide, updates, crowd, "within the budget"))
     allowed = BUDGET * (spent.wall_s + 1) + 1
     check(
         counts["transactions"] <= allowed,
@@ -283,15 +215,6 @@ def _default_budget(world: World, size: Size) -> Case:
             *_traffic(world, spent, counts, 0.0),
         ),
     )
-
-
-def _metered(world: World, work: Any) -> tuple[Spent, dict[str, int]]:
-    before = world.counts()
-    meter = Meter(world.server.pid)
-    work()
-    spent = meter.spent()
-    after = world.counts()
-    return spent, {name: after[name] - before[name] for name in after}
 
 
 def _traffic(world: World, spent: Spent, counts: dict[str, int], other_cpu_s: float) -> Iterator[Measure]:

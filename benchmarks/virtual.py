@@ -66,6 +66,7 @@ class VirtualServer:
         *,
         state: PresenceState = UNAVAILABLE,
         settings: EngineSettings | None = None,
+        refresh_interval_ms: int = 25 * MINUTE_MS,
     ) -> None:
         self.clock = TurnableClock(START_MS)
         self.random = random
@@ -90,7 +91,7 @@ class VirtualServer:
                 needs_refresh=lambda to, who: self.engine.needs_refresh(to, who, now_ms(self.clock)),
                 submit=self.hub.submit,
             ),
-            OutboundSettings(HERE),
+            OutboundSettings(HERE, refresh_interval_ms=refresh_interval_ms),
             random,
             boot_users=self.engine.boot_users,
             on_transaction=lambda seen: self.transactions_ms.append(seen.sent_ms),

@@ -1,11 +1,21 @@
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.clients import MOMENT, whole_answer
+from benchmarks.comparing import best
+from benchmarks.counting import TASK_CLOCK, PerfCounter
+from benchmarks.destinations import Arrivals
+from benchmarks.joining import signed_join
+from benchmarks.page import PAGE, rewritten
+from benchmarks.peers import Peer
 from benchmarks.receivers import most_within
+from benchmarks.scenarios import SCENARIOS
 
 
 def test_the_latency_benchmark_measures_two_real_servers(tmp_path: Path) -> None:
@@ -57,3 +67,162 @@ def test_the_most_in_any_second_is_found_wherever_the_second_begins() -> None:
     """Counted by whole seconds of the clock, a herd that straddles two would look half as large."""
     assert most_within([0, 900, 950, 1000, 1050, 1899, 2000], 1000) == 5
     assert most_within([]) == 0
+
+
+def test_a_paced_load_arrives_everywhere_signed_and_in_time(tmp_path: Path) -> None:
+    """The figures beside other homeservers come from here: each update must really have been sent."""
+    file = tmp_path / "load.json"
+
+    code = main(["load", "--smoke", "--json", str(file)])
+
+    assert code == 0
+    cases = json.loads(file.read_text("utf-8"))["cases"]
+    slow = cases["20/s by 10 users to 3 destinations"]
+    assert slow["updates"]["value"] == 10
+    assert 0 < slow["PUT until that or newer is there p99"]["value"] < 10_000
+
+
+def test_an_update_that_was_overtaken_counts_until_a_newer_one_is_there() -> None:
+    """Else a server that lets most updates wait and sends the last would look fastest of all."""
+    arrivals = Arrivals()
+    arrivals.add(
+        "there.test", {"user_id": "@a:here.test", "status_msg": f"{MOMENT}3000000000"}, 4_000_000_000
+    )
+    arrivals.add("there.test", {"user_id": "@a:here.test", "status_msg": "before"}, 4_500_000_000)
+    arrivals.add(
+        "there.test", {"user_id": "@a:here.test", "status_msg": f"{MOMENT}5000000000"}, 5_500_000_000
+    )
+
+    found = arrivals.latencies({"@a:here.test": [1_000_000_000, 3_000_000_000, 5_000_000_000]})
+
+    assert found == {"pushes": [1.0, 0.5], "updates": [3.0, 1.0, 0.5]}
+
+
+def test_counts_say_what_each_piece_of_work_takes(tmp_path: Path) -> None:
+    """Bounds far above what is: they catch a loop over everything, not a function more."""
+    file = tmp_path / "counts.json"
+
+    code = main(["counts", "--smoke", "--by", "calls", "--json", str(file)])
+
+    assert code == 0
+    cases = json.loads(file.read_text("utf-8"))["cases"]
+    assert 0 < cases["sending"]["a PUT that nobody observes"]["value"] < 3_000
+    assert 0 < cases["receiving"]["a transaction with one push"]["value"] < 5_000
+    assert 0 < cases["receiving"]["each push more"]["value"] < 400
+
+
+def test_the_system_counts_for_a_process_what_it_lets_be_counted() -> None:
+    """Instructions are counted by the same call; a virtual machine may only have this event."""
+    try:
+        counter = PerfCounter(os.getpid(), TASK_CLOCK, "ns")
+    except OSError as error:
+        pytest.skip(f"this machine counts nothing: {error}")
+
+    began = counter.read()
+    sum(range(100_000))
+
+    assert counter.read() > began
+    counter.close()
+
+
+def test_all_goes_on_after_a_scenario_that_fails_and_says_so(tmp_path: Path) -> None:
+    """An hour of measuring is not lost to one wrong answer."""
+    code = main(["all", "--smoke", "--only", "idle,engine", "--json", str(tmp_path / "reports")])
+
+    assert code == 0
+    assert {file.name for file in (tmp_path / "reports").iterdir()} == {"idle.json", "engine.json"}
+
+
+def test_a_profile_is_of_the_scenario(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs in this process is profiled here."""
+    code = main(["profile", "engine", "--smoke", "--out", str(tmp_path / "profile"), "--sort", "cumulative"])
+
+    assert code == 0
+    assert (tmp_path / "profile" / "engine.pstats").exists()
+    assert "fan_out" in capsys.readouterr().out
+
+
+def test_two_revisions_are_compared_by_the_best_of_each() -> None:
+    """What disturbs a run makes it slower: the largest rate and the least cost are nearest to the truth."""
+    runs = [
+        {"case": {"PUTs": (10.0, "/s"), "CPU": (5.0, "ms"), "transactions": (1.0, "")}},
+        {"case": {"PUTs": (12.0, "/s"), "CPU": (7.0, "ms"), "transactions": (3.0, "")}},
+    ]
+
+    assert best(runs) == {"case": {"PUTs": (12.0, "/s"), "CPU": (5.0, "ms"), "transactions": (2.0, "")}}
+
+
+def test_the_working_tree_is_compared_from_a_copy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each side runs its own files, whatever is installed."""
+    code = main(["compare", "WORK", "WORK", "engine", "--runs", "1", "--smoke"])
+
+    assert code == 0
+    assert "activity while currently active" in capsys.readouterr().out
+
+
+def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is git's own complaint that helps."""
+    code = main(["compare", "no-such-revision", "WORK", "engine", "--smoke"])
+
+    assert code == 1
+    assert "no-such-revision" in capsys.readouterr().err
+
+
+def test_an_answer_is_whole_when_its_length_or_its_last_chunk_has_come() -> None:
+    """Homeservers answer either way, and several answers may come at once."""
+    plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    chunked = b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
+
+    assert whole_answer(plain + chunked) == ("200", b"{}", chunked)
+    assert whole_answer(chunked + plain) == ("403", b"{}", plain)
+    assert all(whole_answer(answer[:n]) is None for answer in (plain, chunked) for n in range(len(answer)))
+
+
+def test_the_page_takes_the_figures_of_a_run_and_keeps_its_words() -> None:
+    """Numbers that are copied by hand are those of another machine, sooner or later."""
+    machine = {"cpu": "A core", "cores": 2, "python": "3.11.7", "twisted": "26.10.0"}
+    measures = {"CPU per update and destination": {"value": 135.0, "unit": "µs"}}
+    load = {
+        "scenario": "load",
+        "machine": machine,
+        "cases": {"20/s by 50 users to 10 destinations": measures},
+    }
+    page = (
+        "Words.\n<!-- figures: synapse -->\nold\n<!-- end -->\n<!-- figures: send -->\nkept\n<!-- end -->\n"
+    )
+
+    written = rewritten(page, {"load": load})
+
+    assert written.startswith("Words.\n")
+    assert "| 20/s by 50 users to 10 destinations | 1.35 | 0.135 | 10.0 |" in written
+    assert "old" not in written
+    assert "kept" in written
+
+
+def test_every_block_of_the_page_is_some_scenarios() -> None:
+    """A block that nothing writes would keep old numbers for ever."""
+    names = re.findall(r"<!-- figures: (\w+) -->", PAGE.read_text("utf-8"))
+
+    assert names
+    assert set(names) <= {*SCENARIOS, "synapse"}
+
+
+def test_a_join_is_signed_over_its_redacted_form() -> None:
+    """A homeserver drops what is not; the hash covers what redaction takes away."""
+    peer = Peer("there.test")
+    event = {
+        "type": "m.room.member",
+        "room_id": "!room:here.test",
+        "sender": "@observer:there.test",
+        "state_key": "@observer:there.test",
+        "content": {"membership": "join", "displayname": "Observer"},
+        "origin": "there.test",
+        "unsigned": {"age": 1},
+    }
+
+    signed = signed_join(peer, event)
+
+    redacted = {key: value for key, value in signed.items() if key != "signatures"}
+    redacted["content"] = {"membership": "join"}
+    assert signed["signatures"] == peer.sign(redacted)["signatures"]
+    assert "unsigned" not in signed

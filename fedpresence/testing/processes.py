@@ -32,6 +32,8 @@ from fedpresence.testing.users import OpenStream, Server, User
 
 __all__ = ("LocalFederation", "OpenStream", "ServerProcess", "User", "free_port")
 
+DAEMON = ("-m", "fedpresence", "run")
+
 
 class ServerProcess(Server):
     """One `fedpresence run` process and its folder."""
@@ -45,6 +47,7 @@ class ServerProcess(Server):
         config: Mapping[str, Any],
         *,
         wired: bool,
+        program: Sequence[str] = DAEMON,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -54,7 +57,7 @@ class ServerProcess(Server):
         self.admin_token = secrets.token_urlsafe()
         self._ports = ports
         self.ready_file = folder / "ready.json"
-        self._wired = wired
+        self._program = ("-m", "fedpresence.testing.wired", str(self.wire_file)) if wired else tuple(program)
         self._child = Child(name, self.log_file, self.ready_file)
         folder.mkdir(parents=True, exist_ok=True)
         key_file, certificate_file = ca.issue(name)
@@ -111,12 +114,8 @@ class ServerProcess(Server):
 
     def begin(self) -> None:
         """Start the process."""
-        if self._wired:
-            command = ["-m", "fedpresence.testing.wired", str(self.wire_file)]
-        else:
-            command = ["-m", "fedpresence", "run"]
         arguments = ["-c", str(self.config_file), "--ready-file", str(self.ready_file)]
-        self._child.begin([*command, *arguments])
+        self._child.begin([*self._program, *arguments])
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once every listener answers; AssertionError with the log where it ends before that."""
@@ -189,7 +188,7 @@ class LocalFederation:
     """Several servers that reach each other; a context manager that stops them all.
 
     `config` is merged into every server's configuration, `per_server` into one's. `wired` servers write
-    down every transaction they send.
+    down every transaction they send; others run `python PROGRAM... -c FILE --ready-file PATH`.
     """
 
     def __init__(
@@ -200,6 +199,7 @@ class LocalFederation:
         per_server: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         wired: bool = True,
+        program: Sequence[str] = DAEMON,
     ) -> None:
         self.ca = ThrowawayCA(folder)
         ports = {name: {"client": free_port(), "federation": free_port()} for name in names}
@@ -209,7 +209,13 @@ class LocalFederation:
             own = merged({"federation": {"resolve": resolve}}, config or {})
             own = merged(own, (per_server or {}).get(name, {}))
             self._servers[name] = ServerProcess(
-                parse_server_name(name), folder / name, self.ca, ports[name], own, wired=wired
+                parse_server_name(name),
+                folder / name,
+                self.ca,
+                ports[name],
+                own,
+                wired=wired,
+                program=program,
             )
 
     def __getitem__(self, name: str) -> ServerProcess:
