@@ -124,7 +124,7 @@ class _Send:
         uri = _text(request.uri)
         data = request.content.read() if request.content is not None else b""
         body = decode_json(data)
-        origin = federation.gate.origins.verify(credentials, method="PUT", uri=uri, content=body)
+        origin = federation.gate.origins.verify(credentials, method="PUT", uri=uri, content=body, body=data)
         federation.on_authentic(origin)
         if origin == federation.identity.server_name:
             raise BadRequest("M_FORBIDDEN", "This is ourselves", status=403)
