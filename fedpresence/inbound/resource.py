@@ -22,7 +22,8 @@ from fedpresence.ids import ServerName
 from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.origin import Credentials
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import RequestHead, grounds_of, source_of
+from fedpresence.intake import RequestHead, grounds_of
+from fedpresence.sources import source_of
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.signing import Identity
