@@ -10,12 +10,12 @@ from typing import Protocol
 class Counters(Protocol):
     """Somebody who counts."""
 
-    def count(self, name: str, **labels: str) -> None:
-        """One more of `name` with these labels."""
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        """So many more of `name` with these labels."""
 
 
 class NullCounters:
     """Nobody counts."""
 
-    def count(self, name: str, **labels: str) -> None:
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
         """Forget it."""

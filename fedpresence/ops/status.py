@@ -62,14 +62,14 @@ class PrometheusCounters:
         self.gauges = _Gauges()
         self.registry.register(self.gauges)
 
-    def count(self, name: str, **labels: str) -> None:
-        """One more of `name` with these labels."""
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        """So many more of `name` with these labels."""
         key = (name, *labels.items())
         child = self._children.get(key)
         if child is None:  # finding it costs five times what counting does
             counter = self._counters[name]
             child = self._children[key] = counter.labels(**labels) if labels else counter
-        child.inc()
+        child.inc(amount)
 
 
 def add_health(root: Resource, is_serving: Callable[[], bool]) -> None:

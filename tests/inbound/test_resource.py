@@ -41,10 +41,10 @@ class Tally:
 
     counts: dict[tuple[str, ...], int] = field(default_factory=dict)
 
-    def count(self, name: str, **labels: str) -> None:
-        """One more."""
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        """So many more."""
         key = (name, *labels.values())
-        self.counts[key] = self.counts.get(key, 0) + 1
+        self.counts[key] = self.counts.get(key, 0) + amount
 
 
 class Here:
