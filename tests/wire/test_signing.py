@@ -290,6 +290,23 @@ def test_a_body_is_believed_as_it_came_or_in_canonical_form() -> None:
         verify_request(auth, verify_key, **request, body=body)
 
 
+def test_a_body_whose_keys_are_out_of_order_is_believed_too() -> None:
+    """Servers that write JSON as their types stand sign the canonical form of it."""
+    ours, body = an_identity(), b'{"origin":"domain","edus":[]}'
+    content = decode_json(body)
+    auth = header(ours.authorization("PUT", "/a", DESTINATION, content))
+
+    verify_request(
+        auth,
+        ours.verify_keys[KEY_ID],
+        method="PUT",
+        uri="/a",
+        destination=DESTINATION,
+        content=content,
+        body=body,
+    )
+
+
 def test_another_body_is_not_believed_beside_a_signed_one() -> None:
     """What is acted on is the decoded body: a signature over anything else says nothing about it."""
     auth, verify_key, request = a_signed_request()
