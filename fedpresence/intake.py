@@ -146,9 +146,11 @@ class BoundedRequest(Request):
     def process(self) -> None:
         """Find the resource and render it: Twisted's own way, less what nothing here uses.
 
-        No encoders, no `Server`, no `*`; a `Date` is made once a second, and a path without a `%` is not
-        unquoted.
+        No encoders and no `Server`; a `Date` is made once a second, and a path without a `%` is not unquoted.
         """
+        if self.path == b"*":
+            super().process()
+            return
         self.setHeader(b"Date", self._bounded.site.date())
         segments = self.path[1:].split(b"/")
         self.prepath = []
