@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from canonicaljson import encode_canonical_json
 from signedjson.key import generate_signing_key, get_verify_key
 from signedjson.sign import sign_json, verify_signed_json
 from signedjson.types import SigningKey, VerifyKey
@@ -72,7 +73,7 @@ class Peer:
         if content is not None:
             to_sign["content"] = content
         signature = sign_json(to_sign, self.name, self._key)["signatures"][self.name][self._key_id]
-        body = b"" if content is None else json.dumps(content).encode("utf-8")
+        body = b"" if content is None else encode_canonical_json(content)  # as Synapse sends it
         head = (
             f"{method} {uri} HTTP/1.1\r\nHost: {destination}\r\n"
             f'Authorization: X-Matrix origin="{self.name}",destination="{destination}",'

@@ -54,6 +54,57 @@ class MonotonicClock:
         return self._reactor.callLater(delay, callable, *args, **kw)
 
 
+_NOW_S = 0.001  # as good as now: sums of floats differ in their last digits
+
+
+class Alarm:
+    """One moment at which something is called, moved as often as you like.
+
+    A timer for each move would cost more than most of what it guards: the one timer stays where it is
+    unless that is too late, and looks again when it fires.
+    """
+
+    def __init__(self, clock: Clock, call: Callable[[], object]) -> None:
+        self._clock = clock
+        self._call = call
+        self._due_s: float | None = None
+        self._timer: Timer | None = None
+        self._timer_s = 0.0
+
+    def set(self, delay_s: float | None) -> None:
+        """Call in `delay_s` seconds, and not when it was to be before; None: not at all."""
+        if delay_s is None:
+            self._due_s = None
+            return
+        self._due_s = self._clock.seconds() + delay_s
+        if self._timer is None or self._due_s < self._timer_s:
+            self._start(delay_s)
+
+    def close(self) -> None:
+        """Never call, and leave no timer behind."""
+        self._due_s = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _start(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_s = self._clock.seconds() + delay_s
+        self._timer = self._clock.callLater(delay_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._due_s is None:
+            return
+        left_s = self._due_s - self._clock.seconds()
+        if left_s > _NOW_S:
+            self._start(left_s)
+        else:
+            self._due_s = None
+            self._call()
+
+
 def within(deferred: "Deferred[T]", timeout_s: float, clock: Clock) -> "Deferred[T]":
     """The same Deferred, cancelled with a TimeoutError of Twisted's where it takes longer."""
     return deferred.addTimeout(timeout_s, cast(IReactorTime, clock))

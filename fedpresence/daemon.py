@@ -289,7 +289,7 @@ class Daemon:
     def _turned(self) -> None:
         """A turn has ended: what it changed is written within `WRITE_BEHIND_S`."""
         parts = self._parts
-        if parts is not None and "write behind" not in self._timers and parts.engine.has_unwritten():
+        if parts is not None and "write behind" not in self._timers and parts.has_unwritten():
             self._later("write behind", WRITE_BEHIND_S, parts.write_behind)
 
     def _look_around_soon(self, parts: Parts) -> None:

@@ -1,7 +1,8 @@
 """The turn: events in, decided by the engine, committed, and only then performed.
 
 Always true:
-- nobody hears of a change that a crash could undo: durable effects are on disk before any effect leaves;
+- nobody hears of a change that a crash could undo: durable effects are on disk before any effect leaves,
+  but for the unhurried ones, which wait for the next commit;
 - events that came together share one turn and one commit; effects are performed in order, inside it;
 - a reader (`read`) never sees what is not committed yet;
 - a failed commit stops the daemon: memory is then ahead of the disk.
@@ -10,14 +11,14 @@ Source: decisions 21 and 22.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeGuard, TypeVar, get_args
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, Timer, now_ms
-from fedpresence.engine.effects import Durable, Effect, Outgoing
+from fedpresence.engine.effects import Durable, Effect, Outgoing, Unhurried
 from fedpresence.engine.events import Event, TimePassed
 from fedpresence.errors import FedpresenceError, StoreError
 
@@ -25,6 +26,12 @@ _log = Logger()
 T = TypeVar("T")
 
 MAX_TURN_EVENTS = 1000  # so that one turn stays far below a tenth of a second
+MAX_UNHURRIED = 1000  # effects that wait for a commit; more are worth one
+
+# Types as sets: `isinstance` would ask each member of the union, for every effect of every turn.
+_DURABLE: frozenset[object] = frozenset(get_args(Durable))
+_OUTGOING: frozenset[object] = frozenset(get_args(Outgoing))
+_UNHURRIED: frozenset[object] = frozenset(get_args(Unhurried))
 
 
 class Decider(Protocol):
@@ -69,6 +76,7 @@ class Hub:
         self._turned = turned
         self._waiting: list[tuple[Event, Deferred[None]]] = []
         self._readers: list[tuple[Callable[[], None], Deferred[None]]] = []
+        self._unhurried: list[Durable] = []  # in no commit yet
         self._in_turn = False
         self._dead = False
         self._stopped = False
@@ -108,6 +116,17 @@ class Hub:
         """Whether nothing waits and no turn runs."""
         return not self._waiting and not self._in_turn
 
+    def has_unwritten(self) -> bool:
+        """Whether `write_behind` has something to write."""
+        return bool(self._unhurried)
+
+    def write_behind(self) -> Deferred[None]:
+        """Commit what no commit has taken along; fires when it is on disk."""
+        if self._dead or not self._unhurried:
+            return succeed(None)
+        unhurried, self._unhurried = self._unhurried, []
+        return self._store.commit(unhurried, now_ms(self._clock))
+
     def stop(self) -> None:
         """Set no more timers."""
         self._stopped = True
@@ -137,11 +156,14 @@ class Hub:
             except Exception as error:
                 self._die(Failure(error), [d for _, d in batch])
                 return
-        durable = [effect for effect in effects if isinstance(effect, Durable)]
+        durable = [effect for effect in effects if _is_durable(effect)]
+        self._unhurried += durable
         try:
-            if not durable:
+            may_wait = all(type(effect) in _UNHURRIED for effect in durable)
+            if may_wait and len(self._unhurried) <= MAX_UNHURRIED:
                 self._finish(effects, done, refused)
                 return
+            durable, self._unhurried = self._unhurried, []
             committed = self._store.commit(durable, now)
         except Exception as error:  # or the turn would never end, and nobody would hear of it
             self._die(Failure(error), [d for _, d in batch])
@@ -157,7 +179,7 @@ class Hub:
         refused: list[tuple[Deferred[None], FedpresenceError]],
     ) -> None:
         for effect in effects:
-            if isinstance(effect, Outgoing):
+            if _is_outgoing(effect):
                 self._perform(effect)
         while self._readers:  # a reader may read again
             readers, self._readers = self._readers, []
@@ -201,6 +223,14 @@ class Hub:
         self._timer = None
         self._timer_ms = None
         self.submit(TimePassed()).addErrback(_unheard)
+
+
+def _is_durable(effect: Effect) -> TypeGuard[Durable]:
+    return type(effect) in _DURABLE
+
+
+def _is_outgoing(effect: Effect) -> TypeGuard[Outgoing]:
+    return type(effect) in _OUTGOING
 
 
 def _ignored() -> Deferred[None]:

@@ -9,7 +9,7 @@ Source: Matrix appendices, "Server Name" and "User Identifiers" (F:1.1, F:1.2).
 import ipaddress
 import re
 from functools import lru_cache
-from typing import NewType
+from typing import NewType, TypeGuard
 
 from fedpresence.errors import BadRequest
 
@@ -28,6 +28,7 @@ _SERVER_NAME = re.compile(
 _IPV4_SHAPED = re.compile(r"[0-9]+(?:\.[0-9]+){3}\Z")
 _KEY_ID = re.compile(r"ed25519:[a-zA-Z0-9_]{1,64}\Z")
 _COMPLIANT_LOCALPART = re.compile(r"[\x21-\x39\x3b-\x7e]+\Z")  # U+0021..U+007E without the colon
+_COMPLIANT_USER = re.compile(rf"@{_COMPLIANT_LOCALPART.pattern}")
 
 
 def parse_server_name(text: object) -> ServerName:
@@ -78,6 +79,12 @@ def server_of(user_id: UserID) -> ServerName:
 def is_compliant(user_id: UserID) -> bool:
     """Whether clients may be shown this ID outside an event (F:1.2): printable and not empty."""
     return _COMPLIANT_LOCALPART.match(user_id[1:].partition(":")[0]) is not None
+
+
+def is_compliant_of(text: str, server_name: ServerName) -> TypeGuard[UserID]:
+    """Whether `text` is a compliant user ID of that very server: all that its own users need be asked."""
+    name, _, server = text.partition(":")
+    return server == server_name and len(text) <= MAX_ID_BYTES and _COMPLIANT_USER.match(name) is not None
 
 
 def split_server_name(name: ServerName) -> tuple[str, int | None]:

@@ -15,30 +15,31 @@ here. Source: Z-1, Z-2.
 # mypy: allow-untyped-calls
 # (Twisted's HTTP classes have no type hints, and as our base classes they are not excluded by name.)
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
 from typing import Any, cast
+from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel
+from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import INonQueuedRequestFactory
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface import provider
 
-from fedpresence.clock import Clock, Timer
+from fedpresence.clock import Alarm, Clock, Timer
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
 from fedpresence.incoming import IncomingBody
+from fedpresence.sources import source_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
 _log = Logger()
@@ -50,7 +51,6 @@ LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and 
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
-MAX_ADDRESS_CHARACTERS = 45  # an IPv6 address that ends in an IPv4 one
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
 _MALFORMED = b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
@@ -143,6 +143,23 @@ class BoundedRequest(Request):
         self.incoming: IncomingBody | None = None
         self._held = 0
 
+    def process(self) -> None:
+        """Find the resource and render it: Twisted's own way, less what nothing here uses.
+
+        No encoders and no `Server`; a `Date` is made once a second, and a path without a `%` is not unquoted.
+        """
+        if self.path == b"*":
+            super().process()
+            return
+        self.setHeader(b"Date", self._bounded.site.date())
+        segments = self.path[1:].split(b"/")
+        self.prepath = []
+        self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
+        try:
+            self.render(self._bounded.site.getResourceFor(self))
+        except Exception:
+            self.processingFailed(Failure())
+
     def begin(self, method: bytes, uri: bytes, version: bytes) -> None:
         """What Twisted sets only once the body is here: a refusal needs it before."""
         self.method, self.uri, self.clientproto = method, uri, version
@@ -203,6 +220,7 @@ class BoundedChannel(HTTPChannel):
     """One connection: Twisted's parser, stopped between head and body until the request is admitted."""
 
     site: "BoundedSite"
+    timeOut: Any  # in seconds; Twisted says whole ones
     _networkProducer: Any
     _reading = False  # bytes of the next request have come
     _deadline_s = 0.0
@@ -215,6 +233,30 @@ class BoundedChannel(HTTPChannel):
     _linger_left = 0
     _admitting: Deferred[None] | None = None
     _linger_call: Timer | None = None
+    _patience: Alarm | None = None
+    _peer: Any = None
+    _host: Any = None
+
+    def getPeer(self) -> Any:
+        """The address of the other side, asked for once: each request wants it."""
+        if self._peer is None:
+            self._peer = super().getPeer()
+        return self._peer
+
+    def getHost(self) -> Any:
+        """Our own address, asked for once: it is a call to the system."""
+        if self._host is None:
+            self._host = super().getHost()
+        return self._host
+
+    def setTimeout(self, period: float | None) -> float | None:
+        """Be too slow in `period` seconds, or never; answers the period before. Set thrice a request."""
+        before: float | None = self.timeOut
+        self.timeOut = period
+        if self._patience is None:
+            self._patience = Alarm(self.site.clock, self.timeoutConnection)
+        self._patience.set(period)
+        return before
 
     def connectionMade(self) -> None:
         """Take the connection, or close it at once where there are too many."""
@@ -349,6 +391,8 @@ class BoundedChannel(HTTPChannel):
             self._linger_call = None
         self._refused = True  # a decision that still comes finds nobody
         super().connectionLost(reason)
+        if self._patience is not None:
+            self._patience.close()
         if self._admitting is not None:
             self._admitting.cancel()
 
@@ -502,6 +546,14 @@ class BoundedSite(Site):
         self.admit = admit
         self._channels: set[BoundedChannel] = set()
         self._closed: Deferred[None] | None = None
+        self._date = (0, b"")
+
+    def date(self) -> bytes:
+        """This second, as HTTP writes it."""
+        second = int(self.clock.seconds())
+        if second != self._date[0]:
+            self._date = (second, datetimeToString(second))
+        return self._date[1]
 
     @property
     def connections(self) -> int:
@@ -587,41 +639,6 @@ def busy() -> BadRequest:
     return BadRequest(
         "M_LIMIT_EXCEEDED", "Too much is being received", status=429, retry_after_ms=BUSY_RETRY_MS
     )
-
-
-def source_of(request: Request) -> str:
-    """Whom a request counts against: the address of the peer, an IPv6 one by its /64.
-
-    Behind a reverse proxy on this machine everybody comes from loopback: then the last entry of
-    `X-Forwarded-For`, which the proxy wrote, counts.
-    """
-    peer = getattr(request.getClientAddress(), "host", None)
-    address = _address(peer) if isinstance(peer, str) else None
-    if address is None or address.is_loopback:
-        # As bytes: Twisted's own decoding raises, and everybody may write what the proxy passes on.
-        entries = request.requestHeaders.getRawHeaders(b"X-Forwarded-For") or [b""]
-        address = _address(entries[-1].decode("latin-1").rpartition(",")[2].strip()) or address
-    if address is None:
-        return "local"
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((address, 64), strict=False))
-    return str(address)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    text = text.partition("%")[0]
-    return _parsed_address(text) if len(text) <= MAX_ADDRESS_CHARACTERS else None
-
-
-@lru_cache(maxsize=1000)  # each peer sends many requests, and the parser is slow
-def _parsed_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
 
 
 def _cancel(timer: Timer) -> None:

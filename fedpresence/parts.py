@@ -160,6 +160,10 @@ class Parts:
         """Users whom another process, the command line, has made."""
         await self._add_users(await self.store.new_users())
 
+    def has_unwritten(self) -> bool:
+        """Whether `write_behind` has something to write."""
+        return self.engine.has_unwritten() or self.hub.has_unwritten()
+
     async def look_around(self) -> None:
         """Take up whatever another process changed: tokens and users."""
         if await self.store.tokens_changed():
@@ -168,6 +172,7 @@ class Parts:
 
     async def write_behind(self) -> None:
         """Write presence that changed, and forget what nobody may see any more (decision 22)."""
+        await self.hub.write_behind()
         while records := self.engine.take_dirty(WRITE_BEHIND_BATCH):
             await self.store.save_presence(records, now_ms(self.clock))
         while forgotten := self.engine.take_forgotten(WRITE_BEHIND_BATCH):

@@ -20,11 +20,11 @@ from fedpresence.errors import BadRequest, StoreError
 _log = Logger()
 T = TypeVar("T")
 
-JSON = "application/json"
+JSON = b"application/json"
 CORS_HEADERS = (
-    ("Access-Control-Allow-Origin", "*"),
-    ("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS"),
-    ("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization"),
+    (b"Access-Control-Allow-Origin", b"*"),
+    (b"Access-Control-Allow-Methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+    (b"Access-Control-Allow-Headers", b"X-Requested-With, Content-Type, Authorization"),
 )  # P:9.3
 CLIENT_PATHS = (b"/_matrix/client/", b"/_fedpresence/client/")  # whose every answer carries them
 
@@ -40,8 +40,8 @@ def write_json(request: Request, body: object, status: int = 200) -> None:
     except UnicodeEncodeError:  # half a surrogate pair: only as an escape can it be said at all
         data = json.dumps(body, separators=(",", ":")).encode("ascii")
     request.setResponseCode(status)
-    request.setHeader("Content-Type", JSON)
-    request.setHeader("Content-Length", str(len(data)))
+    request.setHeader(b"Content-Type", JSON)
+    request.setHeader(b"Content-Length", b"%d" % len(data))
     request.write(data)
     request.finish()
 
@@ -92,7 +92,8 @@ class JsonResource(Resource):
             write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized method", status=405))
             return NOT_DONE_YET
         running = ensureDeferred(_answer(request, handler))
-        request.notifyFinish().addErrback(lambda _: running.cancel())
+        if not running.called:
+            request.notifyFinish().addErrback(lambda _: running.cancel())
         running.addErrback(_log_bug)
         return NOT_DONE_YET
 

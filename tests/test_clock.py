@@ -3,7 +3,7 @@ import time
 import pytest
 from twisted.internet.task import Clock
 
-from fedpresence.clock import MonotonicClock, now_ms
+from fedpresence.clock import Alarm, MonotonicClock, now_ms
 
 DAY_S = 86_400
 
@@ -35,3 +35,51 @@ def test_timers_are_the_reactors() -> None:
     reactor.advance(2)
 
     assert called == ["x"]
+
+
+def test_an_alarm_is_called_at_the_moment_it_was_set_to_last() -> None:
+    """A connection is too slow counted from its last request, and only then."""
+    clock = Clock()
+    called: list[float] = []
+    alarm = Alarm(clock, lambda: called.append(clock.seconds()))
+
+    alarm.set(10)
+    clock.advance(5)
+    alarm.set(10)
+    clock.pump([1] * 9)
+    assert called == []
+    clock.advance(1)
+    assert called == [15]
+
+    alarm.set(60)
+    alarm.set(2)
+    clock.pump([1] * 60)
+    assert called == [15, 17]
+
+
+def test_an_alarm_that_is_moved_often_is_one_timer() -> None:
+    """Three timers for each request would cost more than what they guard."""
+    clock = Clock()
+    alarm = Alarm(clock, lambda: None)
+
+    for _ in range(100):
+        alarm.set(60)
+        alarm.set(None)
+        alarm.set(300)
+
+    assert len(clock.getDelayedCalls()) == 1
+
+
+def test_an_alarm_that_is_off_is_not_called_and_a_closed_one_leaves_no_timer() -> None:
+    """Whoever is answered late because we took our time was not too slow."""
+    clock = Clock()
+    called: list[str] = []
+    alarm = Alarm(clock, lambda: called.append("x"))
+
+    alarm.set(10)
+    alarm.set(None)
+    clock.advance(20)
+    alarm.set(10)
+    alarm.close()
+
+    assert (called, clock.getDelayedCalls()) == ([], [])

@@ -6,10 +6,10 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from fedpresence.engine.effects import Durable, Effect, Outgoing, SaveUser, SendPoll
-from fedpresence.engine.events import Event, TimePassed, UserAdded
+from fedpresence.engine.effects import Durable, Effect, Outgoing, SaveAnswer, SaveUser, SendPoll
+from fedpresence.engine.events import Event, TimePassed, TransactionReceived, UserAdded
 from fedpresence.errors import BadRequest, StoreError
-from fedpresence.hub import MAX_TURN_EVENTS, Hub
+from fedpresence.hub import MAX_TURN_EVENTS, MAX_UNHURRIED, Hub
 from fedpresence.ids import ServerName, UserID
 from tests.asynchronous import failure_of, result_of
 
@@ -20,8 +20,16 @@ def user(name: str) -> UserID:
     return UserID(f"@{name}:here.test")
 
 
+def a_transaction(txn_id: str) -> TransactionReceived:
+    return TransactionReceived(THERE, txn_id, 0, ())
+
+
+def an_answer(txn_id: str) -> SaveAnswer:
+    return SaveAnswer(THERE, txn_id, 0, 0)
+
+
 class Saving:
-    """An engine that saves every user it hears of, and then polls for them; refuses @refused."""
+    """An engine that saves every user and transaction it hears of, and then polls; refuses @refused."""
 
     def __init__(self) -> None:
         self.heard: list[Event] = []
@@ -32,6 +40,8 @@ class Saving:
         if isinstance(event, TimePassed):
             self.deadline_ms = None
             return (SendPoll(THERE, user(f"at{now_ms}")),)
+        if isinstance(event, TransactionReceived):
+            return (an_answer(event.txn_id), SendPoll(THERE, user(event.txn_id)))
         assert isinstance(event, UserAdded)
         if event.user_id == user("refused"):
             raise BadRequest("M_FORBIDDEN", "No", status=403)
@@ -240,3 +250,49 @@ def test_a_bug_in_what_performs_or_commits_ends_the_daemon_and_not_the_turn_alon
     for at, answer in zip((performs, commits), answers, strict=True):
         failure_of(answer, StoreError)
         assert [failure.type for failure in at.fatal] == [ZeroDivisionError]
+
+
+def test_an_answer_alone_waits_for_the_next_commit() -> None:
+    """A disk's turn for every transaction of presence would cost more than all the rest of it."""
+    world = Fixture()
+
+    done = world.hub.submit(a_transaction("t1"))
+
+    assert done.called
+    assert world.performed == [SendPoll(THERE, user("t1"))]
+    assert world.disk.commits == []
+
+    world.hub.submit(UserAdded(user("alice")))
+
+    (commit,) = world.disk.commits
+    assert commit == (an_answer("t1"), SaveUser(user("alice"), deactivated=False))
+
+
+def test_answers_are_written_behind() -> None:
+    """A restart finds what came before the last writing, whether or not a commit took it along."""
+    world = Fixture()
+    world.hub.submit(a_transaction("t1"))
+    assert world.hub.has_unwritten()
+
+    done = world.hub.write_behind()
+    assert world.disk.commits == [(an_answer("t1"),)]
+    world.disk.written()
+
+    assert done.called
+    assert not world.hub.has_unwritten()
+    assert world.hub.write_behind().called
+    assert len(world.disk.commits) == 1
+
+
+def test_what_waits_for_a_commit_is_bounded() -> None:
+    """A thousand answers are worth a commit of their own."""
+    world = Fixture()
+
+    for number in range(MAX_UNHURRIED):
+        world.hub.submit(a_transaction(f"t{number}"))
+    assert world.disk.commits == []
+    world.hub.submit(a_transaction("last"))
+
+    (commit,) = world.disk.commits
+    assert len(commit) == MAX_UNHURRIED + 1
+    assert not world.hub.has_unwritten()

@@ -325,7 +325,7 @@ def _set_presence(request: Request) -> PresenceState | None:
 def _is_readable(relayed: Relayed) -> bool:
     kind = relayed.headers.getRawHeaders(b"content-type", [b""])[0]
     encoding = relayed.headers.getRawHeaders(b"content-encoding", [b""])[0].strip().lower()
-    return kind.lower().startswith(JSON.encode()) and encoding in (b"", b"identity", b"gzip")
+    return kind.lower().startswith(JSON) and encoding in (b"", b"identity", b"gzip")
 
 
 def _is_packed(relayed: Relayed) -> bool:

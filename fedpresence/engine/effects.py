@@ -147,6 +147,13 @@ Durable = (
     | ForgetInbox
 )
 
+Unhurried = SaveAnswer | ForgetAnswer
+"""Durable effects that go with the next commit, or are written behind: alone they are not worth one.
+
+What comes without list EDUs may be taken twice (F:R-1), so a crash may forget that it came; list EDUs are
+saved in the turn that takes them, and their answer with them.
+"""
+
 # --- outgoing --------------------------------------------------------------------------------
 
 

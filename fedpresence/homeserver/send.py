@@ -45,7 +45,8 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import Claim, OriginCheck
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.incoming import IncomingBody
-from fedpresence.intake import Admit, Admitted, BodyBudget, RequestHead, body_of, source_of
+from fedpresence.intake import Admit, Admitted, BodyBudget, RequestHead, body_of
+from fedpresence.sources import source_of
 from fedpresence.web import mount, node, write_json
 from fedpresence.wire.json import decode_json
 

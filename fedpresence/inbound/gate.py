@@ -16,7 +16,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import Credentials, OriginCheck
 from fedpresence.intake import Admitted, BodyBudget, RequestHead, busy, too_large
 
-SEND = (b"_matrix", b"federation", b"v1", b"send")
+SEND = [b"_matrix", b"federation", b"v1", b"send"]
 OUTCOMES = {401: "not_authentic", 403: "forbidden", 413: "too_large", 429: "limited", 500: "failed"}
 
 
@@ -74,7 +74,9 @@ class Gate:
 def is_send(uri: bytes) -> bool:
     """Whether a request line's URI is `/send/{txnId}`, as the resource tree reads it."""
     path, _, _ = uri.partition(b"?")
-    segments = tuple(unquote_to_bytes(segment) for segment in path[1:].split(b"/"))
+    segments = path[1:].split(b"/")
+    if b"%" in path:
+        segments = [unquote_to_bytes(segment) for segment in segments]
     if segments[:4] != SEND or not 5 <= len(segments) <= 6:
         return False
     return bool(segments[4]) and not any(segments[5:])

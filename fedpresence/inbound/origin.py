@@ -88,10 +88,21 @@ class OriginCheck:
             raise refusal or NotAuthentic("No key")
         return Credentials(claim.origin, tuple(found))
 
-    def verify(self, credentials: Credentials, *, method: str, uri: str, content: object) -> ServerName:
-        """The origin, proven; NotAuthentic where one of the signatures is wrong."""
+    def verify(
+        self, credentials: Credentials, *, method: str, uri: str, content: object, body: bytes | None = None
+    ) -> ServerName:
+        """The origin, proven; NotAuthentic where one of the signatures is wrong.
+
+        `body` is what `content` was decoded from, where that is at hand.
+        """
         for header, verify_key in credentials.signatures:
             verify_request(
-                header, verify_key, method=method, uri=uri, destination=self.server_name, content=content
+                header,
+                verify_key,
+                method=method,
+                uri=uri,
+                destination=self.server_name,
+                content=content,
+                body=body,
             )
         return credentials.origin

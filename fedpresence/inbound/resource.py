@@ -22,7 +22,8 @@ from fedpresence.ids import ServerName
 from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.origin import Credentials
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import RequestHead, grounds_of, source_of
+from fedpresence.intake import RequestHead, grounds_of
+from fedpresence.sources import source_of
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.signing import Identity
@@ -124,7 +125,7 @@ class _Send:
         uri = _text(request.uri)
         data = request.content.read() if request.content is not None else b""
         body = decode_json(data)
-        origin = federation.gate.origins.verify(credentials, method="PUT", uri=uri, content=body)
+        origin = federation.gate.origins.verify(credentials, method="PUT", uri=uri, content=body, body=data)
         federation.on_authentic(origin)
         if origin == federation.identity.server_name:
             raise BadRequest("M_FORBIDDEN", "This is ourselves", status=403)

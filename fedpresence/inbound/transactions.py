@@ -10,7 +10,7 @@ Always true:
 Source: F:7.1, F:7.3.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
@@ -120,8 +120,8 @@ class Transactions:
             del self._queues[origin]
 
     def _count(self, origin: ServerName, transaction: ReceivedTransaction) -> None:
-        for edu in transaction.edus:
-            self._counters.count("inbound_edus", edu_type=_type_of(edu), outcome="received")
+        for edu_type, amount in Counter(map(_type_of, transaction.edus)).items():
+            self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
         for skipped in transaction.skipped:
             edu_type = skipped.edu_type if skipped.edu_type in EDU_TYPES else "other"
             self._counters.count("inbound_edus", edu_type=edu_type, outcome="skipped")

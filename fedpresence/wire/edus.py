@@ -28,7 +28,7 @@ from fedpresence.engine.outgoing import Edu, ListEdu, PresenceEdu, Push
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
 from fedpresence.errors import BadRequest
-from fedpresence.ids import ServerName, UserID, is_compliant, parse_user_id, server_of
+from fedpresence.ids import ServerName, UserID, is_compliant, is_compliant_of, parse_user_id, server_of
 from fedpresence.wire.json import MAX_SAFE_INT, encode_canonical
 
 PRESENCE = "m.presence"
@@ -165,13 +165,9 @@ def _decode_push(item: object, origin: ServerName) -> PushReceived | str:
     """The push, or the reason why not (E:R-1 to R-4)."""
     if not isinstance(item, dict):
         return "malformed"
-    user_id = _user_id(item.get("user_id"))
-    if user_id is None:
-        return "user"
-    if server_of(user_id) != origin:
-        return "origin"
-    if not is_compliant(user_id):
-        return "user"  # F:1.2: clients must not be shown it
+    user_id = item.get("user_id")
+    if not isinstance(user_id, str) or not is_compliant_of(user_id, origin):
+        return "origin" if _is_of_another(user_id, origin) else "user"  # F:1.2: clients must not be shown it
     presence = item.get("presence")
     state = _STATES.get(presence) if isinstance(presence, str) else None
     if state is None:
@@ -186,6 +182,11 @@ def _decode_push(item: object, origin: ServerName) -> PushReceived | str:
     )
 
 
+def _is_of_another(value: object, origin: ServerName) -> bool:
+    user_id = _user_id(value)
+    return user_id is not None and server_of(user_id) != origin
+
+
 def _last_active_ago(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None  # a float where an integer belongs makes the field invalid (Z-3)
@@ -195,7 +196,7 @@ def _last_active_ago(value: object) -> int | None:
 def _status_msg(value: object) -> str | None:
     if not isinstance(value, str):
         return None
-    text = _without_nul(value)
+    text = _without_nul(value) if "\0" in value else value
     if len(text) * 4 > MAX_STATUS_BYTES:  # a character is at most 4 bytes: most need no second look
         text = text.encode("utf-8", "replace")[:MAX_STATUS_BYTES].decode("utf-8", "ignore")
     return text or None

@@ -10,7 +10,7 @@ server keys" (F:3, F:4, F:6).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,11 +42,14 @@ _SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}(?:==)?\Z")  # 64 bytes, padded or no
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=?\Z")  # 32 bytes
 
 _SCHEME = re.compile(r"[ \t]*X-Matrix +", re.IGNORECASE)
-_COMMAS = re.compile(r"[ \t]*(?:,[ \t]*)*")
-_NAME = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*")
-_QUOTED = re.compile(r'"((?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e\x80-\xff])*+)"')
-# A token, with what old senders leave unquoted: colons, Base64, the brackets of an IPv6 address.
-_UNQUOTED = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z:/=\[\]-]+")
+_COMMAS = re.compile(r"[ \t]*(?:,[ \t]*)*+")
+_PARAMETER = re.compile(
+    r"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*"
+    r'(?:"((?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e\x80-\xff])*+)"'
+    # Or a token, with what old senders leave unquoted: colons, Base64, the brackets of an IPv6 address.
+    r"|([!#$%&'*+.^_`|~0-9A-Za-z:/=\[\]-]+))"
+    rf"({_COMMAS.pattern})"
+)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -184,21 +187,44 @@ def verify_request(
     uri: str,
     destination: ServerName,
     content: object | None,
+    body: bytes | None = None,
 ) -> None:
     """Return only where the request was signed with the key that `auth` names.
 
     `destination` is our own name; `uri` is the request line's, untouched; `content` is the body as it was
-    decoded, None where there was none. NotAuthentic otherwise.
+    decoded, None where there was none; `body` is the bytes that `content` was decoded from. NotAuthentic
+    otherwise.
     """
     if auth.destination is not None and auth.destination != destination:
         raise NotAuthentic("The request is for another server")
     try:
-        body = None if content is None else encode_as_received(content)
-        signed = _signed_bytes(method, uri, auth.origin, destination, body)
+        is_signed = any(
+            _is_signed(_signed_bytes(method, uri, auth.origin, destination, form), auth.signature, verify_key)
+            for form in _forms(content, body)
+        )
     except ValueError as error:
         raise NotAuthentic("The request cannot be written as canonical JSON") from error
-    if not _is_signed(signed, auth.signature, verify_key):
+    if not is_signed:
         raise NotAuthentic("The signature of the request is wrong")
+
+
+def _forms(content: object | None, body: bytes | None) -> Iterator[bytes | None]:
+    """The bytes that may have been signed as `content`.
+
+    First the body as it came: Synapse and we send the canonical JSON that was signed, and then nothing need
+    be encoded again. A signature over it speaks for `content` and for nothing else: `body` is one whole JSON
+    value, for it was decoded, so no part of it can pass for what `_signed_bytes` puts around it.
+    """
+    if content is None:
+        yield None
+        return
+    # Keys out of order: not canonical, and a check in vain costs more than the encoding.
+    may_be_canonical = isinstance(content, dict) and list(content) == sorted(content)
+    if may_be_canonical and body is not None:
+        yield body
+    canonical = encode_as_received(content)
+    if canonical != body or not may_be_canonical:
+        yield canonical
 
 
 def verify_key_object(obj: object, server_name: ServerName) -> ServerKeys:
@@ -272,22 +298,18 @@ def _parameters(text: str) -> dict[str, str]:
     if scheme is None:
         raise NotAuthentic("The Authorization header is not of the scheme X-Matrix")
     parameters: dict[str, str] = {}
-    position = _end_of(_COMMAS, text, scheme.end())
+    commas = _COMMAS.match(text, scheme.end())
+    position = commas.end() if commas else scheme.end()
     while position < len(text):
-        name = _NAME.match(text, position)
-        value = name and (_QUOTED.match(text, name.end()) or _UNQUOTED.match(text, name.end()))
-        if name is None or value is None:
+        parameter = _PARAMETER.match(text, position)
+        if parameter is None:
             raise NotAuthentic("The X-Matrix header cannot be read")
-        key = name[1].lower()
+        name, quoted, unquoted, between = parameter.groups()
+        key = name.lower()
         if key in parameters:
             raise BadRequest("M_UNAUTHORIZED", "A parameter of the X-Matrix header stands twice")
-        parameters[key] = _ESCAPE.sub(r"\1", value[1]) if value.re is _QUOTED else value[0]
-        position = _end_of(_COMMAS, text, value.end())
-        if position < len(text) and "," not in text[value.end() : position]:
+        parameters[key] = unquoted if quoted is None else _ESCAPE.sub(r"\1", quoted)
+        position = parameter.end()
+        if position < len(text) and "," not in between:
             raise NotAuthentic("The X-Matrix header cannot be read")
     return parameters
-
-
-def _end_of(pattern: re.Pattern[str], text: str, position: int) -> int:
-    match = pattern.match(text, position)
-    return match.end() if match else position

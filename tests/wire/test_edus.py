@@ -14,7 +14,8 @@ from fedpresence.engine.events import (
 from fedpresence.engine.outgoing import ListEdu, PresenceEdu, Push
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
-from fedpresence.ids import ServerName, UserID
+from fedpresence.errors import BadRequest
+from fedpresence.ids import ServerName, UserID, is_compliant, parse_user_id, server_of
 from fedpresence.wire.edus import (
     MAX_AGO_MS,
     MAX_POLLED,
@@ -191,6 +192,24 @@ def test_a_bad_push_item_is_skipped_and_its_neighbours_are_honoured(item: object
         "@dave:there.test",
     ]
     assert skipped == [Skipped("m.presence", reason)]
+
+
+@given(
+    st.from_regex(r"@?[a-z:é\x00 ]{0,3}:?(there\.test|here\.test|there\.test:1|)", fullmatch=True)
+    | st.text(max_size=20)
+    | st.integers(200, 300).map(lambda size: "@" + size * "a" + ":there.test")
+)
+def test_a_server_pushes_its_own_users_that_clients_may_be_shown_and_no_others(text: str) -> None:
+    """The quick look at a user ID sees what the rules of the appendices see one by one (F:1.2)."""
+    try:
+        user_id = parse_user_id(text)
+        allowed = server_of(user_id) == THERE and is_compliant(user_id)
+    except BadRequest:
+        allowed = False
+
+    received, _ = decode(presence_edu(push=[{"user_id": text, "presence": "online"}]))
+
+    assert bool(received) == allowed
 
 
 @pytest.mark.parametrize(

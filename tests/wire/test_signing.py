@@ -281,6 +281,49 @@ def test_a_body_with_floats_is_checked_as_it_came() -> None:
     )
 
 
+def test_a_body_is_believed_as_it_came_or_in_canonical_form() -> None:
+    """Most senders send what they signed; some sign canonical JSON and send another form of it."""
+    auth, verify_key, request = a_signed_request()
+    canonical = encode_canonical(request["content"])
+
+    for body in (None, canonical, b" " + canonical, canonical.replace(b":", b": ")):
+        verify_request(auth, verify_key, **request, body=body)
+
+
+def test_a_body_whose_keys_are_out_of_order_is_believed_too() -> None:
+    """Servers that write JSON as their types stand sign the canonical form of it."""
+    ours, body = an_identity(), b'{"origin":"domain","edus":[]}'
+    content = decode_json(body)
+    auth = header(ours.authorization("PUT", "/a", DESTINATION, content))
+
+    verify_request(
+        auth,
+        ours.verify_keys[KEY_ID],
+        method="PUT",
+        uri="/a",
+        destination=DESTINATION,
+        content=content,
+        body=body,
+    )
+
+
+def test_another_body_is_not_believed_beside_a_signed_one() -> None:
+    """What is acted on is the decoded body: a signature over anything else says nothing about it."""
+    auth, verify_key, request = a_signed_request()
+    changed = {**request, "content": {"pdus": [], "edus": [{}]}}
+
+    for body in (None, encode_canonical(changed["content"])):
+        with pytest.raises(NotAuthentic):
+            verify_request(auth, verify_key, **changed, body=body)
+
+
+def test_a_body_that_would_reach_beyond_its_place_is_never_decoded() -> None:
+    """Else one server's signature over a request could be read as one over another request."""
+    for body in (b'{},"destination":"elsewhere.test"', b"{}}", b'{"a":1},"content":{}'):
+        with pytest.raises(BadRequest):
+            decode_json(body)
+
+
 @given(json_values(floats=False), st.sampled_from(["GET", "PUT"]), st.text("/_abc?=&%2F:", min_size=1))
 def test_what_we_sign_is_believed_by_us_and_by_signedjson(content: object, method: str, uri: str) -> None:
     """Two servers of ours agree, and the library of all homeservers agrees with both."""
