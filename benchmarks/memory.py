@@ -131,7 +131,7 @@ def _is_to_there(number: int) -> bool:
 def _pairs(users: int, subscriptions: int) -> Iterator[Pair]:
     """Each user has the same number of subscriptions, to users spread evenly, and never twice the same.
 
-    User by user, which is the order of the larger table: it is filled several times as fast.
+    User by user, which is the order of one of the two tables.
     """
     each = -(-subscriptions // users) if users else 0
     for number in range(subscriptions):

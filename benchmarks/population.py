@@ -22,7 +22,7 @@ from fedpresence.storage.store import token_hash
 from fedpresence.storage.tables import write_changes, write_presence
 
 CHUNK = 10_000  # rows that exist as Python values at a time
-CACHE_KIB = 1024 * 1024  # the tables are filled in no order: without a cache each row costs a page
+CACHE_KIB = 1024 * 1024  # one of the tables is filled in no order
 DEVICE = "DEVICE"
 
 T = TypeVar("T")

@@ -25,6 +25,7 @@ from fedpresence.engine.subscription import ObservedRow, ObservedStage, Observer
 from fedpresence.ids import ServerName, UserID, server_of
 
 DeadlineKey = UserID | PairKey
+NO_SERVERS: dict[ServerName, int] = {}  # of all whom no other server was granted; never written to
 
 
 class Turn:
@@ -220,19 +221,21 @@ class World:
         """The other servers with a grant that is not muted, and how many: users who sleep need none."""
         by_server = self._grants.get(observed)
         if by_server is None:
-            by_server = Counter(sorted(map(server_of, self.pairs.entitled(observed))))
-            by_server.pop(self.our_name, None)
-            self._grants[observed] = by_server
+            counted = Counter(sorted(map(server_of, self.pairs.entitled(observed))))
+            counted.pop(self.our_name, None)
+            by_server = self._grants[observed] = dict(counted) if counted else NO_SERVERS
         return by_server
 
     def _index_grant(self, observed: UserID, server: ServerName, before: bool, after: bool) -> None:
         if before == after or server == self.our_name:
             return
         by_server = self._grants.get(observed)
-        if by_server is not None:
+        if by_server:
             by_server[server] = by_server.get(server, 0) + (1 if after else -1)
             if not by_server[server]:
                 del by_server[server]
+        elif by_server is not None:
+            self._grants[observed] = {server: 1}
         if before and server not in self._granted(observed) and not self.has_right(server, observed):
             self.rights_ended[server] += 1
 
