@@ -32,7 +32,7 @@ from fedpresence.ids import ServerName
 from fedpresence.testing.http import Answer, request
 from fedpresence.testing.merging import merged
 
-ENVIRONMENT = "FEDPRESENCE_SYNAPSE"  # the Python interpreter of an environment that has matrix-synapse
+ENVIRONMENT = "SYNAPSE_PYTHON"  # the Python interpreter of an environment that has matrix-synapse
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
