@@ -138,7 +138,7 @@ def test_a_wrong_config_ends_every_command_with_78(
         ["run"],
         ["token"],
         ["generate-config"],
-        ["doctor", "-c", "x"],
+        ["doctor"],
         ["rig"],
     ],
 )
@@ -261,3 +261,9 @@ def test_a_daemon_that_does_not_run_is_told(config: Path) -> None:
     for asked in (status, subscriptions):
         assert (asked.returncode, asked.stdout) == (1, "")
         assert "Does the daemon run?" in asked.stderr
+
+
+def test_the_doctor_needs_a_homeserver_to_ask(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A standalone daemon has nothing around it; saying so beats six questions in vain."""
+    assert main(["doctor", "-c", str(config)]) == 78
+    assert "homeserver.url: is missing" in capsys.readouterr().err
