@@ -46,6 +46,18 @@ def test_room_mates_of_two_domains_see_each_other_in_their_ordinary_syncs(two: l
     assert bob.status_of(alice.user_id).body["status_msg"] == "Fika"
 
 
+def test_the_doctor_finds_nothing_to_mend(two: list[Domain]) -> None:
+    """What an operator sees who has followed the guide: one good line for each thing that must hold."""
+    here, _ = two
+    assert here.daemon is not None
+
+    done = here.daemon.attempt("doctor")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 6
+    assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
+
+
 def test_a_list_entry_is_seen_without_any_room(two: list[Domain]) -> None:
     """Lists ask before they share, and go on working beside a homeserver."""
     here, there = two
