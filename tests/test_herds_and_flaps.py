@@ -161,6 +161,43 @@ def test_a_clean_stop_keeps_no_last_word_back() -> None:
     assert server.pushes_of(ALICE)[-1]["status_msg"] == "bye"
 
 
+# --- everybody idle (decision 14) ---------------------------------------------------------------------
+
+
+def idle_for_long(servers: int, users: int, each: int) -> SendingServer:
+    """Connected and idle since a restart an hour ago; each is watched by some of the servers."""
+    names = [UserID(f"@u{number}:here.test") for number in range(users)]
+    effects: list[Durable] = [SaveUser(user_id, deactivated=False) for user_id in names]
+    for number in range(users * each):
+        observer = UserID(f"@r{number}:{destination(number % servers)}")
+        row = ObservedRow(observer, names[number % users], ObservedStage.GRANTED, NOW_MS, NOW_MS)
+        effects.append(SaveObservedRow(row))
+    store = MemoryStore()
+    result_of(store.commit(effects, NOW_MS))
+    records = [PresenceRecord(user_id, UNAVAILABLE, NOW_MS - HOUR_MS, None, False, 0) for user_id in names]
+    result_of(store.save_presence(records, NOW_MS))
+    server = SendingServer(store, NOW_MS)
+    server.do(*(StreamOpened(user_id, PHONE, None) for user_id in names))
+    server.wait(HOUR_MS, step_ms=250)
+    return server
+
+
+def test_a_thousand_servers_are_refreshed_one_after_the_other() -> None:
+    """No second has more than twice the mean; peers have a herd of all, every 25 minutes."""
+    servers, seconds = 1000, 25 * 60
+    server = idle_for_long(servers, users=110, each=10)
+    before = len(server.net.opened)
+
+    server.wait(seconds * S, step_ms=50)
+
+    opened = server.net.opened[before:]
+    moments = [at_ms for _, at_ms in opened]
+    most = max(sum(0 <= other - one < S for other in moments[n : n + 50]) for n, one in enumerate(moments))
+    assert {name for name, _ in opened} == {destination(number) for number in range(servers)}
+    assert most <= 2 * len(moments) / seconds
+    assert len(moments) <= 1.4 * servers
+
+
 # --- everybody at once: a restart (S:O-15, O-18, O-25, O-27, T-28) ------------------------------------
 
 

@@ -6,8 +6,9 @@ Always true:
 - EDUs of a pair leave in order, at most one of a pair in a transaction (decision 10);
 - what is tried once (polls, unpolls, drops that nobody owes) is gone when taken;
 - a change is left out only where the destination confirmed the very same content (decision 13);
-- users are told again at a phase that belongs to the destination: the first that is due takes the others
-  along, so of phases of their own the smallest would count, and be about the same everywhere.
+- a refresh is due from a phase on that belongs to the two servers: the first user who is due takes the others
+  along, so of phases of their own the smallest would count, and be about the same everywhere. Alone it then
+  has time, and goes when it is its turn (`outbound.rounds`).
 
 Source: decisions 9 to 14; Z-15, Z-17; S:3.5, S:T-28.
 """
@@ -16,6 +17,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
+from math import ceil
 
 from fedpresence.engine.effects import (
     SendDropOnce,
@@ -34,6 +36,13 @@ from fedpresence.outbound.budget import TokenBucket
 
 QueueEffect = SendPush | SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
 
+RIDE_AFTER, REFRESH_AFTER, REFRESH_PHASES, REFRESH_WITHIN = (
+    0.5,
+    0.6,
+    0.15,
+    0.9,
+)  # of an interval (decision 14)
+BOOT_WITHIN = 0.2  # of it, after a start (S:T-28)
 MAX_OWED = 10_000  # what does not fit stays owed in its row, and is asked for again by S:3.5
 MAX_ONCE = 10_000  # drops, polls and unpolls waiting, each: a restart asks for all users of a server
 MAX_EDUS_TAKEN = 40  # list EDUs a transaction: with final pushes and m.presence well below 100 (F:7.1)
@@ -104,10 +113,11 @@ class DestinationQueue:
     ) -> None:
         self.revision = 0
         self._window_ms = batch_window_ms
-        phase = spread(origin, destination)
-        self._ride_after_ms = refresh_interval_ms // 2
-        self._refresh_after_ms = int(refresh_interval_ms * (0.6 + 0.3 * phase))
-        self._boot_within_ms = int(refresh_interval_ms * 0.2 * phase)
+        after = REFRESH_AFTER + REFRESH_PHASES * spread(origin, destination)
+        self._ride_after_ms = int(refresh_interval_ms * RIDE_AFTER)
+        self._refresh_after_ms = int(refresh_interval_ms * after)
+        self._refresh_within_ms = int(refresh_interval_ms * REFRESH_WITHIN)
+        self._boot_within_ms = int(refresh_interval_ms * BOOT_WITHIN)
         self._pending: dict[UserID, _News] = {}
         self._told: OrderedDict[UserID, _Told] = OrderedDict()  # in the order of told_ms: the oldest first
         self._owed: dict[OwedKey, _Owed] = {}
@@ -144,8 +154,8 @@ class DestinationQueue:
 
     def add_at_boot(self, user_id: UserID, now_ms: int) -> None:
         """A user this destination may see: told again in the first fifth of a refresh interval (S:T-28)."""
-        # As if told so long ago that it is due then; it rides along with whatever goes before.
-        self._remember(user_id, now_ms + self._boot_within_ms - self._refresh_after_ms, None)
+        # As if told so long ago that it must go by then; it rides along with whatever goes before.
+        self._remember(user_id, now_ms + self._boot_within_ms - self._refresh_within_ms, None)
 
     def wake(self, now_ms: int) -> None:
         """The destination is heard of again: EDUs that it refused are offered once more.
@@ -271,7 +281,12 @@ class DestinationQueue:
         return not (self._pending or self._told or self._owed or self._drops or self._polls or self._unpolls)
 
     def next_due_ms(self) -> int | None:
-        """When the next transaction should leave; a moment that has passed means now."""
+        """When the next transaction may leave; a moment that has passed means now."""
+        due = (self.news_due_ms(), self.refresh_due_ms())
+        return min((due_ms for due_ms in due if due_ms is not None), default=None)
+
+    def news_due_ms(self) -> int | None:
+        """When it should leave for what waits; None where nothing does but refreshes."""
         left_ms = self._left_ms
         window_end_ms = left_ms + self._window_ms if left_ms is not None else 0
         if self._polls or self._urgent:
@@ -282,15 +297,28 @@ class DestinationQueue:
             due.append(timer_end_ms)
         if self._owed and self._has_owed_to_offer():
             due.append(max(window_end_ms, self._edus_left.ready_ms()))
-        refresh_ms = self._next_refresh_ms()
-        if refresh_ms is not None:
-            due.append(max(refresh_ms, window_end_ms))
         return min(due, default=None)
+
+    def refresh_due_ms(self) -> int | None:
+        """From when on a refresh may leave by itself; None where nobody will need one."""
+        told_ms = self._longest_untold_ms()
+        if told_ms is None:
+            return None
+        window_end_ms = self._left_ms + self._window_ms if self._left_ms is not None else 0
+        return max(told_ms + self._refresh_after_ms, window_end_ms)
+
+    def refresh_by_ms(self) -> int | None:
+        """By when a refresh must have left; None where nobody will need one."""
+        told_ms = self._longest_untold_ms()
+        return None if told_ms is None else told_ms + self._refresh_within_ms
+
+    def refreshes(self, limit: int) -> int:
+        """How many transactions of at most `limit` users it takes to tell everybody again."""
+        return ceil(len(self._told) / limit)
 
     def deadline_ms(self, now_ms: int) -> int:
         """By when it should have its turn, among destinations that are due; earlier goes first."""
-        refresh_ms = self._next_refresh_ms()
-        deadline_ms = (now_ms if refresh_ms is None else refresh_ms) + PATIENCE_MS[Urgency.REFRESH]
+        deadline_ms = now_ms + PATIENCE_MS[Urgency.REFRESH]
         return deadline_ms if self._deadline_ms is None else min(deadline_ms, self._deadline_ms)
 
     # --- inside ----------------------------------------------------------------------------------
@@ -379,13 +407,18 @@ class DestinationQueue:
             self._urgent -= news.urgency <= _CHANGE
 
     def _remember(self, user: UserID, told_ms: int, published: Published | None) -> None:
-        self._told[user] = _Told(told_ms, published)
+        told = self._told.get(user)
+        if told is None:
+            self._told[user] = _Told(told_ms, published)
+            return
+        # What did not change is not made anew: with a million pairs the collector would never rest.
+        told.told_ms = told_ms
+        if told.published != published:
+            told.published = published
         self._told.move_to_end(user)
 
-    def _next_refresh_ms(self) -> int | None:
-        if not self._told:
-            return None
-        return next(iter(self._told.values())).told_ms + self._refresh_after_ms
+    def _longest_untold_ms(self) -> int | None:
+        return next(iter(self._told.values())).told_ms if self._told else None
 
     def _expect(self, deadline_ms: int) -> None:
         if self._deadline_ms is None or deadline_ms < self._deadline_ms:

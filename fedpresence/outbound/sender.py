@@ -117,8 +117,9 @@ class DestinationSender(Service):
     """Delivers one destination's queue.
 
     It asks by `wake_at` to be woken (`look`) when something falls due, says then by when it should have its
-    turn, and sends one transaction when it gets it (`go`). `permitted` False: it sleeps, and keeps what
-    waits.
+    turn, and sends one transaction when it gets it (`go`). Where only a refresh is due it lines up for that
+    (`line_up`), and has its turn after it was called (`called`). `permitted` False: it sleeps, and keeps
+    what waits.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class DestinationSender(Service):
         queue: DestinationQueue,
         tools: Tools,
         wake_at: Callable[["DestinationSender", int], None],
+        line_up: Callable[["DestinationSender", int], None],
         *,
         permitted: bool = True,
     ) -> None:
@@ -134,6 +136,8 @@ class DestinationSender(Service):
         self.queue = queue
         self._tools = tools
         self._wake_at = wake_at
+        self._line_up = line_up
+        self._in_line = False  # for its refresh
         self._alarms_ms: list[int] = []  # asked for and still to come, the earliest last
         self._permitted = permitted
         self._backoff = Backoff()
@@ -215,13 +219,30 @@ class DestinationSender(Service):
             self._wake_at(self, due_ms)
 
     def look(self, now_ms: int) -> int | None:
-        """An alarm came: by when it should have a turn; None where nothing is due."""
+        """An alarm came: by when it should have a turn; None where nothing is due, or only a refresh."""
         self._alarms_ms.pop()
         if self._in_flight is not None or not self.running:
             return None
         due_ms = self.next_due_ms()
         if due_ms is not None and due_ms <= now_ms:
-            return self._deadline_ms(now_ms)
+            by_ms = self._refresh_alone_by_ms(now_ms)
+            if by_ms is None:
+                return self._deadline_ms(now_ms)
+            self._in_line = True
+            self._line_up(self, by_ms)
+        self.schedule()
+        return None
+
+    def called(self, now_ms: int) -> int | None:
+        """Its refresh may go: by when it should have a turn; None where it need not go any more."""
+        if not self._in_line:
+            return None
+        self._in_line = False
+        if self._in_flight is None and self.running:
+            self._prune(now_ms)
+            due_ms = self.next_due_ms()
+            if due_ms is not None and due_ms <= now_ms and self._refresh_alone_by_ms(now_ms) is not None:
+                return self._deadline_ms(now_ms)
         self.schedule()
         return None
 
@@ -231,7 +252,12 @@ class DestinationSender(Service):
         """When it will want a turn; None where nothing waits, or it sleeps."""
         if not self._permitted:
             return None
-        due_ms = 0 if self._parts or self._unclear is not None else self.queue.next_due_ms()
+        if self._parts or self._unclear is not None:
+            due_ms: int | None = 0
+        elif self._in_line:
+            due_ms = self.queue.news_due_ms()
+        else:
+            due_ms = self.queue.next_due_ms()
         return None if due_ms is None else max(due_ms, self._backoff.next_try_ms)
 
     def idle(self) -> bool:
@@ -288,8 +314,7 @@ class DestinationSender(Service):
 
     async def _deliver(self) -> None:
         now = self._now_ms()
-        needs_refresh = self._tools.decisions.needs_refresh
-        self.queue.prune(now, lambda user: needs_refresh(self.destination, user))
+        self._prune(now)
         due_ms = self.next_due_ms()
         if due_ms is None or due_ms > now:
             return
@@ -459,6 +484,17 @@ class DestinationSender(Service):
         if self._connecting_ms is None:
             return False
         return self._backoff.failing_since_ms is not None or now - self._connecting_ms >= CONNECTING_MS
+
+    def _prune(self, now: int) -> None:
+        needs_refresh = self._tools.decisions.needs_refresh
+        self.queue.prune(now, lambda user: needs_refresh(self.destination, user))
+
+    def _refresh_alone_by_ms(self, now: int) -> int | None:
+        """By when it must go, where nothing is due but a refresh, and nothing is wrong; None otherwise."""
+        if self._parts or self._unclear is not None or self._backoff.failing_since_ms is not None:
+            return None
+        news_ms = self.queue.news_due_ms()
+        return None if news_ms is not None and news_ms <= now else self.queue.refresh_by_ms()
 
     def _now_ms(self) -> int:
         return now_ms(self._tools.clock)

@@ -26,12 +26,14 @@ from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.alarms import Alarms
 from fedpresence.outbound.budget import TokenBucket, Turns
 from fedpresence.outbound.queue import DestinationQueue, QueueEffect
-from fedpresence.outbound.sender import Decisions, DestinationSender, Opens, Tools
+from fedpresence.outbound.rounds import Round
+from fedpresence.outbound.sender import MAX_USERS, Decisions, DestinationSender, Opens, Tools
 from fedpresence.outbound.status import DestinationStatus, TransactionSeen
 
 _log = Logger()
 
-SWEEP_INTERVAL_S = 300.0  # how often senders with nothing to do are forgotten
+SWEEP_INTERVAL_S = 300.0  # how often senders with nothing to do are forgotten, and refreshes are counted
+ROUND = 0.75  # of a refresh interval: in the middle of when a refresh is due, early enough to fail twice
 USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18)
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
@@ -97,6 +99,9 @@ class Outbound(MultiService):
         self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
         self._turn_timer: Timer | None = None
+        self._round: Round[ServerName] = Round(settings.refresh_interval_ms * ROUND)
+        self._round_timer: Timer | None = None
+        self._round_ms = 0  # when it comes
         self._alarms: Alarms[DestinationSender] = Alarms()
         self._alarm_timer: Timer | None = None
         self._alarm_ms = 0  # when it comes
@@ -110,15 +115,17 @@ class Outbound(MultiService):
         for destination, user_id in self._boot_users():
             sender = self._senders.get(destination) or self._new_sender(destination)
             sender.queue.add_at_boot(user_id, now)
+        self._round.begin(now)
+        self._count_refreshes()
         MultiService.startService(self)
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 
     def stopService(self) -> Deferred[None]:
         """Cancel what is in flight, close connections."""
-        for timer in (self._turn_timer, self._alarm_timer, self._sweep_timer):
+        for timer in (self._turn_timer, self._round_timer, self._alarm_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
-        self._turn_timer = self._alarm_timer = self._sweep_timer = None
+        self._turn_timer = self._round_timer = self._alarm_timer = self._sweep_timer = None
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
@@ -178,7 +185,9 @@ class Outbound(MultiService):
             refresh_interval_ms=self._settings.refresh_interval_ms,
         )
         permitted = self._servers.permit(destination)
-        sender = DestinationSender(destination, queue, self._tools, self._wake_at, permitted=permitted)
+        sender = DestinationSender(
+            destination, queue, self._tools, self._wake_at, self._line_up, permitted=permitted
+        )
         self._senders[destination] = sender
         MultiService.addService(self, sender)
         return sender
@@ -236,6 +245,38 @@ class Outbound(MultiService):
                 self._turns.ask(sender.destination, deadline_ms)
         self._give_turns()
         self._set_alarm_timer()
+        self._set_round_timer()
+
+    def _line_up(self, sender: DestinationSender, by_ms: int) -> None:
+        self._round.ask(sender.destination, by_ms)
+
+    def _set_round_timer(self) -> None:
+        """See to it that the next refresh is called when it is its turn, or sooner: then nobody is."""
+        ready_ms = self._round.ready_ms()
+        if ready_ms is None or not self.running:
+            return
+        if self._round_timer is not None:
+            if self._round_ms <= ready_ms:
+                return
+            self._round_timer.cancel()
+        self._round_ms = ready_ms
+        delay_ms = max(0, ready_ms - now_ms(self._clock))
+        self._round_timer = self._clock.callLater(delay_ms / 1000, self._round_came)
+
+    def _round_came(self) -> None:
+        self._round_timer = None
+        now = now_ms(self._clock)
+        while (name := self._round.next(now)) is not None:
+            sender = self._senders.get(name)
+            deadline_ms = None if sender is None else sender.called(now)
+            if deadline_ms is not None:
+                self._round.went(now)
+                self._turns.ask(name, deadline_ms)
+        self._give_turns()
+        self._set_round_timer()
+
+    def _count_refreshes(self) -> None:
+        self._round.count = sum(sender.queue.refreshes(MAX_USERS) for sender in self._senders.values())
 
     def _give_turns(self) -> None:
         now = now_ms(self._clock)
@@ -258,6 +299,7 @@ class Outbound(MultiService):
                 del self._senders[destination]
                 self._turns.withdraw(destination)
                 MultiService.removeService(self, sender)
+        self._count_refreshes()
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 
 
