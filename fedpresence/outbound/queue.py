@@ -36,13 +36,10 @@ from fedpresence.outbound.budget import TokenBucket
 
 QueueEffect = SendPush | SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
 
-RIDE_AFTER, REFRESH_AFTER, REFRESH_PHASES, REFRESH_WITHIN = (
-    0.5,
-    0.6,
-    0.15,
-    0.9,
-)  # of an interval (decision 14)
-BOOT_WITHIN = 0.2  # of it, after a start (S:T-28)
+RIDE_AFTER = 0.5  # of a refresh interval after the last push: then a refresh goes where something goes anyway
+REFRESH_AFTER, REFRESH_PHASES = 0.6, 0.15  # from then on by itself, at a phase in so much more
+REFRESH_WITHIN = 0.9  # and by then: early enough to fail twice (decision 14)
+BOOT_WITHIN = 0.2  # after a start (S:T-28)
 MAX_OWED = 10_000  # what does not fit stays owed in its row, and is asked for again by S:3.5
 MAX_ONCE = 10_000  # drops, polls and unpolls waiting, each: a restart asks for all users of a server
 MAX_EDUS_TAKEN = 40  # list EDUs a transaction: with final pushes and m.presence well below 100 (F:7.1)
@@ -282,8 +279,10 @@ class DestinationQueue:
 
     def next_due_ms(self) -> int | None:
         """When the next transaction may leave; a moment that has passed means now."""
-        due = (self.news_due_ms(), self.refresh_due_ms())
-        return min((due_ms for due_ms in due if due_ms is not None), default=None)
+        news_ms, refresh_ms = self.news_due_ms(), self.refresh_due_ms()
+        if news_ms is None or refresh_ms is None:
+            return refresh_ms if news_ms is None else news_ms
+        return min(news_ms, refresh_ms)
 
     def news_due_ms(self) -> int | None:
         """When it should leave for what waits; None where nothing does but refreshes."""

@@ -35,10 +35,6 @@ class Round(Generic[N]):
     def __len__(self) -> int:
         return len(self._line)
 
-    def begin(self, now_ms: int) -> None:
-        """As if one had just gone: a start is spread too."""
-        self.went(now_ms)
-
     def ask(self, name: N, by_ms: int) -> None:
         """`name` is due, and must have gone by then; it asks once, until it is called."""
         self._asked += 1
@@ -55,7 +51,7 @@ class Round(Generic[N]):
         return self._line.pop(0)[2]
 
     def went(self, now_ms: int) -> None:
-        """Who was called does go."""
+        """Who was called goes now."""
         self._went_ms = now_ms
         self._reckon()
 

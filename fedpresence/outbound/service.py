@@ -115,8 +115,8 @@ class Outbound(MultiService):
         for destination, user_id in self._boot_users():
             sender = self._senders.get(destination) or self._new_sender(destination)
             sender.queue.add_at_boot(user_id, now)
-        self._round.begin(now)
         self._count_refreshes()
+        self._round.went(now)  # as if one had just gone: the first wait for theirs too
         MultiService.startService(self)
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 

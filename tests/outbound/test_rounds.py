@@ -15,7 +15,7 @@ def begun(count: int) -> Round[int]:
     """So many make a round, and one has just gone."""
     line: Round[int] = Round(LENGTH_MS)
     line.count = count
-    line.begin(NOW_MS)
+    line.went(NOW_MS)
     return line
 
 

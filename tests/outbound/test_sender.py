@@ -5,7 +5,7 @@ from fedpresence.engine.effects import SendDropOnce, SendPoll, UnsendEdus, Urgen
 from fedpresence.engine.events import DestinationAlive, EdusDelivered
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
-from fedpresence.ids import UserID
+from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.sender import MAX_REFUSALS_IN_A_ROW
 from tests.asynchronous import result_of
 from tests.outbound.sending import (
@@ -452,6 +452,25 @@ def test_an_unchanged_user_is_pushed_again_before_the_other_side_forgets() -> No
     gaps = [later.sent_ms - sooner.sent_ms for sooner, later in zip(rig.seen, rig.seen[1:], strict=False)]
     assert len(gaps) >= 4
     assert all(0.6 * 1_500_000 <= gap <= 0.9 * 1_500_000 + 1_000 for gap in gaps)
+
+
+def test_news_does_not_wait_in_the_line_of_refreshes() -> None:
+    """A refresh has minutes of time, what a person does has none; the refresh then rides along."""
+    rig = Rig().start()
+    for number in range(100):
+        rig.push(destination=ServerName(f"{number}.test"))
+    rig.push()
+    rig.wait(0.76 * 1_500)
+    told = len(rig.server.sent)
+    assert told < 2 * 101
+    assert rig.outbound.idle()
+
+    waiting = [s for s in rig.outbound.describe() if sum(seen.destination == s for seen in rig.seen) == 1]
+    rig.push(CAROL, destination=waiting[-1])
+    rig.wait(0.1)
+
+    assert rig.seen[-1].destination == waiting[-1]
+    assert sorted(rig.server.pushed()[-1]) == [ALICE, CAROL]
 
 
 def test_a_refresh_nobody_has_a_right_to_opens_no_connection() -> None:
