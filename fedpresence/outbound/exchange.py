@@ -55,9 +55,17 @@ async def exchange(
 async def fetch(connections: Connections, route: Route, uri: str, cap: int) -> Answer:
     """One GET without a signature, through treq (decision 26); a redirect is an answer like any other.
 
-    Its connection is not kept: strangers make us ask as many servers as they like, and few twice.
+    Its connection is not kept, nor left to the other side to close: strangers make us ask as many servers as
+    they like, and few twice.
     """
     agent = _RouteAgent(connections, route)
+    try:
+        return await _fetch(agent, route, uri, cap)
+    finally:
+        agent.abort()  # to close TLS in friendship takes two, and who never does would hold us for ever
+
+
+async def _fetch(agent: "_RouteAgent", route: Route, uri: str, cap: int) -> Answer:
     try:
         response = await _HTTPClient(agent).get(
             f"https://{route.host_header}{uri}",
@@ -128,9 +136,10 @@ class _RouteAgent:
         return ensureDeferred(self._connect(protocolFactory))
 
     def abort(self) -> None:
-        """Close the connection at once: its answer is not worth reading on."""
-        transport = self._protocol.transport
-        if getattr(transport, "connected", True):  # Twisted's TLS fails where the other end was quicker
+        """Close the connection at once, if there is one: its answer is read, or not worth reading on."""
+        transport = None if self._protocol is None else self._protocol.transport
+        # Twisted's TLS fails where the other end was quicker.
+        if transport is not None and getattr(transport, "connected", True):
             transport.abortConnection()
 
     def _refuse_encoding(self, response: Any) -> Any:

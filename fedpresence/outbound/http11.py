@@ -6,8 +6,8 @@ Every transaction goes this way (decision 26): encoding a request and reading it
 Always true:
 - of an answer no more is held than the caller's cap, `MAX_OVERHEAD_BYTES` and one read of the transport;
 - what could be understood in two ways is refused: both framings, two lengths, folded lines, bare LF;
-- once the head of an answer is read its status counts, even if the body is too long, malformed or breaks
-  off: the body is then empty, and the connection is closed;
+- once the head of an answer is read its status counts, even if the body is too long, malformed, breaks
+  off or does not come: the body is then empty, and the connection is closed;
 - a connection serves again only where the answer ended where it said it would, and nothing followed.
 
 Source: RFC 9112; F:X-6, Z-5.
@@ -282,11 +282,7 @@ class Connection(Protocol):
         self._keeper.forget(self)
         self.gone.callback(None)
         if self._answer is not None:
-            answer = self._reader.closed()
-            if answer is not None:
-                self._succeed(answer)
-            else:
-                self._fail(f"no answer: {reason_of(reason.value or ConnectionDone())}")
+            self._end(self._reader.closed(), f"no answer: {reason_of(reason.value or ConnectionDone())}")
 
     def _look_at_deadline(self) -> None:
         self._timer = None
@@ -296,7 +292,14 @@ class Connection(Protocol):
         if left_s > 0:
             self._timer = self._clock.callLater(max(0.001, left_s), self._look_at_deadline)
         else:
-            self._fail("no answer in time")
+            self._end(self._reader.end(), "no answer in time")
+
+    def _end(self, answer: Answer | None, reason: str) -> None:
+        """No more is read: what has a status is an answer."""
+        if answer is not None:
+            self._succeed(answer)
+        else:
+            self._fail(reason)
 
     def _succeed(self, answer: Answer) -> None:
         waiting, self._answer = self._answer, None

@@ -300,6 +300,34 @@ def test_a_connection_for_keys_is_closed_after_the_answer(network: Network) -> N
     assert client.kept_connections == 0
 
 
+class _NeverParts(Protocol):
+    """Answers, and does not take part in ending TLS."""
+
+    answer = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        transport: Any = self.transport
+        transport._flushReceiveBIO = lambda: None
+        transport.write(self.answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b"no HTTP\r\n\r\n"],
+)
+def test_nobody_who_is_asked_for_keys_can_hold_our_connection(network: Network, answer: bytes) -> None:
+    """Strangers choose whom we ask: a server that never closes would cost us a socket each time."""
+    network.names["there.test"] = [PUBLIC]
+    factory = Factory.forProtocol(type("_Server", (_NeverParts,), {"answer": answer}))
+    network.listen(PUBLIC, 8448, factory, network.authority.certificate_for("there.test"))
+
+    fetching = done(network, network.client().get_unsigned(THERE, "/_matrix/key/v2/server"))
+
+    fetching.addErrback(lambda failure: failure.trap(DeliveryFailed))
+    assert fetching.called
+    assert [pump.clientIO.disconnected for pump in network.pumps] == [True]
+
+
 def test_a_name_that_would_slip_a_line_into_the_request_sends_nothing(network: Network) -> None:
     """Nor does the connection stay open."""
     server = a_server(network)

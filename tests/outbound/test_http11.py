@@ -308,6 +308,19 @@ def test_each_request_has_its_own_time() -> None:
     assert not line.is_open
 
 
+def test_a_status_counts_whose_body_never_comes() -> None:
+    """What was taken would go out again every minute, for ever."""
+    line = Line()
+    answer = line.ask()
+
+    line.connection.dataReceived(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{")
+    line.clock.advance(60)
+
+    assert result_of(answer) == Answer(200, {b"content-length": [b"11"]}, b"")
+    assert not line.is_open
+    assert line.kept.connections == []
+
+
 def test_a_server_that_speaks_first_is_not_talked_to() -> None:
     """Its words would be taken for the answer to the next request."""
     for data in (EMPTY, b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n"):

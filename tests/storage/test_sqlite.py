@@ -365,9 +365,10 @@ def test_a_fresh_database_gets_the_newest_schema_at_once(path: Path) -> None:
 SCHEMA_2 = Path(__file__).with_name("schema_2.sql").read_text(encoding="utf-8")
 (CONFIRMED_MS,) = [line for line in SCHEMA_2.splitlines() if "last invite of the observer" in line]
 SCHEMA_1 = SCHEMA_2.replace(CONFIRMED_MS + "\n", "")
+SCHEMA_3 = SCHEMA_2.replace("counts INTEGER NOT NULL\n", "counts INTEGER NOT NULL,\n    join_rule TEXT\n")
 
 
-@pytest.mark.parametrize(("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2)])
+@pytest.mark.parametrize(("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2), (3, SCHEMA_3)])
 def test_the_schema_of_each_version_leads_to_this_one(path: Path, version: int, schema: str) -> None:
     """Whoever upgrades has the same tables as whoever begins."""
     old, fresh = connect(path), connect(path.with_name("fresh.db"))
@@ -376,6 +377,8 @@ def test_the_schema_of_each_version_leads_to_this_one(path: Path, version: int, 
     migrate(old, newest_schema())
     migrate(fresh, newest_schema())
 
+    everything = "SELECT type, name FROM sqlite_master ORDER BY type, name"
+    assert old.execute(everything).fetchall() == fresh.execute(everything).fetchall()
     tables = [name for (name,) in fresh.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     for table in tables:
         columns = f"PRAGMA table_info({table})"
