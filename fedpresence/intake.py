@@ -323,6 +323,7 @@ class BoundedChannel(HTTPChannel):
         if self._deciding:
             self._content_due = True
             return
+        self._hold_body(False)  # its taker, who has it all, will not ask for more
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:

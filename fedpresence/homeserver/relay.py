@@ -19,6 +19,7 @@ Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2
 
 import ipaddress
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Protocol
@@ -40,7 +41,7 @@ from twisted.web.client import (
     ResponseNeverReceived,
 )
 from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
+from twisted.web.http_headers import Headers, InvalidHeaderName
 from twisted.web.iweb import UNKNOWN_LENGTH
 from twisted.web.resource import Resource, getChildForRequest
 from twisted.web.server import NOT_DONE_YET, Request
@@ -71,7 +72,13 @@ OF_THE_CONNECTION = (
     b"Transfer-Encoding",
     b"Upgrade",
 )
-FOR_BROWSERS = (b"/_matrix/client/", b"/_matrix/media/", b"/_fedpresence/client/", b"/_synapse/client/")
+FOR_BROWSERS = (
+    b"/_matrix/client/",
+    b"/_matrix/media/",
+    b"/_fedpresence/client/",
+    b"/_synapse/client/",
+    b"/.well-known/matrix/client",
+)
 MAX_ERROR_BYTES = 65_536  # of an answer that is read to see what it means
 UNBOUNDED = 1 << 62  # bytes; the homeserver has a limit of its own, and it costs us nothing
 
@@ -255,7 +262,8 @@ class Relay:
         headers = request.requestHeaders.copy()
         for value in headers.getRawHeaders(b"Connection") or ():
             for name in value.split(b","):
-                headers.removeHeader(name.strip())
+                with suppress(InvalidHeaderName):
+                    headers.removeHeader(name.strip())
         for name in OF_THE_CONNECTION:
             headers.removeHeader(name)
         if not headers.hasHeader(b"Host"):  # HTTP/1.0
@@ -282,6 +290,9 @@ class PassThrough(Resource):
 
     def render(self, request: Request) -> int:
         """Pass it through; always answers later."""
+        if _leads_elsewhere(request.path):
+            refuse(request, BadRequest("M_UNRECOGNIZED", "Unrecognized request", status=404))
+            return NOT_DONE_YET
         return answered(request, self.relay.pass_through(request))
 
 
@@ -297,7 +308,9 @@ class OrAlone(PassThrough):
 
     def render(self, request: Request) -> int:
         """Ask there, and then here."""
-        return answered(request, self._ask(request)) if request.method == b"GET" else super().render(request)
+        if request.method != b"GET" or _leads_elsewhere(request.path):
+            return super().render(request)
+        return answered(request, self._ask(request))
 
     async def _ask(self, request: Request) -> None:
         try:
@@ -549,6 +562,17 @@ def _is_near(peer: object) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_private)
+
+
+def _leads_elsewhere(path: bytes) -> bool:
+    """Whether a proxy before the homeserver might resolve it to what is not to be passed (`/_synapse/admin`).
+
+    We and homeservers take a path as it stands, and no client sends such a one.
+    """
+    if b".." not in path and b"/." not in path and b"%" not in path and b"\\" not in path:
+        return False
+    segments = unquote_to_bytes(path).replace(b"\\", b"/").split(b"/")
+    return b"." in segments or b".." in segments
 
 
 def _begin_answer(request: Request, relayed: Relayed) -> None:
