@@ -79,6 +79,7 @@ class FilledSync:
         self._alone = Sync(parts)
         self._filters = Filters(relay, parts.clock)
         self._positions = Positions()
+        self._is_served = False  # whether the homeserver has answered one
         self._ends: Throttle[TokenOwner] = Throttle(ENDS_PER_SECOND, ENDS_BURST)
 
     async def sync(self, request: Request) -> object:
@@ -217,6 +218,7 @@ class FilledSync:
         relayed: Relayed = upstream.result()
         if relayed.status == 404:
             return await self._not_served(request, relayed)
+        self._is_served |= relayed.status == 200
         if (
             relayed.status != 200
             or poll is None
@@ -241,9 +243,12 @@ class FilledSync:
         return None
 
     async def _not_served(self, request: Request, relayed: Relayed) -> object:
-        """A homeserver without `/sync`, one that knows tokens alone, leaves it all to us."""
+        """A homeserver without `/sync`, one that knows tokens alone, leaves it all to us.
+
+        One that had it has it still, and a proxy speaks for it: our token would be of no use to it later.
+        """
         unserved, body = await self._relay.is_unserved(relayed)
-        if unserved:
+        if unserved and not self._is_served:
             return await self._alone.sync(request)
         self._relay.give_back_whole(request, relayed, body)
         _must_be_whole(bool(request.finished))

@@ -11,8 +11,9 @@ Always true:
   be lost (list EDUs, not pushes) delays its answer until it is committed, for a moment at most;
 - bodies that are looked at share the byte budget (Z-2); where it is used up, they stream by without a look.
 
-A homeserver that has no `/send` at all (federation is off there) takes nothing: then the transaction is
-answered as if we were alone.
+A homeserver that has no `/send` at all (federation is off there) takes nothing: then what is presence alone is
+answered as if there were none. Whatever else comes gets its 404: it may be a proxy that speaks for a
+homeserver that is away, or the wrong listener of one, and what we answered with 200 would be lost.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from twisted.web.server import Request
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
-from fedpresence.homeserver.fronting import Samples, Share, must_last, share_of
+from fedpresence.homeserver.fronting import Samples, Share, has_others, must_last, share_of
 from fedpresence.homeserver.relay import (
     OrAlone,
     PassThrough,
@@ -185,7 +186,7 @@ class FrontedSend(PassThrough):
             return
         if relayed.status == 404:
             unserved, body = await self.relay.is_unserved(relayed)
-            if unserved:
+            if unserved and not _is_for_others(data):
                 self._count("unserved")
                 answer_alone(request, self._fronting.alone, data)
             else:
@@ -303,6 +304,14 @@ async def _whole_body(request: Request, held: _Held) -> bytes | None:
     """The body, where it fits the budget; None where it must stream by. BadRequest where it is too large."""
     body = body_of(request)
     return await body.collect(held.take) if isinstance(body, IncomingBody) else body
+
+
+def _is_for_others(data: bytes) -> bool:
+    """Whether the body of a transaction holds more than presence, for all that we can read."""
+    try:
+        return has_others(decode_json(data))
+    except BadRequest:
+        return True
 
 
 def _for_a_moment(work: "Deferred[Any]", seconds: float, clock: Clock) -> "Deferred[None]":

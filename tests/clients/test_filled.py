@@ -473,6 +473,18 @@ def test_a_homeserver_without_sync_leaves_it_to_us(body: object) -> None:
     assert asked.answer.body["next_batch"].startswith("s")
 
 
+@pytest.mark.parametrize("body", [{"errcode": "M_UNRECOGNIZED", "error": "x"}, "404 page not found"])
+def test_a_homeserver_that_had_sync_is_not_believed_to_have_none(body: object) -> None:
+    """While it restarts the proxy before it says so; a token of ours would lock the client out later."""
+    world = Beside()
+    world.synced()
+    asked = world.sync()
+    assert asked.waits
+    world.last.respond(body, 404)
+
+    assert (asked.answer.status, asked.answer.body) == (404, body)
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -513,7 +513,7 @@ def test_where_the_homeserver_has_no_federation_we_answer_as_if_alone(body: byte
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: an_answer(body, b"404 Not Found")
-        server = await front.ask(front.send("1", PUSH, LIST))
+        server = await front.ask(front.send("1", PUSH))
         forged = await front.ask(front.send("2", PUSH).replace(b"online", b"onlyne"))
         keys = await front.ask(b"GET /_matrix/key/v2/server HTTP/1.1\r\nHost: x\r\n\r\n")
         other = await front.ask(b"GET /_matrix/federation/v1/event/x HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -523,6 +523,23 @@ def test_where_the_homeserver_has_no_federation_we_answer_as_if_alone(body: byte
         assert forged.status == 401
         assert json.loads(keys.body)["server_name"] == HERE
         assert (other.status, other.body) == (404, body)
+
+    with_front(story)
+
+
+@pytest.mark.parametrize("body", [b'{"errcode":"M_UNRECOGNIZED","error":"no"}', b"404 page not found"])
+@pytest.mark.parametrize(
+    "more", [{"pdus": [{"type": "m.room.message"}]}, {"edus": [PUSH, LIST]}, {"org.new.section": 1}]
+)
+def test_what_is_the_homeservers_is_never_answered_for_it(body: bytes, more: dict[str, Any]) -> None:
+    """A proxy speaks for one that restarts, or we were shown a listener without federation: all would be lost."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: an_answer(body, b"404 Not Found")
+        server = await front.ask(front.send("1", PUSH, **more))
+
+        assert (server.status, server.body) == (404, body)
+        assert front.received == []
 
     with_front(story)
 
