@@ -7,7 +7,9 @@ Always true:
   answer that is no JSON object) costs presence and nothing else;
 - a long poll is ended early only where it has a token to go on with, the homeserver has not answered, and
   there is news; it is given the token that it came with. Nothing of the homeserver's is lost by that: it
-  forgets to-device messages when the token *after* them comes back, so the same token brings the same again;
+  forgets to-device messages when the token *after* them comes back, so the same token brings the same again.
+  How many one-time keys are left is asked of it for such an answer, because clients take no word of them for
+  none, and make new ones; where it cannot say so soon, the poll goes on waiting;
 - a device's polls are ended early no more often than `ENDS_PER_SECOND`; the last word is told all the same;
 - the engine knows of the stream for as long as the request lasts (P:O-2), and after a wait the access token
   is asked about again.
@@ -27,7 +29,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 from twisted.web.server import Request
 
-from fedpresence.clients.behind import Filters, Relay, Relayed, Through
+from fedpresence.clients.behind import Filters, Relay, Relayed, Through, key_counts
 from fedpresence.clients.mailbox import Mailbox
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.positions import Positions
@@ -48,6 +50,7 @@ from fedpresence.wire.status import decode_set_presence, encode_event
 
 HEAD_START_S = 0.1  # for the homeserver, where news waits already: its own answer takes the news along
 IDENTITY_GRACE_S = 1.0  # what an answer that is ready waits for the word whose it is
+COUNTS_TIMEOUT_S = 2.0  # for the homeserver to count a device's keys
 ENDS_PER_SECOND, ENDS_BURST = 0.5, 3  # of one device: each costs the homeserver a sync
 
 _ACCEPTS_GZIP = re.compile(rb"(?:^|[\s,])gzip(?:$|[\s,;])")
@@ -99,8 +102,7 @@ class FilledSync:
                 return await self._relayed(request, upstream)
             poll = self._poll(request, upstream, owner, admitted)
             async with self._stream.held_open(owner, set_presence):
-                if await self._has_news_first(poll):
-                    await self._end_early(poll)
+                if await self._has_news_first(poll) and await self._end_early(poll):
                     return None
                 return await self._relayed(request, upstream, poll)
         except CancelledError:
@@ -197,20 +199,35 @@ class FilledSync:
 
     # --- answering ------------------------------------------------------------------------------
 
-    async def _end_early(self, poll: _Poll) -> None:
-        """Answer in the homeserver's stead; without what it alone knows, such as counts of keys."""
+    async def _end_early(self, poll: _Poll) -> bool:
+        """Answer in the homeserver's stead; False where it answers meanwhile, or cannot be asked for counts."""
         assert poll.since is not None
+        counting = Work(key_counts(self._relay, poll.request))
+        try:
+            await until(counting, poll.upstream, clock=self._clock, timeout_s=COUNTS_TIMEOUT_S)
+            if not counting.done:
+                return False
+            counts = counting.result()
+        except BadRequest:
+            return False
+        finally:
+            counting.cancel()
         news = await self._news(poll)
+        if poll.upstream.done:
+            return False
         poll.upstream.cancel()
-        body = {
+        body: dict[str, object] = {
             "next_batch": poll.since,
             "presence": {"events": self._presence(news)},
             "to_device": {"events": [encode_notice(notice) for notice in news.notices]},
             "account_data": {"events": []},
             "rooms": {"join": {}, "invite": {}, "leave": {}},
         }
+        if counts is not None:
+            body["device_one_time_keys_count"] = counts
         write_json(poll.request, body)
         self._told(poll, poll.since, news)
+        return True
 
     async def _relayed(self, request: Request, upstream: Work[Any], poll: _Poll | None = None) -> object:
         """The homeserver's answer; with presence in it, where it is one and `poll` says whose."""

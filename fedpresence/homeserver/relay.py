@@ -138,15 +138,17 @@ class Relay:
         *,
         body: bytes | IncomingBody | None = None,
         extra_headers: Iterable[tuple[bytes, bytes]] = (),
+        method: bytes | None = None,
         uri: bytes | None = None,
     ) -> Relayed:
         """What the homeserver answers to `request`, with this body (None: without one).
 
-        `extra_headers` replace the client's of the same name; `uri` replaces the request line's.
+        `extra_headers` replace the client's of the same name; `method` and `uri` the request line's.
         BadRequest 502 `M_UNKNOWN` where the homeserver is not there, 504 where it does not answer in time;
         what `body` fails with. Cancelled, it ends the request there.
         """
-        sent = _Sent(request.method, self._head(request, uri, extra_headers), body)
+        method, uri = method or request.method, uri or request.uri
+        sent = _Sent(method, self._head(request, method, uri, extra_headers), body)
         while True:
             connection = await self._connection()
             kept = connection in self._used
@@ -258,7 +260,9 @@ class Relay:
         except Exception as error:
             raise _unavailable(type(error).__name__) from error
 
-    def _head(self, request: Request, uri: bytes | None, extra: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def _head(
+        self, request: Request, method: bytes, uri: bytes, extra: Iterable[tuple[bytes, bytes]]
+    ) -> bytes:
         headers = request.requestHeaders.copy()
         for value in headers.getRawHeaders(b"Connection") or ():
             for name in value.split(b","):
@@ -271,7 +275,7 @@ class Relay:
         _set_forwarded(request, headers)
         for name, value in extra:
             headers.setRawHeaders(name, [value])
-        lines = [b"%b %b%b HTTP/1.1" % (request.method, self._path, request.uri if uri is None else uri)]
+        lines = [b"%b %b%b HTTP/1.1" % (method, self._path, uri)]
         for name, values in headers.getAllRawHeaders():
             lines += [b"%b: %b" % (name, value) for value in values]
         return b"\r\n".join([*lines, b""])
