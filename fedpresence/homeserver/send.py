@@ -9,7 +9,8 @@ Always true:
   homeserver got a 200 (H:6.2, step 5);
 - no key fetch, no queue and no failure of ours delays the homeserver's transaction; and only what must not
   be lost (list EDUs, not pushes) delays its answer until it is committed, for a moment at most;
-- bodies that are looked at share the byte budget (Z-2); where it is used up, they stream by without a look.
+- bodies that are looked at share half of the byte budget (Z-2), for nobody was asked who sends them; where
+  that is used up, or one takes long to come, they stream by without a look.
 
 A homeserver that has no `/send` at all (federation is off there) takes nothing: then what is presence alone is
 answered as if there were none. Whatever else comes gets its 404: it may be a proxy that speaks for a
@@ -26,7 +27,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from fedpresence.clock import Clock, now_ms
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
 from fedpresence.homeserver.fronting import Samples, Share, has_others, must_last, share_of
@@ -55,6 +56,7 @@ _log = Logger()
 
 MAX_TXN_ID_BYTES = 255  # as in standalone; longer ones are the homeserver's alone
 COMMIT_PATIENCE_S = 0.25  # for list EDUs, which are rare
+COLLECT_TIMEOUT_S = 30.0  # a body that trickles must not hold what it has brought so far
 PLAIN_BYTES = 65_536  # above it, only what mentions presence is parsed at all: rooms' histories are large
 PASSED = (b"/_matrix/federation/", b"/_matrix/key/", b"/_matrix/media/", b"/.well-known/matrix/")
 
@@ -141,11 +143,12 @@ class FrontedSend(PassThrough):
         held = _Held(self._fronting.budget, claim.origin)
         try:
             try:
-                data = await _whole_body(request, held)
+                data = await _whole_body(request, held, self._fronting.clock)
             except BadRequest as error:  # too large
                 refuse(request, error)
                 return
             if data is None:
+                held.release()
                 await self._pass_unseen(request)
             else:
                 await self._look_at(request, claim, data)
@@ -289,6 +292,8 @@ class _Held:
 
     def take(self, size: int) -> bool:
         """Whether so many more may be kept."""
+        if self._budget.used + size > self._budget.total // 2:
+            return False  # the rest is for those who proved themselves, and for our users
         taken = self._budget.take(self._origin, size)
         if taken:
             self._size += size
@@ -300,10 +305,17 @@ class _Held:
         self._size = 0
 
 
-async def _whole_body(request: Request, held: _Held) -> bytes | None:
+async def _whole_body(request: Request, held: _Held, clock: Clock) -> bytes | None:
     """The body, where it fits the budget; None where it must stream by. BadRequest where it is too large."""
     body = body_of(request)
-    return await body.collect(held.take) if isinstance(body, IncomingBody) else body
+    if not isinstance(body, IncomingBody):
+        return body
+    timer: Timer = clock.callLater(COLLECT_TIMEOUT_S, body.collect_no_further)
+    try:
+        return await body.collect(held.take)
+    finally:
+        if timer.active():
+            timer.cancel()
 
 
 def _is_for_others(data: bytes) -> bool:

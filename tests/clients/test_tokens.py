@@ -7,7 +7,7 @@ from twisted.web.server import Request
 from twisted.web.test.requesthelper import DummyChannel
 
 from fedpresence.clients import tokens
-from fedpresence.clients.requests import Credentials, access_token
+from fedpresence.clients.requests import Credentials, Refused, access_token
 from fedpresence.engine.effects import Effect, SaveUser
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest, StoreError

@@ -16,7 +16,7 @@ from fedpresence.engine.settings import ServerLists
 from fedpresence.errors import StoreError
 from fedpresence.homeserver.fronting import SAMPLE_MS
 from fedpresence.homeserver.relay import Relay, build_pool
-from fedpresence.homeserver.send import Fronting, add_front
+from fedpresence.homeserver.send import COLLECT_TIMEOUT_S, Fronting, add_front
 from fedpresence.ids import ServerName
 from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.limiter import OriginLimits
@@ -332,6 +332,41 @@ def test_where_the_budget_is_used_up_transactions_stream_by() -> None:
         assert front.outcomes() == {"unseen": 1}
 
     with_front(story, LimitsConfig(bodies_in_flight=400_000))
+
+
+def test_what_comes_unproven_leaves_room_for_everybody_else() -> None:
+    """Whoever claims names could else keep our users' and the homeserver's own requests out (Z-2)."""
+
+    async def story(front: Front) -> None:
+        assert front.budget.take(None, 250_000)
+        await front.ask(front.send("1", PUSH, padding="x" * 60_000))
+        front.budget.give_back(None, 250_000)
+        await front.ask(front.send("2", PUSH, padding="x" * 60_000))
+
+        assert len(front.homeserver.seen) == 2
+        assert [event.txn_id for event in front.received] == ["2"]
+
+    with_front(story, LimitsConfig(bodies_in_flight=600_000))
+
+
+def test_a_body_that_trickles_is_passed_on_without_a_look() -> None:
+    """Nobody holds our memory with a body that never ends; a slow origin is served all the same."""
+
+    async def story(front: Front) -> None:
+        data = front.send("1", PUSH, padding="x" * 5_000).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        server = await front.call(data[:-10])
+        await front.until(lambda: front.budget.used > 0)
+        front.ring.clock.advance(COLLECT_TIMEOUT_S)
+        await front.until(lambda: bool(front.homeserver.connections))
+
+        assert front.budget.used == 0
+        server.send(data[-10:])
+        await front.until(lambda: server.lost)
+        assert (server.status, server.body) == (200, OK)
+        assert front.homeserver.seen[0].body == body_of(data)
+        assert (front.received, front.outcomes()) == ([], {"unseen": 1})
+
+    with_front(story)
 
 
 def test_our_rate_limits_are_ours_alone() -> None:
