@@ -200,7 +200,7 @@ class FilledSync:
     # --- answering ------------------------------------------------------------------------------
 
     async def _end_early(self, poll: _Poll) -> bool:
-        """Answer in the homeserver's stead; False where it answers meanwhile, or cannot be asked for counts."""
+        """Answer in the homeserver's stead; False where it answers meanwhile, or can count no keys now."""
         assert poll.since is not None
         counting = Work(key_counts(self._relay, poll.request))
         try:

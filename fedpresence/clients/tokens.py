@@ -109,9 +109,7 @@ class Tokens:
         if isinstance(owner, TokenOwner):
             return owner
         refused = owner or Refused("M_UNKNOWN_TOKEN", soft_logout=False)
-        raise BadRequest(
-            refused.errcode, "Unknown access token", status=401, soft_logout=refused.soft_logout
-        )
+        raise BadRequest(refused.errcode, "Unknown access token", status=401, soft_logout=refused.soft_logout)
 
     def __len__(self) -> int:
         """How many tokens are remembered, unknown ones included."""

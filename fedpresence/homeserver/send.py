@@ -12,8 +12,8 @@ Always true:
 - bodies that are looked at share half of the byte budget (Z-2), for nobody was asked who sends them; where
   that is used up, or one takes long to come, they stream by without a look.
 
-A homeserver that has no `/send` at all (federation is off there) takes nothing: then what is presence alone is
-answered as if there were none. Whatever else comes gets its 404: it may be a proxy that speaks for a
+A homeserver that has no `/send` at all (federation is off there) takes nothing: then what is presence alone
+is answered as if there were none. Whatever else comes gets its 404: it may be a proxy that speaks for a
 homeserver that is away, or the wrong listener of one, and what we answered with 200 would be lost.
 """
 
@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
@@ -47,7 +48,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import Claim, OriginCheck
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.incoming import IncomingBody
-from fedpresence.intake import Admit, Admitted, BodyBudget, RequestHead, body_of
+from fedpresence.intake import body_of
 from fedpresence.sources import source_of
 from fedpresence.web import mount, node, write_json
 from fedpresence.wire.json import decode_json

@@ -67,7 +67,7 @@ def test_news_ends_a_long_poll_early_with_the_token_that_it_came_with() -> None:
 
 
 def test_an_answer_of_ours_says_how_many_keys_are_left() -> None:
-    """Clients take no word of one-time keys for none left, as the specification has it, and upload new ones."""
+    """Clients take no word of one-time keys for none left, as is specified, and upload new ones."""
     world = Beside()
     world.synced()
     world.relay.keys = (200, {"one_time_key_counts": {"signed_curve25519": 50}})

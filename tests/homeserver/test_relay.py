@@ -13,10 +13,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.web.http_headers import Headers
 
+from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig
-from fedpresence.homeserver import relay as relay_module
+from fedpresence.homeserver import exchange
 from fedpresence.homeserver.relay import PassThrough, Relay, answered, build_pool, streams
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
 
@@ -542,7 +543,7 @@ def test_a_slow_request_slows_no_other() -> None:
 
 def test_a_homeserver_that_does_not_answer_is_given_up_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait has an end: 504, and nothing is left open there."""
-    monkeypatch.setattr(relay_module, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", 0.05)
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: None
@@ -557,7 +558,7 @@ def test_a_homeserver_that_does_not_answer_is_given_up_some_day(monkeypatch: pyt
 
 def test_an_answer_that_stops_half_way_is_given_up_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client sees that it is not whole."""
-    monkeypatch.setattr(relay_module, "PIECE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exchange, "PIECE_TIMEOUT_S", 0.05)
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: an_answer(b"x" * 100)[:-50]

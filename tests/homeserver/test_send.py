@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 
+from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig, Rate
 from fedpresence.engine.events import TransactionReceived
 from fedpresence.engine.settings import ServerLists
@@ -23,7 +24,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from fedpresence.web import Unknown
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
@@ -567,7 +568,7 @@ def test_where_the_homeserver_has_no_federation_we_answer_as_if_alone(body: byte
     "more", [{"pdus": [{"type": "m.room.message"}]}, {"edus": [PUSH, LIST]}, {"org.new.section": 1}]
 )
 def test_what_is_the_homeservers_is_never_answered_for_it(body: bytes, more: dict[str, Any]) -> None:
-    """A proxy speaks for one that restarts, or we were shown a listener without federation: all would be lost."""
+    """A proxy speaks for one that restarts, or a listener has no federation: all would be lost."""
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: an_answer(body, b"404 Not Found")
