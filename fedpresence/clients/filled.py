@@ -92,20 +92,22 @@ class FilledSync:
         upstream: Work[Any] = Work(forwarding)
         try:
             owner = await self._owner(request, upstream)
+            poll = None
             try:
                 set_presence = _set_presence(request)
                 said = parameter(request, b"filter")
-                admitted = await self._filters.find(request, owner, said) if owner else None
+                if owner is not None:
+                    admitted = await self._filters.find(request, owner, said)
+                    poll = self._poll(request, upstream, owner, admitted)
             except BadRequest:
-                owner = None  # the homeserver says what is wrong
-            if owner is None or admitted is None:
+                pass  # the homeserver says what is wrong
+            if owner is None or poll is None:
                 return await self._relayed(request, upstream)
-            poll = self._poll(request, upstream, owner, admitted)
             async with self._stream.held_open(owner, set_presence):
                 if await self._has_news_first(poll) and await self._end_early(poll):
                     return None
                 return await self._relayed(request, upstream, poll)
-        except CancelledError:
+        except BaseException:
             if upstream.done:
                 self._drop(upstream)
             raise
@@ -308,7 +310,7 @@ class FilledSync:
         return with_events(value, notices) if notices else None
 
     def _drop(self, upstream: Work[Any]) -> None:
-        """The client left before the homeserver's answer, which is here, was begun."""
+        """The client left, or we failed, before the homeserver's answer, which is here, was given back."""
         try:
             self._relay.drop(upstream.result())
         except Exception:  # it had failed, and there is nobody to tell

@@ -463,6 +463,17 @@ def test_a_filter_that_cannot_be_read_is_the_homeservers_to_judge(filter: str) -
     assert asked.answer.body["next_batch"] == "h1"
 
 
+@pytest.mark.parametrize("query", ["since=%ff", "timeout=%ff", "filter=%ff", "set_presence=%ff"])
+def test_a_query_that_cannot_be_read_is_the_homeservers_to_judge(query: str) -> None:
+    """In its words, and its answer is not left hanging."""
+    world = Beside()
+    asked = world.ask("GET", f"/_matrix/client/v3/sync?{query}")
+    assert asked.waits
+    world.last.respond({"errcode": "M_INVALID_PARAM", "error": "theirs"}, 400)
+
+    assert (asked.answer.status, asked.answer.body["error"]) == (400, "theirs")
+
+
 def test_a_compressed_answer_is_compressed_again() -> None:
     """As the client would get it without us."""
     world = Beside()
