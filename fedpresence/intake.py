@@ -294,7 +294,8 @@ class BoundedChannel(HTTPChannel):
     def end(self) -> None:
         """Close once no answer is owed any more."""
         self.persistent = False
-        if not self._handlingRequest:
+        is_asked = any(request.incoming is not None for request in self.requests)  # its body still comes
+        if not self._handlingRequest and not is_asked:
             self._close()
 
     def abort(self) -> None:

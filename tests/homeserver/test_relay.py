@@ -407,6 +407,23 @@ def test_no_path_leads_out_of_what_is_passed_through(path: bytes) -> None:
     with_front(story)
 
 
+def test_a_clean_stop_lets_an_upload_come_to_its_end() -> None:
+    """The homeserver has most of it already."""
+
+    async def story(front: Front) -> None:
+        client = await front.call(a_request(b"PUT", b"/_matrix/x", b"Content-Length: 10") + b"first")
+        await front.until(lambda: bool(front.homeserver.connections))
+        closing = front.site.close()
+        client.send(b"-last")
+        await closing
+        await front.until(lambda: client.lost)
+
+        assert front.homeserver.seen[0].body == b"first-last"
+        assert client.received.endswith(b"{}")
+
+    with_front(story)
+
+
 def test_fifty_megabytes_come_down_at_the_pace_of_the_client() -> None:
     """An initial sync over a bad line must not pile up here."""
 
