@@ -46,16 +46,26 @@ class ConfigError(FedpresenceError):
 
 
 class BadRequest(FedpresenceError):
-    """What we were sent breaks a rule. `errcode` is Matrix's, `status` is HTTP's."""
+    """What we were sent breaks a rule. `errcode` is Matrix's, `status` is HTTP's.
+
+    `soft_logout`: the client may log in again and keep what it has.
+    """
 
     def __init__(
-        self, errcode: str, message: str, *, status: int = 400, retry_after_ms: int | None = None
+        self,
+        errcode: str,
+        message: str,
+        *,
+        status: int = 400,
+        retry_after_ms: int | None = None,
+        soft_logout: bool = False,
     ) -> None:
         super().__init__(message)
         self.errcode = errcode
         self.message = message
         self.status = status
         self.retry_after_ms = retry_after_ms
+        self.soft_logout = soft_logout
 
 
 class NotAuthentic(BadRequest):

@@ -56,6 +56,12 @@ class IncomingBody:
             self._go_on()
         return collected
 
+    def collect_no_further(self) -> None:
+        """It takes too long: who collects gets None now, as if no more might be kept."""
+        if self._collected is not None:
+            self._hold()
+            self._stop_collecting(None)
+
     def send_to(self, consumer: Any) -> "Deferred[None]":
         """Send it all on to `consumer`, who may pause us; fires when it was, fails with its error."""
         sent: Deferred[None] = Deferred(lambda _: self.stopProducing())

@@ -15,8 +15,7 @@ here. Source: Z-1, Z-2.
 # mypy: allow-untyped-calls
 # (Twisted's HTTP classes have no type hints, and as our base classes they are not excluded by name.)
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable
 from functools import partial
 from io import BytesIO
 from typing import Any, cast
@@ -28,16 +27,15 @@ from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
-from twisted.web.http_headers import Headers
 from twisted.web.iweb import INonQueuedRequestFactory
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 from zope.interface import provider
 
+from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead, busy, too_large
 from fedpresence.clock import Alarm, Clock, Timer
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
-from fedpresence.ids import ServerName
 from fedpresence.incoming import IncomingBody
 from fedpresence.sources import source_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
@@ -50,85 +48,12 @@ PIECE_TIMEOUT_S = 60.0  # the next piece of a body that streams, which may take 
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
-ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
-BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
 _MALFORMED = b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
 MALFORMED = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_MALFORMED), _MALFORMED)
 )  # what has no request gets no Request either: written as it is
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """A request as far as it is known before its body. `content_length` is None for a chunked body.
-
-    `uri` is exactly what stood in the request line; `source` is the address that Z-4 counts by.
-    """
-
-    method: bytes
-    uri: bytes
-    headers: Headers
-    content_length: int | None
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """This body may be read: up to `limit` bytes, out of `origin`'s share of the budget.
-
-    `grounds` is whatever the admission found out, for the resource that answers. `streams`: the resource is
-    asked at once, and takes the body while it comes (`body_of`); it counts in no budget here.
-    """
-
-    limit: int
-    origin: ServerName | None = None
-    grounds: object = None
-    streams: bool = False
-
-
-Admit = Callable[[RequestHead], Awaitable[Admitted] | Admitted | None]
-"""Asked once per request; None leaves the plain limit, a BadRequest (raised or awaited) refuses."""
-
-
-class BodyBudget:
-    """How many bytes of bodies are in memory, in all and by origin (pure)."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._used = 0
-        self._by_origin: dict[ServerName, int] = {}
-
-    @property
-    def used(self) -> int:
-        """Bytes taken and not given back."""
-        return self._used
-
-    def fits(self, origin: ServerName | None, size: int) -> bool:
-        """Whether `size` more bytes could be taken now."""
-        if self._used + size > self.total:
-            return False
-        return origin is None or self._by_origin.get(origin, 0) + size <= self.total // ORIGIN_SHARE
-
-    def take(self, origin: ServerName | None, size: int) -> bool:
-        """Take `size` bytes; False, and nothing taken, where they do not fit."""
-        if not self.fits(origin, size):
-            return False
-        self._used += size
-        if origin is not None:
-            self._by_origin[origin] = self._by_origin.get(origin, 0) + size
-        return True
-
-    def give_back(self, origin: ServerName | None, size: int) -> None:
-        """The other side of `take`."""
-        self._used -= size
-        if origin is not None:
-            left = self._by_origin.get(origin, 0) - size
-            if left > 0:
-                self._by_origin[origin] = left
-            else:
-                self._by_origin.pop(origin, None)
 
 
 @provider(INonQueuedRequestFactory)
@@ -323,6 +248,7 @@ class BoundedChannel(HTTPChannel):
         if self._deciding:
             self._content_due = True
             return
+        self._hold_body(False)  # its taker, who has it all, will not ask for more
         super().allContentReceived()
 
     def requestDone(self, request: Request) -> None:
@@ -368,7 +294,8 @@ class BoundedChannel(HTTPChannel):
     def end(self) -> None:
         """Close once no answer is owed any more."""
         self.persistent = False
-        if not self._handlingRequest:
+        is_asked = any(request.incoming is not None for request in self.requests)  # its body still comes
+        if not self._handlingRequest and not is_asked:
             self._close()
 
     def abort(self) -> None:
@@ -627,18 +554,6 @@ def body_of(request: Request) -> "IncomingBody | bytes":
     request.content.seek(0)
     data: bytes = request.content.read()
     return data
-
-
-def too_large() -> BadRequest:
-    """The refusal of a body beyond its limit."""
-    return BadRequest("M_TOO_LARGE", "The request body is too large", status=413)
-
-
-def busy() -> BadRequest:
-    """The refusal of a body that would be welcome later."""
-    return BadRequest(
-        "M_LIMIT_EXCEEDED", "Too much is being received", status=429, retry_after_ms=BUSY_RETRY_MS
-    )
 
 
 def _cancel(timer: Timer) -> None:

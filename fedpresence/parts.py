@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 
+from fedpresence.admission import BodyBudget
 from fedpresence.clients.changes import PresenceChanges
 from fedpresence.clients.feed import Feed
 from fedpresence.clients.tap import SyncTap
@@ -43,7 +44,6 @@ from fedpresence.inbound.keyring import KeyRing
 from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import BodyBudget
 from fedpresence.ops.status import PrometheusCounters
 from fedpresence.outbound.client import build_client
 from fedpresence.outbound.sender import Decisions

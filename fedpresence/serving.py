@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.web.resource import Resource
 
+from fedpresence.admission import Admit, RequestHead
 from fedpresence.clients.parts import ClientParts, ClientSettings
 from fedpresence.clients.resource import OWN_PATHS, PASSED_THROUGH, add_clients, add_clients_beside
 from fedpresence.clients.tap import add_tap
@@ -16,7 +17,7 @@ from fedpresence.homeserver.appservice import add_appservice, admission
 from fedpresence.homeserver.relay import PassThrough, streams
 from fedpresence.homeserver.send import Fronting, add_front
 from fedpresence.inbound.resource import Federation, add_federation
-from fedpresence.intake import Admit, BoundedSite, RequestHead
+from fedpresence.intake import BoundedSite
 from fedpresence.ops.admin import AdminParts, add_admin
 from fedpresence.ops.admin import admission as admin_admission
 from fedpresence.ops.status import add_health, add_metrics

@@ -4,19 +4,11 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from fedpresence.admission import Admitted, BodyBudget, RequestHead
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
-from fedpresence.intake import (
-    CLOSE_S,
-    LINGER_BYTES,
-    LINGER_S,
-    REQUEST_TIMEOUT_S,
-    Admitted,
-    BodyBudget,
-    BoundedSite,
-    RequestHead,
-)
+from fedpresence.intake import CLOSE_S, LINGER_BYTES, LINGER_S, REQUEST_TIMEOUT_S, BoundedSite
 from tests.asynchronous import result_of
 from tests.http_wire import Client, Echo, request
 

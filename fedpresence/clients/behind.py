@@ -1,6 +1,6 @@
-"""What clients' requests need of the homeserver beside us: the way to it, and the filters that it keeps.
+"""What clients' requests need of the homeserver beside us: the way to it, and what it keeps for them.
 
-Always true: a filter is asked for with the client's own token; one that cannot be read filters nothing.
+Always true: it is asked with the client's own token; a filter that cannot be read filters nothing.
 
 Source: H:6.3; P:13.
 """
@@ -28,6 +28,9 @@ _log = Logger()
 MAX_FILTERS = 10_000  # remembered; clients have one or two each, and it never changes
 MAX_FILTER_BYTES = 65_536
 FILTER_TIMEOUT_S = 2.0  # a client waits for this
+MAX_COUNTS_BYTES = 4096  # a number for each algorithm, of which there is one
+
+_PLAIN = ((b"Accept-Encoding", b"identity"),)
 
 
 class Relayed(Protocol):
@@ -59,10 +62,12 @@ class Relay(Protocol):
         self,
         request: Request,
         *,
+        body: bytes | None = None,
         extra_headers: Iterable[tuple[bytes, bytes]] = (),
+        method: bytes | None = None,
         uri: bytes | None = None,
     ) -> Any:
-        """The `Relayed` that it answers to this, without a body; BadRequest 502 or 504 where it does not."""
+        """The `Relayed` that it answers to this, with that body; BadRequest 502 or 504 where it does not."""
 
     async def give_back(self, request: Request, relayed: Any, through: Through | None = None) -> bool:
         """Answer as it did, its body by way of `through`; whether all of it was written."""
@@ -120,13 +125,39 @@ class Filters:
 
     async def _fetch(self, request: Request, owner: TokenOwner, filter_id: str) -> PresenceFilter | None:
         user, name = quote(owner.user_id, safe=""), quote(filter_id, safe="")
-        asked = credentials(request)
-        query = {"user_id": asked.user_id, "device_id": asked.device_id}
-        if request.getHeader(b"authorization") is None:
-            query["access_token"] = asked.token
-        named = urlencode({key: value for key, value in query.items() if value})
-        uri = f"/_matrix/client/v3/user/{user}/filter/{name}" + (f"?{named}" if named else "")
-        plain = [(b"Accept-Encoding", b"identity")]
-        relayed = await self._relay.forward(request, uri=uri.encode("ascii"), extra_headers=plain)
+        uri = _with_credentials(f"/_matrix/client/v3/user/{user}/filter/{name}", request)
+        relayed = await self._relay.forward(request, uri=uri, extra_headers=_PLAIN)
         body = await self._relay.read(relayed, MAX_FILTER_BYTES)
         return decode_filter(decode_json(body)) if relayed.status == 200 and body else None
+
+
+async def key_counts(relay: Relay, request: Request) -> object | None:
+    """How many one-time keys of the client's device the homeserver has, as `/sync` says it; None: no such.
+
+    It is asked by an upload of nothing: there is no other question that answers this and costs little.
+    BadRequest 502 where it cannot be told now.
+    """
+    relayed = await relay.forward(
+        request,
+        method=b"POST",
+        uri=_with_credentials("/_matrix/client/v3/keys/upload", request),
+        body=b"{}",
+        extra_headers=[*_PLAIN, (b"Content-Type", b"application/json")],
+    )
+    body = await relay.read(relayed, MAX_COUNTS_BYTES)
+    if relayed.status in (400, 403, 404, 405):  # nothing has keys without a device, or without encryption
+        return None
+    if relayed.status != 200 or body is None:
+        raise BadRequest("M_UNKNOWN", "The homeserver cannot count keys now", status=502)
+    answer = decode_json(body)
+    return answer.get("one_time_key_counts") if isinstance(answer, dict) else None
+
+
+def _with_credentials(path: str, request: Request) -> bytes:
+    """The path with those parameters of the request that say whose it is."""
+    asked = credentials(request)
+    query = {"user_id": asked.user_id, "device_id": asked.device_id}
+    if request.getHeader(b"authorization") is None:
+        query["access_token"] = asked.token
+    named = urlencode({key: value for key, value in query.items() if value})
+    return (f"{path}?{named}" if named else path).encode("ascii")

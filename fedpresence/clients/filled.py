@@ -7,7 +7,9 @@ Always true:
   answer that is no JSON object) costs presence and nothing else;
 - a long poll is ended early only where it has a token to go on with, the homeserver has not answered, and
   there is news; it is given the token that it came with. Nothing of the homeserver's is lost by that: it
-  forgets to-device messages when the token *after* them comes back, so the same token brings the same again;
+  forgets to-device messages when the token *after* them comes back, so the same token brings the same again.
+  How many one-time keys are left is asked of it for such an answer, because clients take no word of them for
+  none, and make new ones; where it cannot say so soon, the poll goes on waiting;
 - a device's polls are ended early no more often than `ENDS_PER_SECOND`; the last word is told all the same;
 - the engine knows of the stream for as long as the request lasts (P:O-2), and after a wait the access token
   is asked about again.
@@ -27,7 +29,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 from twisted.web.server import Request
 
-from fedpresence.clients.behind import Filters, Relay, Relayed, Through
+from fedpresence.clients.behind import Filters, Relay, Relayed, Through, key_counts
 from fedpresence.clients.mailbox import Mailbox
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.positions import Positions
@@ -48,6 +50,7 @@ from fedpresence.wire.status import decode_set_presence, encode_event
 
 HEAD_START_S = 0.1  # for the homeserver, where news waits already: its own answer takes the news along
 IDENTITY_GRACE_S = 1.0  # what an answer that is ready waits for the word whose it is
+COUNTS_TIMEOUT_S = 2.0  # for the homeserver to count a device's keys
 ENDS_PER_SECOND, ENDS_BURST = 0.5, 3  # of one device: each costs the homeserver a sync
 
 _ACCEPTS_GZIP = re.compile(rb"(?:^|[\s,])gzip(?:$|[\s,;])")
@@ -79,6 +82,7 @@ class FilledSync:
         self._alone = Sync(parts)
         self._filters = Filters(relay, parts.clock)
         self._positions = Positions()
+        self._is_served = False  # whether the homeserver has answered one
         self._ends: Throttle[TokenOwner] = Throttle(ENDS_PER_SECOND, ENDS_BURST)
 
     async def sync(self, request: Request) -> object:
@@ -88,21 +92,22 @@ class FilledSync:
         upstream: Work[Any] = Work(forwarding)
         try:
             owner = await self._owner(request, upstream)
+            poll = None
             try:
                 set_presence = _set_presence(request)
                 said = parameter(request, b"filter")
-                admitted = await self._filters.find(request, owner, said) if owner else None
+                if owner is not None:
+                    admitted = await self._filters.find(request, owner, said)
+                    poll = self._poll(request, upstream, owner, admitted)
             except BadRequest:
-                owner = None  # the homeserver says what is wrong
-            if owner is None or admitted is None:
+                pass  # the homeserver says what is wrong
+            if owner is None or poll is None:
                 return await self._relayed(request, upstream)
-            poll = self._poll(request, upstream, owner, admitted)
             async with self._stream.held_open(owner, set_presence):
-                if await self._has_news_first(poll):
-                    await self._end_early(poll)
+                if await self._has_news_first(poll) and await self._end_early(poll):
                     return None
                 return await self._relayed(request, upstream, poll)
-        except CancelledError:
+        except BaseException:
             if upstream.done:
                 self._drop(upstream)
             raise
@@ -196,20 +201,35 @@ class FilledSync:
 
     # --- answering ------------------------------------------------------------------------------
 
-    async def _end_early(self, poll: _Poll) -> None:
-        """Answer in the homeserver's stead; without what it alone knows, such as counts of keys."""
+    async def _end_early(self, poll: _Poll) -> bool:
+        """Answer in the homeserver's stead; False where it answers meanwhile, or can count no keys now."""
         assert poll.since is not None
+        counting = Work(key_counts(self._relay, poll.request))
+        try:
+            await until(counting, poll.upstream, clock=self._clock, timeout_s=COUNTS_TIMEOUT_S)
+            if not counting.done:
+                return False
+            counts = counting.result()
+        except BadRequest:
+            return False
+        finally:
+            counting.cancel()
         news = await self._news(poll)
+        if poll.upstream.done:
+            return False
         poll.upstream.cancel()
-        body = {
+        body: dict[str, object] = {
             "next_batch": poll.since,
             "presence": {"events": self._presence(news)},
             "to_device": {"events": [encode_notice(notice) for notice in news.notices]},
             "account_data": {"events": []},
             "rooms": {"join": {}, "invite": {}, "leave": {}},
         }
+        if counts is not None:
+            body["device_one_time_keys_count"] = counts
         write_json(poll.request, body)
         self._told(poll, poll.since, news)
+        return True
 
     async def _relayed(self, request: Request, upstream: Work[Any], poll: _Poll | None = None) -> object:
         """The homeserver's answer; with presence in it, where it is one and `poll` says whose."""
@@ -217,6 +237,7 @@ class FilledSync:
         relayed: Relayed = upstream.result()
         if relayed.status == 404:
             return await self._not_served(request, relayed)
+        self._is_served |= relayed.status == 200
         if (
             relayed.status != 200
             or poll is None
@@ -241,9 +262,12 @@ class FilledSync:
         return None
 
     async def _not_served(self, request: Request, relayed: Relayed) -> object:
-        """A homeserver without `/sync`, one that knows tokens alone, leaves it all to us."""
+        """A homeserver without `/sync`, one that knows tokens alone, leaves it all to us.
+
+        One that had it has it still, and a proxy speaks for it: our token would be of no use to it later.
+        """
         unserved, body = await self._relay.is_unserved(relayed)
-        if unserved:
+        if unserved and not self._is_served:
             return await self._alone.sync(request)
         self._relay.give_back_whole(request, relayed, body)
         _must_be_whole(bool(request.finished))
@@ -286,7 +310,7 @@ class FilledSync:
         return with_events(value, notices) if notices else None
 
     def _drop(self, upstream: Work[Any]) -> None:
-        """The client left before the homeserver's answer, which is here, was begun."""
+        """The client left, or we failed, before the homeserver's answer, which is here, was given back."""
         try:
             self._relay.drop(upstream.result())
         except Exception:  # it had failed, and there is nobody to tell

@@ -64,7 +64,8 @@ class Positions:
         if before is None:
             self._keep(owner, given, Position(box, None, number))
         else:
-            self._keep(owner, given, Position(box, before.said, max(number, before.said)))
+            seen, said = min(number, before.said), max(number, before.said)
+            self._keep(owner, given, Position(box, seen, said))
 
     def _keep(self, owner: TokenOwner, token: str, position: Position) -> None:
         tokens = self._devices.setdefault(owner, OrderedDict())

@@ -37,6 +37,17 @@ class Credentials:
     device_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A token that is good no more, in the homeserver's words.
+
+    Without `soft_logout` a client throws away all that it has, the keys of its messages too.
+    """
+
+    errcode: str
+    soft_logout: bool
+
+
 def credentials(request: Request) -> Credentials:
     """What says whose request it is; 401 `M_MISSING_TOKEN` without a token."""
     device_id = parameter(request, b"device_id") or parameter(request, b"org.matrix.msc3202.device_id")

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from fedpresence.clients.requests import Credentials, credentials
+from fedpresence.clients.requests import Credentials, Refused, credentials
 from fedpresence.clients.views import Views
 from fedpresence.clock import Clock, now_ms
 from fedpresence.engine.events import UserAdded
@@ -34,6 +34,8 @@ KNOWN_FOR_MS = 60_000  # should nobody call forget(), a revoked token still ends
 STALE_FOR_MS = 300_000  # a homeserver that is too busy to say it again is taken at its last word (H:4, 429)
 UNKNOWN_FOR_MS = 200  # a token is honoured as soon as it was made (contract.md), but no hammering
 
+Found = TokenOwner | Refused | None
+
 
 class TokenChecker(Protocol):
     """Who says whose request this is: our own tokens, or a homeserver."""
@@ -45,14 +47,14 @@ class TokenChecker(Protocol):
 class TokenFinder(Protocol):
     """Who knows tokens."""
 
-    def find_token(self, token: str) -> Deferred[TokenOwner | None]:
+    def find_token(self, token: str) -> Awaitable[Found]:
         """Whose token this is; None for an unknown one."""
 
 
 class Masquerades(Protocol):
     """Who knows whom an application service may act as."""
 
-    def find(self, asked: Credentials) -> Deferred[TokenOwner | None]:
+    def find(self, asked: Credentials) -> Awaitable[Found]:
         """Who it is that acts; None for an unknown token, or one that may not act so."""
 
 
@@ -85,8 +87,8 @@ class Tokens:
         self._hub = hub
         self._engine = engine
         self._clock = clock
-        self._remembered: OrderedDict[bytes, tuple[TokenOwner | None, int]] = OrderedDict()
-        self._lookups: dict[bytes, list[Deferred[TokenOwner | None]]] = {}
+        self._remembered: OrderedDict[bytes, tuple[Found, int]] = OrderedDict()
+        self._lookups: dict[bytes, list[Deferred[Found]]] = {}
 
     async def owner(self, request: Request) -> TokenOwner:
         """Whose token the request carries; BadRequest 401 where it has none or an unknown one."""
@@ -94,7 +96,7 @@ class Tokens:
 
     async def owner_of(self, asked: Credentials) -> TokenOwner:
         """As `owner`, of a request that may be over."""
-        owner = None
+        owner: Found = None
         if len(asked.token) <= MAX_TOKEN_CHARACTERS:
             if self._masquerades is None:
                 asked = Credentials(asked.token)
@@ -104,9 +106,10 @@ class Tokens:
                 owner = remembered[0]
             else:
                 owner = await self._look_up(asked, digest)
-        if owner is None:
-            raise BadRequest("M_UNKNOWN_TOKEN", "Unknown access token", status=401)
-        return owner
+        if isinstance(owner, TokenOwner):
+            return owner
+        refused = owner or Refused("M_UNKNOWN_TOKEN", soft_logout=False)
+        raise BadRequest(refused.errcode, "Unknown access token", status=401, soft_logout=refused.soft_logout)
 
     def __len__(self) -> int:
         """How many tokens are remembered, unknown ones included."""
@@ -121,8 +124,8 @@ class Tokens:
         """This user's tokens changed: as `forget`, for an index by user would cost more than it saves."""
         self.forget()
 
-    def _look_up(self, asked: Credentials, digest: bytes) -> Deferred[TokenOwner | None]:
-        answer: Deferred[TokenOwner | None] = Deferred()
+    def _look_up(self, asked: Credentials, digest: bytes) -> Deferred[Found]:
+        answer: Deferred[Found] = Deferred()
         waiting = self._lookups.get(digest)
         if waiting is not None:
             waiting.append(answer)
@@ -133,12 +136,12 @@ class Tokens:
         ensureDeferred(self._find(asked)).addBoth(self._found, digest, waiting)
         return answer
 
-    async def _find(self, asked: Credentials) -> TokenOwner | None:
+    async def _find(self, asked: Credentials) -> Found:
         if self._masquerades is None or not (asked.user_id or asked.device_id):
             owner = await self._finder.find_token(asked.token)
         else:
             owner = await self._masquerades.find(asked)
-        if owner is not None and not self._engine.user_exists(owner.user_id):
+        if isinstance(owner, TokenOwner) and not self._engine.user_exists(owner.user_id):
             if self._before_adding is not None:
                 await self._before_adding(owner.user_id)
             await self._hub.submit(UserAdded(owner.user_id))
@@ -146,16 +149,16 @@ class Tokens:
 
     def _found(
         self,
-        result: TokenOwner | Failure | None,
+        result: Found | Failure,
         digest: bytes,
-        waiting: list[Deferred[TokenOwner | None]],
+        waiting: list[Deferred[Found]],
     ) -> None:
         if self._lookups.get(digest) is waiting:
             del self._lookups[digest]
             if isinstance(result, Failure) and _is_busy(result):
                 result = self._last_word(digest) or result
             elif not isinstance(result, Failure):
-                lasts_ms = self._unknown_for_ms if result is None else KNOWN_FOR_MS
+                lasts_ms = KNOWN_FOR_MS if isinstance(result, TokenOwner) else self._unknown_for_ms
                 self._remember(digest, result, now_ms(self._clock) + lasts_ms)
         for answer in waiting:
             if isinstance(result, Failure):
@@ -163,12 +166,13 @@ class Tokens:
             else:
                 answer.callback(result)
 
-    def _last_word(self, digest: bytes) -> TokenOwner | None:
+    def _last_word(self, digest: bytes) -> Found:
         """Whose token it was, for a while after that should have been asked again."""
         owner, until_ms = self._remembered.get(digest, (None, 0))
-        return owner if now_ms(self._clock) < until_ms + STALE_FOR_MS else None
+        is_known = isinstance(owner, TokenOwner) and now_ms(self._clock) < until_ms + STALE_FOR_MS
+        return owner if is_known else None
 
-    def _remember(self, digest: bytes, owner: TokenOwner | None, until_ms: int) -> None:
+    def _remember(self, digest: bytes, owner: Found, until_ms: int) -> None:
         self._remembered[digest] = (owner, until_ms)
         self._remembered.move_to_end(digest)
         if len(self._remembered) > self._max_remembered:

@@ -7,14 +7,15 @@ Source: H:4; contract, `auth`.
 """
 
 import json
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode
 
 from treq import content
-from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, TimeoutError, ensureDeferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from fedpresence.clients.requests import Credentials
+from fedpresence.clients.requests import Credentials, Refused
 from fedpresence.clock import Clock, within
 from fedpresence.errors import BadRequest
 from fedpresence.ids import DeviceID, ServerName, parse_user_id, server_of
@@ -23,6 +24,7 @@ from fedpresence.storage.store import TokenOwner
 _log = Logger()
 
 TIMEOUT_S = 10.0  # a client waits for this
+PATIENCE_S = 30.0  # with those who are asked about before
 UNKNOWN_FOR_MS = 10_000  # H:4
 MAX_ASKED = 50  # at a time (Z-28); the others wait, for after a restart of ours all clients come at once
 PATHS = ("/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami")  # old ones know r0 alone
@@ -45,22 +47,25 @@ class HomeserverTokens:
         self._clock = clock
         self._asking = DeferredSemaphore(MAX_ASKED)
 
-    def find_token(self, token: str) -> Deferred[TokenOwner | None]:
-        """Whose token this is; None for one that the homeserver does not know, BadRequest 503 or 429."""
+    def find_token(self, token: str) -> Deferred[TokenOwner | Refused | None]:
+        """Whose token this is; Refused for one that the homeserver does not know, BadRequest 503 or 429."""
         return self.find(Credentials(token))
 
-    def find(self, asked: Credentials) -> Deferred[TokenOwner | None]:
+    def find(self, asked: Credentials) -> Deferred[TokenOwner | Refused | None]:
         """As `find_token`, of an application service as the user that it acts as."""
-        return self._asking.run(lambda: ensureDeferred(self._find(asked)))
+        asking = self._asking.run(lambda: ensureDeferred(self._find(asked)))
+        return within(asking, PATIENCE_S, self._clock).addErrback(_took_too_long)
 
-    async def _find(self, asked: Credentials) -> TokenOwner | None:
+    async def _find(self, asked: Credentials) -> TokenOwner | Refused | None:
         for path in PATHS:
             status, body = await self._ask(path, asked)
             if status == 404 and body.get("errcode") == "M_UNRECOGNIZED":
                 continue
             if status == 200:
                 return self._owner(body)
-            if status == 401 or (status == 403 and _acting_as(asked)):  # it may not act as that user
+            if status == 401:
+                return _refused(body)
+            if status == 403 and _acting_as(asked):  # it may not act as that user
                 return None
             if status == 429:
                 wait_ms = body.get("retry_after_ms")
@@ -116,6 +121,19 @@ def _acting_as(asked: Credentials) -> str:
     named = {"user_id": asked.user_id, "device_id": asked.device_id}
     query = urlencode({name: value for name, value in named.items() if value})
     return f"?{query}" if query else ""
+
+
+def _refused(body: dict[str, Any]) -> Refused:
+    """A refusal as the homeserver worded it: expired, locked or unknown are not the same to a client."""
+    errcode = body.get("errcode")
+    if not isinstance(errcode, str) or errcode == "M_MISSING_TOKEN":  # there was one
+        errcode = "M_UNKNOWN_TOKEN"
+    return Refused(errcode, soft_logout=body.get("soft_logout") is True)
+
+
+def _took_too_long(failure: Failure) -> NoReturn:
+    failure.trap(TimeoutError)
+    raise _unavailable()
 
 
 def _unavailable() -> BadRequest:

@@ -26,6 +26,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from fedpresence.admission import Admit, Admitted, RequestHead
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.engine.events import UserAdded
@@ -34,7 +35,6 @@ from fedpresence.homeserver.happenings import Happenings
 from fedpresence.homeserver.registration import Registration
 from fedpresence.homeserver.scan import Known, Scan
 from fedpresence.ids import ServerName
-from fedpresence.intake import Admit, Admitted, RequestHead
 from fedpresence.web import Handler, JsonResource, Named, carried_through, mount, node
 
 _log = Logger()

@@ -42,6 +42,14 @@ def share_of(content: object) -> Share:
     return Share.ALL if is_all else Share.SOME
 
 
+def has_others(content: object) -> bool:
+    """Whether anything in a transaction is not ours to take: answered by us alone, it would be lost."""
+    edus = content.get("edus", []) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(edus, list):
+        return True
+    return bool(content.get("pdus")) or not content.keys() <= ENVELOPE or not all(map(_is_presence, edus))
+
+
 def must_last(content: object) -> bool:
     """Whether there is more than pushes in it: presence is said again, an accept may not be."""
     edus = content.get("edus") if isinstance(content, dict) else None

@@ -19,47 +19,43 @@ Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2
 
 import ipaddress
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 from weakref import WeakSet
 
-from twisted.internet import protocol
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectionLost
-from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import (
     HTTPConnectionPool,
     RequestTransmissionFailed,
-    ResponseDone,
     ResponseNeverReceived,
 )
-from twisted.web.http import PotentialDataLoss
-from twisted.web.http_headers import Headers
+from twisted.web.http_headers import Headers, InvalidHeaderName
 from twisted.web.iweb import UNKNOWN_LENGTH
 from twisted.web.resource import Resource, getChildForRequest
 from twisted.web.server import NOT_DONE_YET, Request
 
-from fedpresence.clock import Clock, Timer, within
+from fedpresence.admission import Admitted, RequestHead
+from fedpresence.clock import Clock, within
 from fedpresence.errors import BadRequest
+from fedpresence.homeserver.exchange import Delivery, Patience, ReadWhole, SentRequest, Through, is_gone
 from fedpresence.incoming import IncomingBody
-from fedpresence.intake import Admitted, RequestHead, body_of
+from fedpresence.intake import body_of
 from fedpresence.web import CORS_HEADERS, write_error
 from fedpresence.wire.json import decode_json
 
 _log = Logger()
 
 CONNECT_TIMEOUT_S = 5.0  # it is near
-ANSWER_TIMEOUT_S = 600.0  # a first join of a huge room takes minutes, and is the homeserver's to give up
-PIECE_TIMEOUT_S = 600.0  # between two pieces of an answer: the client, or the homeserver, is stuck
 KEPT_CONNECTIONS = 100  # idle ones
 KEEP_S = 20.0  # idle; below what homeservers keep, so that hardly a request meets a closing connection
-REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 OF_THE_CONNECTION = (
     b"Connection",
     b"Content-Length",
@@ -71,7 +67,13 @@ OF_THE_CONNECTION = (
     b"Transfer-Encoding",
     b"Upgrade",
 )
-FOR_BROWSERS = (b"/_matrix/client/", b"/_matrix/media/", b"/_fedpresence/client/", b"/_synapse/client/")
+FOR_BROWSERS = (
+    b"/_matrix/client/",
+    b"/_matrix/media/",
+    b"/_fedpresence/client/",
+    b"/_synapse/client/",
+    b"/.well-known/matrix/client",
+)
 MAX_ERROR_BYTES = 65_536  # of an answer that is read to see what it means
 UNBOUNDED = 1 << 62  # bytes; the homeserver has a limit of its own, and it costs us nothing
 
@@ -90,16 +92,6 @@ class Relayed:
     status: int
     headers: Headers
     response: Any
-
-
-class Through(Protocol):
-    """Changes the body of an answer while it passes."""
-
-    def feed(self, data: bytes) -> bytes:
-        """What goes on of all that has come."""
-
-    def finish(self) -> bytes:
-        """What goes on at the end."""
 
 
 class Relay:
@@ -131,20 +123,22 @@ class Relay:
         *,
         body: bytes | IncomingBody | None = None,
         extra_headers: Iterable[tuple[bytes, bytes]] = (),
+        method: bytes | None = None,
         uri: bytes | None = None,
     ) -> Relayed:
         """What the homeserver answers to `request`, with this body (None: without one).
 
-        `extra_headers` replace the client's of the same name; `uri` replaces the request line's.
+        `extra_headers` replace the client's of the same name; `method` and `uri` the request line's.
         BadRequest 502 `M_UNKNOWN` where the homeserver is not there, 504 where it does not answer in time;
         what `body` fails with. Cancelled, it ends the request there.
         """
-        sent = _Sent(request.method, self._head(request, uri, extra_headers), body)
+        method, uri = method or request.method, uri or request.uri
+        sent = SentRequest(method, self._head(request, method, uri, extra_headers), body)
         while True:
             connection = await self._connection()
             kept = connection in self._used
             self._used.add(connection)
-            patience = _Patience(connection.request(sent), body, self._clock)
+            patience = Patience(connection.request(sent), body, self._clock)
             self._under_way.add(patience.asked)
             try:
                 response = await patience.asked
@@ -171,7 +165,7 @@ class Relay:
         Returns when it is, or when it broke off, or when the client is gone.
         """
         response = relayed.response
-        if _is_gone(request):
+        if is_gone(request):
             self.drop(relayed)
             return False
         _begin_answer(request, relayed)
@@ -182,11 +176,11 @@ class Relay:
         if isinstance(incoming, IncomingBody) and not incoming.complete:
             request.setHeader(b"Connection", b"close")
         done: Deferred[bool] = Deferred()
-        delivery = _Delivery(request, done, self._clock, through)
+        delivery = Delivery(request, done, self._clock, through)
         request.notifyFinish().addErrback(lambda _: delivery.give_up())
         response.deliverBody(delivery)
         whole = await done
-        if _is_gone(request):
+        if is_gone(request):
             return False
         if whole:
             if through is not None:
@@ -203,12 +197,12 @@ class Relay:
     async def read(self, relayed: Relayed, limit: int) -> bytes | None:
         """The whole body of an answer; None where it is longer than `limit` bytes or breaks off."""
         done: Deferred[bytes | None] = Deferred()
-        relayed.response.deliverBody(_Read(limit, done, self._clock))
+        relayed.response.deliverBody(ReadWhole(limit, done, self._clock))
         return await done
 
     def give_back_whole(self, request: Request, relayed: Relayed, body: bytes) -> None:
         """Answer `request` as the homeserver did, with the body that was read."""
-        if _is_gone(request):
+        if is_gone(request):
             return
         _begin_answer(request, relayed)
         if not _has_no_body(request, relayed.status):
@@ -251,11 +245,14 @@ class Relay:
         except Exception as error:
             raise _unavailable(type(error).__name__) from error
 
-    def _head(self, request: Request, uri: bytes | None, extra: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def _head(
+        self, request: Request, method: bytes, uri: bytes, extra: Iterable[tuple[bytes, bytes]]
+    ) -> bytes:
         headers = request.requestHeaders.copy()
         for value in headers.getRawHeaders(b"Connection") or ():
             for name in value.split(b","):
-                headers.removeHeader(name.strip())
+                with suppress(InvalidHeaderName):
+                    headers.removeHeader(name.strip())
         for name in OF_THE_CONNECTION:
             headers.removeHeader(name)
         if not headers.hasHeader(b"Host"):  # HTTP/1.0
@@ -263,7 +260,7 @@ class Relay:
         _set_forwarded(request, headers)
         for name, value in extra:
             headers.setRawHeaders(name, [value])
-        lines = [b"%b %b%b HTTP/1.1" % (request.method, self._path, request.uri if uri is None else uri)]
+        lines = [b"%b %b%b HTTP/1.1" % (method, self._path, uri)]
         for name, values in headers.getAllRawHeaders():
             lines += [b"%b: %b" % (name, value) for value in values]
         return b"\r\n".join([*lines, b""])
@@ -282,6 +279,9 @@ class PassThrough(Resource):
 
     def render(self, request: Request) -> int:
         """Pass it through; always answers later."""
+        if _leads_elsewhere(request.path):
+            refuse(request, BadRequest("M_UNRECOGNIZED", "Unrecognized request", status=404))
+            return NOT_DONE_YET
         return answered(request, self.relay.pass_through(request))
 
 
@@ -297,7 +297,9 @@ class OrAlone(PassThrough):
 
     def render(self, request: Request) -> int:
         """Ask there, and then here."""
-        return answered(request, self._ask(request)) if request.method == b"GET" else super().render(request)
+        if request.method != b"GET" or _leads_elsewhere(request.path):
+            return super().render(request)
+        return answered(request, self._ask(request))
 
     async def _ask(self, request: Request) -> None:
         try:
@@ -317,7 +319,7 @@ class OrAlone(PassThrough):
 
 def answer_alone(request: Request, root: Resource, body: bytes) -> None:
     """Answer `request`, whose whole body this is, from the tree below `root`."""
-    if _is_gone(request):
+    if is_gone(request):
         return
     request.content = BytesIO(body)
     request.prepath = []
@@ -332,12 +334,12 @@ def answered(request: Request, work: Any, *, to_its_end: bool = False) -> int:
     """
 
     def failed(failure: Failure) -> None:
-        if failure.check(CancelledError, ConnectionLost) and _is_gone(request):
+        if failure.check(CancelledError, ConnectionLost) and is_gone(request):
             return
         _log.failure("passing {method} {path} on failed", failure, method=request.method, path=request.path)
-        if not _is_gone(request) and not request.startedWriting:
+        if not is_gone(request) and not request.startedWriting:
             refuse(request, BadRequest("M_UNKNOWN", "Internal server error", status=502))
-        elif not _is_gone(request):
+        elif not is_gone(request):
             _abort(request)
 
     running = ensureDeferred(work)
@@ -367,166 +369,6 @@ def streams(prefixes: tuple[bytes, ...]) -> Any:
     return admit
 
 
-class _Patience:
-    """How long an answer is waited for: from the last piece of the request on."""
-
-    def __init__(self, asked: "Deferred[Any]", body: bytes | IncomingBody | None, clock: Clock) -> None:
-        self.asked = asked
-        self.is_over = False
-        self._body = body if isinstance(body, IncomingBody) else None
-        self._clock = clock
-        self._wait()
-
-    def end(self) -> None:
-        """It came."""
-        if self._timer.active():
-            self._timer.cancel()
-
-    def _wait(self) -> None:
-        self._received = self._body.received if self._body is not None else 0
-        self._timer: Timer = self._clock.callLater(ANSWER_TIMEOUT_S, self._expired)
-
-    def _expired(self) -> None:
-        if self._body is not None and self._body.received != self._received:
-            self._wait()
-        else:
-            self.is_over = True
-            self.asked.cancel()
-
-
-class _Sent:
-    """One request as the connection writes it (`IClientRequest`): our bytes, and nothing of Twisted's."""
-
-    absoluteURI = None
-    persistent = True
-
-    def __init__(self, method: bytes, head: bytes, body: bytes | IncomingBody | None) -> None:
-        self.method = method
-        self.broken: BaseException | None = None  # what the body failed with
-        self._head = head
-        self._body = body
-        self._transport: Any = None
-
-    @property
-    def may_repeat(self) -> bool:
-        return self.method in REPEATABLE and not isinstance(self._body, IncomingBody)
-
-    def writeTo(self, transport: Any) -> "Deferred[None]":
-        body = self._body
-        if isinstance(body, IncomingBody):
-            return self._stream(transport, body)
-        framing = b""
-        if body or self.method not in (b"GET", b"HEAD", b"OPTIONS", b"DELETE"):
-            framing = b"Content-Length: %d\r\n" % len(body or b"")
-        transport.writeSequence([self._head, framing, b"\r\n", body or b""])
-        return succeed(None)
-
-    def stopWriting(self) -> None:
-        if isinstance(self._body, IncomingBody):
-            self._body.stopProducing()
-        if self._transport is not None:
-            self._transport.unregisterProducer()
-
-    def _stream(self, transport: Any, body: IncomingBody) -> "Deferred[None]":
-        self._transport = transport
-        if body.length is None:
-            transport.writeSequence([self._head, b"Transfer-Encoding: chunked\r\n\r\n"])
-        else:
-            transport.writeSequence([self._head, b"Content-Length: %d\r\n\r\n" % body.length])
-        transport.registerProducer(body, True)
-        sent = body.send_to(transport if body.length is not None else _Chunks(transport))
-
-        def written(outcome: Any) -> Any:
-            transport.unregisterProducer()
-            if isinstance(outcome, Failure):
-                self.broken = outcome.value
-                transport.abortConnection()
-            elif body.length is None:
-                transport.write(b"0\r\n\r\n")
-            return outcome
-
-        return sent.addBoth(written)
-
-
-class _Chunks:
-    """Writes pieces as HTTP chunks."""
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-
-    def write(self, data: bytes) -> None:
-        if data:
-            self._transport.writeSequence([b"%x\r\n" % len(data), data, b"\r\n"])
-
-
-class _Timed(protocol.Protocol):
-    """The body of an answer, whose pieces have a deadline."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._timer: Any = clock.callLater(PIECE_TIMEOUT_S, self.give_up)
-
-    def give_up(self) -> None:
-        """End the connection: nobody reads on, or nothing comes."""
-        transport: Any = self.transport
-        if transport is not None:
-            transport.loseConnection()
-
-    def _stop_timer(self) -> None:
-        timer: Timer = self._timer
-        if timer.active():
-            timer.cancel()
-
-
-class _Delivery(_Timed):
-    """The body of an answer to the client, as it comes; `done` says whether all of it came."""
-
-    def __init__(
-        self, request: Request, done: "Deferred[bool]", clock: Clock, through: Through | None
-    ) -> None:
-        super().__init__(clock)
-        self._request = request
-        self._done = done
-        self._through = through
-
-    def connectionMade(self) -> None:
-        if not _is_gone(self._request):
-            self._request.registerProducer(self.transport, True)
-
-    def dataReceived(self, data: bytes) -> None:
-        self._timer.reset(PIECE_TIMEOUT_S)
-        if not _is_gone(self._request):
-            self._request.write(data if self._through is None else self._through.feed(data))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._stop_timer()
-        if not _is_gone(self._request):
-            self._request.unregisterProducer()
-        self._done.callback(bool(reason.check(ResponseDone, PotentialDataLoss)))
-
-
-class _Read(_Timed):
-    """The body of an answer for ourselves."""
-
-    def __init__(self, limit: int, done: "Deferred[bytes | None]", clock: Clock) -> None:
-        super().__init__(clock)
-        self._left = limit
-        self._parts: list[bytes] = []
-        self._done = done
-
-    def dataReceived(self, data: bytes) -> None:
-        self._left -= len(data)
-        if self._left < 0:
-            self._parts.clear()
-            self.give_up()
-        else:
-            self._parts.append(data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._stop_timer()
-        whole = self._left >= 0 and reason.check(ResponseDone, PotentialDataLoss)
-        self._done.callback(b"".join(self._parts) if whole else None)
-
-
 def _set_forwarded(request: Request, headers: Headers) -> None:
     """Who asks, for the homeserver's own limits; only a proxy of ours is believed about others."""
     peer = getattr(request.getClientAddress(), "host", None)
@@ -551,6 +393,17 @@ def _is_near(peer: object) -> bool:
     return bool((mapped or address).is_private)
 
 
+def _leads_elsewhere(path: bytes) -> bool:
+    """Whether a proxy before the homeserver might resolve it to what is not to be passed (`/_synapse/admin`).
+
+    We and homeservers take a path as it stands, and no client sends such a one.
+    """
+    if b".." not in path and b"/." not in path and b"%" not in path and b"\\" not in path:
+        return False
+    segments = unquote_to_bytes(path).replace(b"\\", b"/").split(b"/")
+    return b"." in segments or b".." in segments
+
+
 def _begin_answer(request: Request, relayed: Relayed) -> None:
     request.setResponseCode(relayed.status, relayed.response.phrase)
     request.defaultContentType = None  # what it did not say, we do not say
@@ -562,10 +415,6 @@ def _begin_answer(request: Request, relayed: Relayed) -> None:
 
 def _has_no_body(request: Request, status: int) -> bool:
     return request.method == b"HEAD" or status in (204, 304) or status < 200
-
-
-def _is_gone(request: Request) -> bool:
-    return bool(request.finished or request._disconnected)
 
 
 def _abort(request: Request) -> None:

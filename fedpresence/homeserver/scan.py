@@ -5,12 +5,14 @@ Always true:
 - what is still to be asked is on disk before anything rests on it, so a restart goes on where it was and
   asks nothing twice that was told to the engine;
 - never more than `MAX_IN_FLIGHT` questions are open, and no more a second than the operator allows;
-- a homeserver that is away is asked again for ever, with a backoff; nothing of it stops the daemon.
+- a homeserver that is away is asked again for ever, with a backoff; nothing of it stops the daemon;
+- every room that we know is asked for again daily, so a change of members that the stream does not show
+  (the homeserver resolved a room's state anew) counts within a day (Z-11).
 
 Local users are found in rooms, rooms by their users: so from a few everything is reached. Synapse's admin
 API gives all users at once, where it lets us.
 
-Source: H:3; Z-19.
+Source: H:3; Z-11, Z-19.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -35,6 +37,7 @@ _log = Logger()
 MAX_IN_FLIGHT = 4
 FIRST_BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0  # a homeserver that is back has our questions within a minute
+READ_AGAIN_S = 86_400.0  # Z-11
 USERS_A_PAGE = 500  # of Synapse's list: one turn of the hub
 TELL_EVERY_MS = 30_000
 BEGUN = ScanRow(ScanKind.BEGUN)
@@ -134,6 +137,7 @@ class Scan:
         self._next_s = 0.0  # when the next question may leave
         self._failures = 0
         self._pause: Timer | None = None
+        self._daily: Timer | None = None
         self._told_ms = 0
         self._is_told_done = False
         self._users_asked = self._rooms_asked = 0
@@ -156,14 +160,16 @@ class Scan:
                 users=users,
                 rooms=rooms,
             )
+        self._daily = self._clock.callLater(READ_AGAIN_S, self._read_again)
         self._pump()
 
     async def stop(self) -> None:
         """Ask no more; what was not answered is asked in the next run."""
         self._running = False
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        for timer in (self._pause, self._daily):
+            if timer is not None:
+                timer.cancel()
+        self._pause = self._daily = None
         asking = list(self._in_flight)
         for each in asking:
             each.cancel()
@@ -188,6 +194,12 @@ class Scan:
         self._frontier.begin_again()
         self._is_told_done = False
         self._pump()
+
+    def _read_again(self) -> None:
+        """A day is over."""
+        self._daily = self._clock.callLater(READ_AGAIN_S, self._read_again)
+        asking = ensureDeferred(self._ask_for(self._engine.rooms()))
+        asking.addBoth(self._asked, asking)
 
     # --- what the stream says -------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ Always true:
   homeserver got a 200 (H:6.2, step 5);
 - no key fetch, no queue and no failure of ours delays the homeserver's transaction; and only what must not
   be lost (list EDUs, not pushes) delays its answer until it is committed, for a moment at most;
-- bodies that are looked at share the byte budget (Z-2); where it is used up, they stream by without a look.
+- bodies that are looked at share half of the byte budget (Z-2), for nobody was asked who sends them; where
+  that is used up, or one takes long to come, they stream by without a look.
 
-A homeserver that has no `/send` at all (federation is off there) takes nothing: then the transaction is
-answered as if we were alone.
+A homeserver that has no `/send` at all (federation is off there) takes nothing: then what is presence alone
+is answered as if there were none. Whatever else comes gets its 404: it may be a proxy that speaks for a
+homeserver that is away, or the wrong listener of one, and what we answered with 200 would be lost.
 """
 
 from collections.abc import Callable
@@ -25,10 +27,11 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from fedpresence.clock import Clock, now_ms
+from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
-from fedpresence.homeserver.fronting import Samples, Share, must_last, share_of
+from fedpresence.homeserver.fronting import Samples, Share, has_others, must_last, share_of
 from fedpresence.homeserver.relay import (
     OrAlone,
     PassThrough,
@@ -45,7 +48,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import Claim, OriginCheck
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.incoming import IncomingBody
-from fedpresence.intake import Admit, Admitted, BodyBudget, RequestHead, body_of
+from fedpresence.intake import body_of
 from fedpresence.sources import source_of
 from fedpresence.web import mount, node, write_json
 from fedpresence.wire.json import decode_json
@@ -54,6 +57,7 @@ _log = Logger()
 
 MAX_TXN_ID_BYTES = 255  # as in standalone; longer ones are the homeserver's alone
 COMMIT_PATIENCE_S = 0.25  # for list EDUs, which are rare
+COLLECT_TIMEOUT_S = 30.0  # a body that trickles must not hold what it has brought so far
 PLAIN_BYTES = 65_536  # above it, only what mentions presence is parsed at all: rooms' histories are large
 PASSED = (b"/_matrix/federation/", b"/_matrix/key/", b"/_matrix/media/", b"/.well-known/matrix/")
 
@@ -140,11 +144,12 @@ class FrontedSend(PassThrough):
         held = _Held(self._fronting.budget, claim.origin)
         try:
             try:
-                data = await _whole_body(request, held)
+                data = await _whole_body(request, held, self._fronting.clock)
             except BadRequest as error:  # too large
                 refuse(request, error)
                 return
             if data is None:
+                held.release()
                 await self._pass_unseen(request)
             else:
                 await self._look_at(request, claim, data)
@@ -185,7 +190,7 @@ class FrontedSend(PassThrough):
             return
         if relayed.status == 404:
             unserved, body = await self.relay.is_unserved(relayed)
-            if unserved:
+            if unserved and not _is_for_others(data):
                 self._count("unserved")
                 answer_alone(request, self._fronting.alone, data)
             else:
@@ -288,6 +293,8 @@ class _Held:
 
     def take(self, size: int) -> bool:
         """Whether so many more may be kept."""
+        if self._budget.used + size > self._budget.total // 2:
+            return False  # the rest is for those who proved themselves, and for our users
         taken = self._budget.take(self._origin, size)
         if taken:
             self._size += size
@@ -299,10 +306,25 @@ class _Held:
         self._size = 0
 
 
-async def _whole_body(request: Request, held: _Held) -> bytes | None:
+async def _whole_body(request: Request, held: _Held, clock: Clock) -> bytes | None:
     """The body, where it fits the budget; None where it must stream by. BadRequest where it is too large."""
     body = body_of(request)
-    return await body.collect(held.take) if isinstance(body, IncomingBody) else body
+    if not isinstance(body, IncomingBody):
+        return body
+    timer: Timer = clock.callLater(COLLECT_TIMEOUT_S, body.collect_no_further)
+    try:
+        return await body.collect(held.take)
+    finally:
+        if timer.active():
+            timer.cancel()
+
+
+def _is_for_others(data: bytes) -> bool:
+    """Whether the body of a transaction holds more than presence, for all that we can read."""
+    try:
+        return has_others(decode_json(data))
+    except BadRequest:
+        return True
 
 
 def _for_a_moment(work: "Deferred[Any]", seconds: float, clock: Clock) -> "Deferred[None]":

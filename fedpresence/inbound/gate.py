@@ -9,12 +9,12 @@ Source: Z-1, Z-2, Z-4.
 from collections.abc import Awaitable
 from urllib.parse import unquote_to_bytes
 
+from fedpresence.admission import Admitted, BodyBudget, RequestHead, busy, too_large
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest
 from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import Credentials, OriginCheck
-from fedpresence.intake import Admitted, BodyBudget, RequestHead, busy, too_large
 
 SEND = [b"_matrix", b"federation", b"v1", b"send"]
 OUTCOMES = {401: "not_authentic", 403: "forbidden", 413: "too_large", 429: "limited", 500: "failed"}

@@ -16,13 +16,14 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from fedpresence import __version__
+from fedpresence.admission import RequestHead
 from fedpresence.clock import Clock, now_ms
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
 from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.origin import Credentials
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import RequestHead, grounds_of
+from fedpresence.intake import grounds_of
 from fedpresence.sources import source_of
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 from fedpresence.wire.json import decode_json

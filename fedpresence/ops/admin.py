@@ -16,6 +16,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from fedpresence import __version__
+from fedpresence.admission import Admit, Admitted, RequestHead
 from fedpresence.clock import Clock, now_ms
 from fedpresence.engine.events import Activity, Event, RoomMembersSet, UserDeactivated
 from fedpresence.engine.queries import Counts, UserDetail
@@ -31,7 +32,6 @@ from fedpresence.ids import (
     parse_user_id,
     server_of,
 )
-from fedpresence.intake import Admit, Admitted, RequestHead
 from fedpresence.ops.destinations import Destinations, encode_destination, summary
 from fedpresence.web import Handler, JsonResource, Named, Unknown, carried_through, mount, node
 from fedpresence.wire.json import decode_json

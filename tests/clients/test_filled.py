@@ -2,8 +2,9 @@ import gzip
 import json
 
 import pytest
+from twisted.internet.defer import Deferred
 
-from fedpresence.clients.filled import HEAD_START_S, IDENTITY_GRACE_S
+from fedpresence.clients.filled import COUNTS_TIMEOUT_S, HEAD_START_S, IDENTITY_GRACE_S
 from fedpresence.engine.effects import Notice
 from fedpresence.engine.events import StreamClosed, StreamOpened
 from fedpresence.engine.presence import PresenceState
@@ -61,9 +62,82 @@ def test_news_ends_a_long_poll_early_with_the_token_that_it_came_with() -> None:
 
     assert presence_of(asked.answer) == {BOB: "online"}
     assert asked.answer.body["next_batch"] == "h1"
-    assert "device_one_time_keys_count" not in asked.answer.body  # or a client makes new keys
     assert asked.answer.headers["access-control-allow-origin"] == "*"
     assert world.last.cancelled
+
+
+def test_an_answer_of_ours_says_how_many_keys_are_left() -> None:
+    """Clients take no word of one-time keys for none left, as is specified, and upload new ones."""
+    world = Beside()
+    world.synced()
+    world.relay.keys = (200, {"one_time_key_counts": {"signed_curve25519": 50}})
+    asked = world.poll("h1")
+    assert asked.waits
+
+    world.tell(BOB, ONLINE, ALICE)
+
+    assert asked.answer.body["device_one_time_keys_count"] == {"signed_curve25519": 50}
+    assert world.relay.counted == [b"/_matrix/client/v3/keys/upload"]
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_where_no_keys_can_be_counted_nothing_is_said_of_them(status: int) -> None:
+    """Somebody without a device, or a homeserver without encryption."""
+    world = Beside()
+    world.synced()
+    world.relay.keys = (status, {"errcode": "M_UNKNOWN"})
+    asked = world.poll("h1")
+    assert asked.waits
+
+    world.tell(BOB, ONLINE, ALICE)
+
+    assert "device_one_time_keys_count" not in asked.answer.body
+
+
+def test_while_keys_cannot_be_counted_a_poll_goes_on_waiting() -> None:
+    """Better late than a client that makes keys which it need not make."""
+    world = Beside()
+    world.synced()
+    world.relay.keys = (503, {"errcode": "M_UNKNOWN"})
+    asked = world.poll("h1")
+    assert asked.waits
+
+    world.tell(BOB, ONLINE, ALICE)
+
+    assert asked.waits
+    world.last.respond({"next_batch": "h2"})
+    assert (asked.answer.body["next_batch"], senders(asked.answer.body)) == ("h2", [BOB])
+
+
+def test_a_homeserver_that_answers_while_keys_are_counted_is_heard() -> None:
+    """Its answer is not thrown away, and holds no connection for nobody."""
+    world = Beside()
+    world.synced()
+    world.relay.counting = Deferred()
+    asked = world.poll("h1")
+    assert asked.waits
+    world.tell(BOB, ONLINE, ALICE)
+    assert asked.waits
+
+    world.last.respond({"next_batch": "h2"})
+
+    assert (asked.answer.body["next_batch"], senders(asked.answer.body)) == ("h2", [BOB])
+    assert not world.last.cancelled
+
+
+def test_a_count_that_takes_too_long_is_not_waited_for() -> None:
+    """Every wait has an end."""
+    world = Beside()
+    world.synced()
+    world.relay.counting = Deferred()
+    asked = world.poll("h1")
+    assert asked.waits
+    world.tell(BOB, ONLINE, ALICE)
+    world.clock.advance(COUNTS_TIMEOUT_S + 0.1)
+
+    assert asked.waits
+    world.last.respond({"next_batch": "h2"})
+    assert senders(asked.answer.body) == [BOB]
 
 
 def test_an_answer_that_was_begun_is_never_thrown_away() -> None:
@@ -389,6 +463,17 @@ def test_a_filter_that_cannot_be_read_is_the_homeservers_to_judge(filter: str) -
     assert asked.answer.body["next_batch"] == "h1"
 
 
+@pytest.mark.parametrize("query", ["since=%ff", "timeout=%ff", "filter=%ff", "set_presence=%ff"])
+def test_a_query_that_cannot_be_read_is_the_homeservers_to_judge(query: str) -> None:
+    """In its words, and its answer is not left hanging."""
+    world = Beside()
+    asked = world.ask("GET", f"/_matrix/client/v3/sync?{query}")
+    assert asked.waits
+    world.last.respond({"errcode": "M_INVALID_PARAM", "error": "theirs"}, 400)
+
+    assert (asked.answer.status, asked.answer.body["error"]) == (400, "theirs")
+
+
 def test_a_compressed_answer_is_compressed_again() -> None:
     """As the client would get it without us."""
     world = Beside()
@@ -471,6 +556,18 @@ def test_a_homeserver_without_sync_leaves_it_to_us(body: object) -> None:
 
     assert presence_of(asked.answer) == {ALICE: "offline"}
     assert asked.answer.body["next_batch"].startswith("s")
+
+
+@pytest.mark.parametrize("body", [{"errcode": "M_UNRECOGNIZED", "error": "x"}, "404 page not found"])
+def test_a_homeserver_that_had_sync_is_not_believed_to_have_none(body: object) -> None:
+    """While it restarts the proxy before it says so; a token of ours would lock the client out later."""
+    world = Beside()
+    world.synced()
+    asked = world.sync()
+    assert asked.waits
+    world.last.respond(body, 404)
+
+    assert (asked.answer.status, asked.answer.body) == (404, body)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_what_was_said_is_never_unsaid() -> None:
 
     positions.answered(AT_PHONE, "h1", "h1", "box", 5)
 
-    assert positions.find(AT_PHONE, "h1", "box") == Position("box", 9, 9)
+    assert positions.find(AT_PHONE, "h1", "box") == Position("box", 5, 9)
 
 
 def test_devices_and_mailboxes_do_not_share_tokens() -> None:

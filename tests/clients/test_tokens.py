@@ -7,7 +7,7 @@ from twisted.web.server import Request
 from twisted.web.test.requesthelper import DummyChannel
 
 from fedpresence.clients import tokens
-from fedpresence.clients.requests import Credentials, access_token
+from fedpresence.clients.requests import Credentials, Refused, access_token
 from fedpresence.engine.effects import Effect, SaveUser
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest, StoreError
@@ -275,3 +275,22 @@ def test_a_homeserver_that_is_too_busy_is_taken_at_its_last_word() -> None:
 def test_a_token_is_not_shown() -> None:
     """Whatever prints it."""
     assert "secret" not in repr(Credentials("secret", ALICE))
+
+
+def test_a_refusal_of_the_homeservers_is_given_and_remembered_in_its_words() -> None:
+    """A client that may log in again softly keeps its keys."""
+
+    class Locked:
+        asked = 0
+
+        def find_token(self, token: str) -> Deferred[Refused]:
+            self.asked += 1
+            return succeed(Refused("M_USER_LOCKED", soft_logout=True))
+
+    world, homeserver = World(), Locked()
+    owners = tokens.Tokens(homeserver, world.hub, world.engine, world.clock, unknown_for_ms=10_000)
+
+    errors = [failure_of(owners.owner_of(Credentials("t")), BadRequest) for _ in range(2)]
+
+    assert homeserver.asked == 1
+    assert [(e.status, e.errcode, e.soft_logout) for e in errors] == [(401, "M_USER_LOCKED", True)] * 2

@@ -10,8 +10,8 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
-from fedpresence.clients.requests import Credentials
-from fedpresence.clients.whoami import MAX_ASKED, HomeserverTokens
+from fedpresence.clients.requests import Credentials, Refused
+from fedpresence.clients.whoami import MAX_ASKED, PATIENCE_S, TIMEOUT_S, HomeserverTokens
 from fedpresence.errors import BadRequest
 from fedpresence.ids import DeviceID, ServerName, UserID
 from fedpresence.storage.store import TokenOwner
@@ -69,7 +69,23 @@ def test_a_token_the_homeserver_does_not_know_is_unknown() -> None:
     """A logout ends it here too."""
     homeserver = Homeserver({"v3": (401, {"errcode": "M_UNKNOWN_TOKEN"})})
 
-    assert result_of(tokens(homeserver).find_token("secret")) is None
+    assert result_of(tokens(homeserver).find_token("secret")) == Refused("M_UNKNOWN_TOKEN", soft_logout=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ({"errcode": "M_UNKNOWN_TOKEN", "soft_logout": True}, Refused("M_UNKNOWN_TOKEN", soft_logout=True)),
+        ({"errcode": "M_USER_LOCKED", "soft_logout": True}, Refused("M_USER_LOCKED", soft_logout=True)),
+        ({"errcode": "M_MISSING_TOKEN"}, Refused("M_UNKNOWN_TOKEN", soft_logout=False)),
+        ("no object", Refused("M_UNKNOWN_TOKEN", soft_logout=False)),
+    ],
+)
+def test_a_token_is_refused_in_the_homeservers_words(body: object, refused: Refused) -> None:
+    """Who is told of an end for good throws away the keys of all messages; one that expired is renewed."""
+    homeserver = Homeserver({"v3": (401, body)})
+
+    assert result_of(tokens(homeserver).find_token("secret")) == refused
 
 
 def test_an_old_homeserver_is_asked_under_its_old_path() -> None:
@@ -158,3 +174,22 @@ def test_only_so_many_are_asked_at_a_time() -> None:
     failure_of(finding[0], BadRequest)
 
     assert (before, len(asked)) == (MAX_ASKED, MAX_ASKED + 1)
+
+
+def test_who_waits_behind_others_for_too_long_is_503() -> None:
+    """A homeserver that takes its time for fifty keeps nobody else waiting for ever."""
+
+    class Trickling:
+        """Answers each look-up at its very last moment."""
+
+        def get(self, url: str, **kwargs: Any) -> "Deferred[Any]":
+            answer: Deferred[Any] = Deferred()
+            clock.callLater(TIMEOUT_S - 1, answer.errback, Failure(OSError()))
+            return answer
+
+    clock = Clock()
+    finder = HomeserverTokens(HERE, "http://homeserver.test", Trickling(), clock)
+    finding = [finder.find_token(f"t{number}") for number in range(5 * MAX_ASKED)]
+    clock.pump([1.0] * (int(PATIENCE_S) + 1))
+
+    assert {failure_of(each, BadRequest).status for each in finding} == {503}

@@ -9,11 +9,12 @@ from typing import Any
 
 from twisted.web.resource import Resource
 
+from fedpresence.admission import BodyBudget
 from fedpresence.clients.resource import add_clients_beside
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.events import StreamClosed
 from fedpresence.homeserver.relay import PassThrough, Relay, build_pool
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from tests.clients.world import ALICE, BOB, ONLINE, PHONE, World
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
@@ -145,7 +146,9 @@ def test_a_poll_that_ends_early_ends_at_the_homeserver_too() -> None:
     async def story(beside: Beside) -> None:
         beside.homeserver.answers = lambda _: an_answer(b'{"next_batch":"h1"}')
         await beside.answer()
-        beside.homeserver.answers = lambda _: None
+        beside.homeserver.answers = lambda seen: (
+            an_answer(b'{"one_time_key_counts":{}}') if b"/keys/upload" in seen.line else None
+        )
         caller = await beside.sync(b"?since=h1&timeout=30000")
         await until(beside.reactor, lambda: beside.polls == 2)
 
@@ -154,7 +157,11 @@ def test_a_poll_that_ends_early_ends_at_the_homeserver_too() -> None:
 
         body = json.loads(caller.body)
         assert (body["next_batch"], body["presence"]["events"][0]["sender"]) == ("h1", BOB)
-        await until(beside.reactor, lambda: all(each.lost for each in beside.homeserver.connections))
+        counted = beside.homeserver.seen[-1]
+        assert counted.line == b"POST /_matrix/client/v3/keys/upload HTTP/1.1"
+        assert (counted.body, counted.values(b"Authorization")) == (b"{}", [b"Bearer alice-phone"])
+        assert counted.values(b"Content-Type") == [b"application/json"]
+        await until(beside.reactor, lambda: beside.homeserver.connections[0].lost)
 
     with_both(story)
 

@@ -13,10 +13,11 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.web.http_headers import Headers
 
+from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig
-from fedpresence.homeserver import relay as relay_module
+from fedpresence.homeserver import exchange
 from fedpresence.homeserver.relay import PassThrough, Relay, answered, build_pool, streams
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
 
@@ -202,7 +203,7 @@ def test_only_a_proxy_of_ours_is_believed_about_others(
         request.requestHeaders.setRawHeaders(b"X-Forwarded-For", [claimed])
     relay = Relay(MemoryReactorClock(), "http://127.0.0.1:8008/base", Clock(), build_pool(None))
 
-    head = relay._head(request, None, ())
+    head = relay._head(request, b"GET", b"/", ())
 
     assert b"\r\nX-Forwarded-For: " + told + b"\r\n" in head
     is_proxy = peer is None or "10.1.2.3" in peer
@@ -343,6 +344,86 @@ def test_fifty_megabytes_go_up_and_are_never_here() -> None:
     with_front(story)
 
 
+def test_an_upload_whose_end_was_held_up_holds_up_nothing_after_it() -> None:
+    """The last piece filled the way to the homeserver: the connection goes on all the same."""
+
+    async def story(front: Front) -> None:
+        head = b"POST /_matrix/media HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
+        client = await front.call(head)
+        await front.until(lambda: bool(front.homeserver.connections))
+        (conversation,) = front.homeserver.connections
+        upstream: Any = conversation.transport
+        upstream.pauseProducing()
+        channel = next(iter(front.site._channels))
+        network: Any = channel.transport
+        network.bufferSize = 1_000_000  # so that the rest of the body comes in one piece
+        client.send(b"x" * 200_000)
+        await front.until(lambda: channel.requests[0].incoming.complete)
+        upstream.resumeProducing()
+        await front.until(lambda: b"{}" in client.received)
+
+        assert not channel._body_held
+        assert channel.timeOut == LIMITS.idle_connection_ms / 1000
+        client.leave()
+
+    with_front(story)
+
+
+@pytest.mark.parametrize("value", [b"keep-alive, ", b"a b", b'"x"', b"close;q=1", b","])
+def test_a_connection_header_that_makes_no_sense_costs_no_request(value: bytes) -> None:
+    """It names nothing that could be left out."""
+
+    async def story(front: Front) -> None:
+        client = await front.call(b"GET /_matrix/x HTTP/1.0\r\nHost: x\r\nConnection: %b\r\n\r\n" % value)
+        await front.until(lambda: client.lost)
+
+        assert client.status == 200
+        assert front.homeserver.seen[0].values(b"Connection") == []
+
+    with_front(story)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/_matrix/../_synapse/admin/v1/x",
+        b"/_matrix/%2e%2E/_synapse/admin/v1/x",
+        b"/_matrix/client/..%2f..%2F_synapse/admin",
+        b"/_matrix/client/..\\..\\_synapse/admin",
+        b"/_matrix/x/..",
+        b"/_matrix/./x",
+    ],
+)
+def test_no_path_leads_out_of_what_is_passed_through(path: bytes) -> None:
+    """A proxy before the homeserver would resolve it, to what is for the operator alone."""
+
+    async def story(front: Front) -> None:
+        client = await front.ask(a_request(b"GET", path))
+        fine = await front.ask(a_request(b"GET", b"/_matrix/..x/...?a=../.."))
+
+        assert (client.status, fine.status) == (404, 200)
+        assert [seen.line for seen in front.homeserver.seen] == [b"GET /_matrix/..x/...?a=../.. HTTP/1.1"]
+
+    with_front(story)
+
+
+def test_a_clean_stop_lets_an_upload_come_to_its_end() -> None:
+    """The homeserver has most of it already."""
+
+    async def story(front: Front) -> None:
+        client = await front.call(a_request(b"PUT", b"/_matrix/x", b"Content-Length: 10") + b"first")
+        await front.until(lambda: bool(front.homeserver.connections))
+        closing = front.site.close()
+        client.send(b"-last")
+        await closing
+        await front.until(lambda: client.lost)
+
+        assert front.homeserver.seen[0].body == b"first-last"
+        assert client.received.endswith(b"{}")
+
+    with_front(story)
+
+
 def test_fifty_megabytes_come_down_at_the_pace_of_the_client() -> None:
     """An initial sync over a bad line must not pile up here."""
 
@@ -479,7 +560,7 @@ def test_a_slow_request_slows_no_other() -> None:
 
 def test_a_homeserver_that_does_not_answer_is_given_up_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait has an end: 504, and nothing is left open there."""
-    monkeypatch.setattr(relay_module, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exchange, "ANSWER_TIMEOUT_S", 0.05)
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: None
@@ -494,7 +575,7 @@ def test_a_homeserver_that_does_not_answer_is_given_up_some_day(monkeypatch: pyt
 
 def test_an_answer_that_stops_half_way_is_given_up_some_day(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client sees that it is not whole."""
-    monkeypatch.setattr(relay_module, "PIECE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(exchange, "PIECE_TIMEOUT_S", 0.05)
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: an_answer(b"x" * 100)[:-50]

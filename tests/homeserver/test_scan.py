@@ -6,6 +6,7 @@ from twisted.internet.defer import Deferred, fail
 
 from fedpresence.engine.effects import Durable
 from fedpresence.errors import HomeserverRefused, HomeserverUnavailable, StoreError
+from fedpresence.homeserver.scan import READ_AGAIN_S
 from fedpresence.ids import RoomID, UserID
 from fedpresence.storage.memory import MemoryStore
 from fedpresence.storage.store import ScanKind, ScanRow
@@ -296,3 +297,24 @@ def test_a_crash_between_any_two_writes_loses_nothing(writes: int) -> None:
 
     assert second.members(ROOM) == {ALICE, BOB}
     assert second.members(OTHER) == {ALICE, CAROL}
+
+
+def test_members_are_read_again_daily() -> None:
+    """Z-11: a ban that the homeserver came by otherwise than by an event is seen all the same."""
+    homeserver = PlayedHomeserver({ROOM: {ALICE, BOB, BOT}})
+    beside = Beside(homeserver).started()
+    tell(beside, member(ALICE, "join"))
+    beside.settle()
+    assert beside.members(ROOM) == {ALICE, BOB}
+    homeserver.rooms[ROOM] = {ALICE, BOT}
+    homeserver.asked.clear()
+
+    beside.clock.advance(READ_AGAIN_S / 2)
+    beside.settle()
+    before = list(homeserver.asked)
+    beside.clock.advance(READ_AGAIN_S / 2)
+    beside.settle()
+
+    assert (before, beside.members(ROOM)) == ([], {ALICE})
+    assert homeserver.asked == [f"members of {ROOM}", f"rule of {ROOM}"]
+    result_of(beside.scan.stop())

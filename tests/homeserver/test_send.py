@@ -10,20 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, succeed
 
+from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig, Rate
 from fedpresence.engine.events import TransactionReceived
 from fedpresence.engine.settings import ServerLists
 from fedpresence.errors import StoreError
 from fedpresence.homeserver.fronting import SAMPLE_MS
 from fedpresence.homeserver.relay import Relay, build_pool
-from fedpresence.homeserver.send import Fronting, add_front
+from fedpresence.homeserver.send import COLLECT_TIMEOUT_S, Fronting, add_front
 from fedpresence.ids import ServerName
 from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from fedpresence.web import Unknown
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
@@ -334,6 +335,41 @@ def test_where_the_budget_is_used_up_transactions_stream_by() -> None:
     with_front(story, LimitsConfig(bodies_in_flight=400_000))
 
 
+def test_what_comes_unproven_leaves_room_for_everybody_else() -> None:
+    """Whoever claims names could else keep our users' and the homeserver's own requests out (Z-2)."""
+
+    async def story(front: Front) -> None:
+        assert front.budget.take(None, 250_000)
+        await front.ask(front.send("1", PUSH, padding="x" * 60_000))
+        front.budget.give_back(None, 250_000)
+        await front.ask(front.send("2", PUSH, padding="x" * 60_000))
+
+        assert len(front.homeserver.seen) == 2
+        assert [event.txn_id for event in front.received] == ["2"]
+
+    with_front(story, LimitsConfig(bodies_in_flight=600_000))
+
+
+def test_a_body_that_trickles_is_passed_on_without_a_look() -> None:
+    """Nobody holds our memory with a body that never ends; a slow origin is served all the same."""
+
+    async def story(front: Front) -> None:
+        data = front.send("1", PUSH, padding="x" * 5_000).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        server = await front.call(data[:-10])
+        await front.until(lambda: front.budget.used > 0)
+        front.ring.clock.advance(COLLECT_TIMEOUT_S)
+        await front.until(lambda: bool(front.homeserver.connections))
+
+        assert front.budget.used == 0
+        server.send(data[-10:])
+        await front.until(lambda: server.lost)
+        assert (server.status, server.body) == (200, OK)
+        assert front.homeserver.seen[0].body == body_of(data)
+        assert (front.received, front.outcomes()) == ([], {"unseen": 1})
+
+    with_front(story)
+
+
 def test_our_rate_limits_are_ours_alone() -> None:
     """An origin that sends too much presence gets no 429 of ours: its messages are in there too."""
 
@@ -513,7 +549,7 @@ def test_where_the_homeserver_has_no_federation_we_answer_as_if_alone(body: byte
 
     async def story(front: Front) -> None:
         front.homeserver.answers = lambda _: an_answer(body, b"404 Not Found")
-        server = await front.ask(front.send("1", PUSH, LIST))
+        server = await front.ask(front.send("1", PUSH))
         forged = await front.ask(front.send("2", PUSH).replace(b"online", b"onlyne"))
         keys = await front.ask(b"GET /_matrix/key/v2/server HTTP/1.1\r\nHost: x\r\n\r\n")
         other = await front.ask(b"GET /_matrix/federation/v1/event/x HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -523,6 +559,23 @@ def test_where_the_homeserver_has_no_federation_we_answer_as_if_alone(body: byte
         assert forged.status == 401
         assert json.loads(keys.body)["server_name"] == HERE
         assert (other.status, other.body) == (404, body)
+
+    with_front(story)
+
+
+@pytest.mark.parametrize("body", [b'{"errcode":"M_UNRECOGNIZED","error":"no"}', b"404 page not found"])
+@pytest.mark.parametrize(
+    "more", [{"pdus": [{"type": "m.room.message"}]}, {"edus": [PUSH, LIST]}, {"org.new.section": 1}]
+)
+def test_what_is_the_homeservers_is_never_answered_for_it(body: bytes, more: dict[str, Any]) -> None:
+    """A proxy speaks for one that restarts, or a listener has no federation: all would be lost."""
+
+    async def story(front: Front) -> None:
+        front.homeserver.answers = lambda _: an_answer(body, b"404 Not Found")
+        server = await front.ask(front.send("1", PUSH, **more))
+
+        assert (server.status, server.body) == (404, body)
+        assert front.received == []
 
     with_front(story)
 

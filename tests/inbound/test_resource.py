@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 from twisted.internet.defer import Deferred, succeed
 
+from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig, Rate
 from fedpresence.engine.events import ListEduReceived, TransactionReceived
 from fedpresence.engine.settings import ServerLists
@@ -15,7 +16,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from fedpresence.web import Unknown
 from fedpresence.wire.signing import Identity
 from tests.asynchronous import result_of

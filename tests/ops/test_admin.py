@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.web.http_headers import Headers
 
+from fedpresence.admission import Admitted, RequestHead
 from fedpresence.engine.effects import Effect
 from fedpresence.engine.events import Activity, Event, ListChanged, RoomMembersSet, UserDeactivated
 from fedpresence.engine.presence import PresenceState, View
@@ -18,7 +19,6 @@ from fedpresence.engine.subscription import ObserverStage
 from fedpresence.errors import BadRequest
 from fedpresence.hub import Hub
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
-from fedpresence.intake import Admitted, RequestHead
 from fedpresence.ops.admin import MAX_BODY_BYTES, MAX_MEMBERS, AdminParts, add_admin, admission
 from fedpresence.web import Unknown
 from tests.asynchronous import result_of

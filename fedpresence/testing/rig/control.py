@@ -20,13 +20,14 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
+from fedpresence.admission import BodyBudget
 from fedpresence.clients.requests import parameter
 from fedpresence.clock import Clock
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest, ConfigError
 from fedpresence.ids import MAX_ID_BYTES, DeviceID, ServerName, UserID, parse_server_name
-from fedpresence.intake import BodyBudget, BoundedSite
+from fedpresence.intake import BoundedSite
 from fedpresence.testing.homeserver import (
     Answered,
     FakeHomeserver,
