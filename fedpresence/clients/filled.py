@@ -1,13 +1,15 @@
 """`GET /sync` of the homeserver beside us, with presence in it (form B).
 
 Always true:
-- the request reaches the homeserver as it came, and its answer the client: status, headers, token, and
-  every byte but `presence`, which is ours, and `to_device`, to which our notices are added;
+- the request reaches the homeserver as it came, and its answer the client: status, headers, and every byte
+  but `presence`, which is ours, `to_device`, to which our notices are added, and a token that would be the
+  client's own again though there is news, which is spelled otherwise (`positions.py`);
 - whatever is in doubt on our side (a token that cannot be asked about, a filter that we cannot read, an
   answer that is no JSON object) costs presence and nothing else;
 - a long poll is ended early only where it has a token to go on with, the homeserver has not answered, and
-  there is news; it is given the token that it came with. Nothing of the homeserver's is lost by that: it
-  forgets to-device messages when the token *after* them comes back, so the same token brings the same again;
+  there is news; it is given the token that it came with, spelled otherwise. Nothing of the homeserver's is
+  lost by that: it forgets to-device messages when the token *after* them comes back, so this token brings
+  the same again;
 - a device's polls are ended early no more often than `ENDS_PER_SECOND`; the last word is told all the same;
 - the engine knows of the stream for as long as the request lasts (P:O-2), and after a wait the access token
   is asked about again.
@@ -30,7 +32,7 @@ from twisted.web.server import Request
 from fedpresence.clients.behind import Filters, Relay, Relayed, Through
 from fedpresence.clients.mailbox import Mailbox
 from fedpresence.clients.parts import ClientParts
-from fedpresence.clients.positions import Positions
+from fedpresence.clients.positions import Positions, respelled
 from fedpresence.clients.requests import parameter
 from fedpresence.clients.stream import MAX_TIMEOUT_MS, News, Stream
 from fedpresence.clients.sync import Sync
@@ -201,15 +203,16 @@ class FilledSync:
         assert poll.since is not None
         news = await self._news(poll)
         poll.upstream.cancel()
+        given = respelled(poll.since)
         body = {
-            "next_batch": poll.since,
+            "next_batch": given,
             "presence": {"events": self._presence(news)},
             "to_device": {"events": [encode_notice(notice) for notice in news.notices]},
             "account_data": {"events": []},
             "rooms": {"join": {}, "invite": {}, "leave": {}},
         }
         write_json(poll.request, body)
-        self._told(poll, poll.since, news)
+        self._told(poll, given, news)
 
     async def _relayed(self, request: Request, upstream: Work[Any], poll: _Poll | None = None) -> object:
         """The homeserver's answer; with presence in it, where it is one and `poll` says whose."""
@@ -226,10 +229,19 @@ class FilledSync:
             _must_be_whole(await self._relay.give_back(request, relayed))
             return None
         news = await self._news(poll)
-        given: list[bytes] = []
+        given: list[str] = []
+
+        def next_batch(value: bytes) -> bytes | None:
+            token = _token(value)
+            if token is None:
+                return None
+            repeats = token == poll.since and bool(news.presence or news.notices)
+            given.append(respelled(token) if repeats else token)
+            return json.dumps(given[0]).encode("ascii") if given[0] != token else None
+
         splicer = Splicer(
             {
-                "next_batch": lambda value: given.append(value),
+                "next_batch": next_batch,
                 "presence": lambda value: self._presence_section(value, news),
                 "to_device": lambda value: self._to_device_section(value, news),
             }
@@ -237,7 +249,7 @@ class FilledSync:
         through = _Unpacked(splicer) if _is_packed(relayed) else splicer
         _must_be_whole(await self._relay.give_back(request, relayed, through))
         if splicer.complete and given:
-            self._told(poll, _token(given[0]), news)
+            self._told(poll, given[0], news)
         return None
 
     async def _not_served(self, request: Request, relayed: Relayed) -> object:
@@ -265,9 +277,9 @@ class FilledSync:
             news.notices = [notice for at, notice in newer if at <= news.number]
         return news
 
-    def _told(self, poll: _Poll, given: str | None, news: News) -> None:
+    def _told(self, poll: _Poll, given: str, news: News) -> None:
         """The answer is written: remember up to where, unless the client left."""
-        if given is not None and poll.request.finished and not poll.request._disconnected:
+        if poll.request.finished and not poll.request._disconnected:
             self._positions.answered(poll.owner, poll.since, given, poll.box.name, news.number)
 
     def _presence(self, news: News) -> list[dict[str, object]]:

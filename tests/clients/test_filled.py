@@ -119,6 +119,34 @@ def test_on_a_quiet_homeserver_news_is_said_twice_and_no_more() -> None:
     assert senders(world.synced("h1", "h1")) == []
 
 
+def test_an_answer_with_news_never_repeats_the_clients_token() -> None:
+    """matrix-nio and matrix-rust-sdk drop an answer whose token they have, and what is in it."""
+    world = Beside()
+    world.synced(None, "s1_2_3")
+    early = world.poll("s1_2_3")
+    world.tell(BOB, ONLINE, ALICE)
+    assert (early.answer.body["next_batch"], senders(early.answer.body)) == ("s1_02_3", [BOB])
+
+    world.tell(BOB, OFFLINE, ALICE)
+    beside = world.synced("s1_02_3", "s1_02_3")  # a homeserver that repeats what it was given
+    assert (beside["next_batch"], senders(beside)) == ("s1_002_3", [BOB])
+
+    quiet = world.synced("s1_002_3", "s1_2_3")
+    assert (quiet["next_batch"], senders(quiet)) == ("s1_2_3", [])
+
+
+def test_news_is_said_again_to_who_lost_the_answer_with_the_other_spelling() -> None:
+    """Who brings a token has had the answer it came with, and no other."""
+    world = Beside()
+    world.synced(None, "s1_2_3")
+    lost = world.poll("s1_2_3")
+    world.tell(BOB, ONLINE, ALICE)
+    assert not lost.waits
+
+    assert senders(world.synced("s1_2_3", "s1_2_3")) == [BOB]
+    assert senders(world.synced("s1_02_3", "s1_2_3")) == []
+
+
 def test_an_answer_of_the_homeserver_that_was_lost_is_given_again() -> None:
     """Who comes back with the token before has not seen what came with the one after."""
     world = Beside()
