@@ -7,9 +7,8 @@ Always true:
 - whatever is in doubt on our side (a token that cannot be asked about, a filter that we cannot read, an
   answer that is no JSON object) costs presence and nothing else;
 - a long poll is ended early only where it has a token to go on with, the homeserver has not answered, and
-  there is news; it is given the token that it came with, spelled otherwise. Nothing of the homeserver's is
-  lost by that: it forgets to-device messages when the token *after* them comes back, so this token brings
-  the same again;
+  there is news. The homeserver is then asked again, not to wait this time, for the answer must be its own:
+  clients take an answer without counts of one-time keys for a device that has none left, and replace them;
 - a device's polls are ended early no more often than `ENDS_PER_SECOND`; the last word is told all the same;
 - the engine knows of the stream for as long as the request lasts (P:O-2), and after a wait the access token
   is asked about again.
@@ -23,7 +22,7 @@ Source: H:6.3 (a), Z-27; P:13; clients.md, "Small print".
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -42,7 +41,7 @@ from fedpresence.clock import now_ms
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest
 from fedpresence.storage.store import TokenOwner
-from fedpresence.web import JSON, write_json
+from fedpresence.web import JSON
 from fedpresence.wire.filters import PresenceFilter
 from fedpresence.wire.lists import encode_notice
 from fedpresence.wire.splice import Splicer, encode_events, with_events
@@ -52,6 +51,7 @@ HEAD_START_S = 0.1  # for the homeserver, where news waits already: its own answ
 IDENTITY_GRACE_S = 1.0  # what an answer that is ready waits for the word whose it is
 ENDS_PER_SECOND, ENDS_BURST = 0.5, 3  # of one device: each costs the homeserver a sync
 
+_TIMEOUT = re.compile(rb"(?<=[?&]timeout=)[^&]*")
 _ACCEPTS_GZIP = re.compile(rb"(?:^|[\s,])gzip(?:$|[\s,;])")
 _GZIP = 31  # zlib's word for that format
 
@@ -86,8 +86,8 @@ class FilledSync:
     async def sync(self, request: Request) -> object:
         """`GET /sync`; None where it was answered here."""
         encoding = b"gzip" if _ACCEPTS_GZIP.search(_header(request, b"accept-encoding")) else b"identity"
-        forwarding = self._relay.forward(request, extra_headers=[(b"Accept-Encoding", encoding)])
-        upstream: Work[Any] = Work(forwarding)
+        extra = [(b"Accept-Encoding", encoding)]
+        upstream: Work[Any] = Work(self._relay.forward(request, extra_headers=extra))
         try:
             owner = await self._owner(request, upstream)
             try:
@@ -101,8 +101,10 @@ class FilledSync:
             poll = self._poll(request, upstream, owner, admitted)
             async with self._stream.held_open(owner, set_presence):
                 if await self._has_news_first(poll):
-                    await self._end_early(poll)
-                    return None
+                    upstream.cancel()
+                    at_once = _without_waiting(request.uri)
+                    upstream = Work(self._relay.forward(request, uri=at_once, extra_headers=extra))
+                    poll = replace(poll, upstream=upstream)
                 return await self._relayed(request, upstream, poll)
         except CancelledError:
             if upstream.done:
@@ -197,22 +199,6 @@ class FilledSync:
         return None if position is None else poll.box.position((poll.box.name, position.said))
 
     # --- answering ------------------------------------------------------------------------------
-
-    async def _end_early(self, poll: _Poll) -> None:
-        """Answer in the homeserver's stead; without what it alone knows, such as counts of keys."""
-        assert poll.since is not None
-        news = await self._news(poll)
-        poll.upstream.cancel()
-        given = respelled(poll.since)
-        body = {
-            "next_batch": given,
-            "presence": {"events": self._presence(news)},
-            "to_device": {"events": [encode_notice(notice) for notice in news.notices]},
-            "account_data": {"events": []},
-            "rooms": {"join": {}, "invite": {}, "leave": {}},
-        }
-        write_json(poll.request, body)
-        self._told(poll, given, news)
 
     async def _relayed(self, request: Request, upstream: Work[Any], poll: _Poll | None = None) -> object:
         """The homeserver's answer; with presence in it, where it is one and `poll` says whose."""
@@ -332,6 +318,11 @@ def _must_be_whole(written: bool) -> None:
 def _set_presence(request: Request) -> PresenceState | None:
     text = parameter(request, b"set_presence")
     return None if text is None else decode_set_presence(text)
+
+
+def _without_waiting(uri: bytes) -> bytes:
+    """The same request for an answer at once."""
+    return _TIMEOUT.sub(b"0", uri)
 
 
 def _is_readable(relayed: Relayed) -> bool:

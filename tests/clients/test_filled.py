@@ -8,7 +8,7 @@ from fedpresence.engine.effects import Notice
 from fedpresence.engine.events import StreamClosed, StreamOpened
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
-from tests.clients.beside import Beside
+from tests.clients.beside import KEYS, Beside
 from tests.clients.world import ALICE, BOB, CAROL, DAN, IDLE, OFFLINE, ONLINE, PHONE, presence_of
 
 INVITED = Notice(ALICE, EduKind.INVITE, observer=DAN, observed=ALICE)
@@ -61,7 +61,7 @@ def test_news_ends_a_long_poll_early_with_the_token_that_it_came_with() -> None:
 
     assert presence_of(asked.answer) == {BOB: "online"}
     assert asked.answer.body["next_batch"] == "h1"
-    assert "device_one_time_keys_count" not in asked.answer.body  # or a client makes new keys
+    assert asked.answer.body["device_one_time_keys_count"] == KEYS  # or a client makes new ones
     assert asked.answer.headers["access-control-allow-origin"] == "*"
     assert world.last.cancelled
 
@@ -117,6 +117,21 @@ def test_on_a_quiet_homeserver_news_is_said_twice_and_no_more() -> None:
 
     assert senders(world.synced("h1", "h1")) == [BOB]
     assert senders(world.synced("h1", "h1")) == []
+
+
+def test_a_poll_that_is_ended_early_is_answered_by_the_homeserver_all_the_same() -> None:
+    """Without its counts of keys a client would upload new ones, and drop those that others have of it."""
+    world = Beside()
+    world.synced()
+    asked = world.poll("h1", set_presence="online")
+
+    world.tell(BOB, ONLINE, ALICE)
+
+    assert asked.answer.body["device_one_time_keys_count"] == KEYS
+    assert world.last.cancelled
+    [again] = world.relay.asked_again
+    assert b"since=h1" in again and b"set_presence=online" in again
+    assert again == world.last.uri.replace(b"timeout=30000", b"timeout=0")
 
 
 def test_an_answer_with_news_never_repeats_the_clients_token() -> None:
