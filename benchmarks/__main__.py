@@ -1,7 +1,8 @@
 """`python -m benchmarks SCENARIO [options]`: measure, print a table, write JSON.
 
-`all` runs every scenario; `compare REV REV SCENARIO` runs one for two revisions in turn; `profile SCENARIO`
-shows where the time goes; `page DIR` writes the figures of `all --json DIR` into docs/performance.md.
+`all` runs every scenario but `beside`, which needs a Synapse; `compare REV REV SCENARIO` runs one for two
+revisions in turn; `profile SCENARIO` shows where the time goes; `page DIR` writes the figures of
+`all --json DIR` into docs/performance.md.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import comparing, everything, page, profiling
 from benchmarks.report import CheckFailedError, as_json, as_table
-from benchmarks.scenarios import SCENARIOS, run_scenario
+from benchmarks.scenarios import ALL, run_scenario
 
 
 def main(words: list[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(words: list[str] | None = None) -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parsers = parser.add_subparsers(dest="command", required=True)
-    for name, scenario in SCENARIOS.items():
+    for name, scenario in ALL.items():
         one = parsers.add_parser(name, help=_first_line(scenario.__doc__))
         one.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
         one.add_argument("--smoke", action="store_true", help="tiny: only whether the answers are right")

@@ -1,9 +1,13 @@
-"""All scenarios by name, in the order in which they are told of."""
+"""The scenarios by name, in the order in which they are told of.
+
+`all` leaves out those that need a Synapse.
+"""
 
 import argparse
 from types import ModuleType
 
 from benchmarks import (
+    beside,
     counts,
     engine,
     herds,
@@ -34,10 +38,13 @@ SCENARIOS: dict[str, ModuleType] = {
     "neighbours": neighbours,
 }
 
+NEED_SYNAPSE: dict[str, ModuleType] = {"beside": beside}
+ALL = SCENARIOS | NEED_SYNAPSE
+
 
 def run_scenario(name: str, arguments: argparse.Namespace) -> Report:
     """Measure."""
-    report: Report = SCENARIOS[name].run(arguments)
+    report: Report = ALL[name].run(arguments)
     return report
 
 
@@ -45,5 +52,5 @@ def scenario_options(name: str, words: list[str]) -> argparse.Namespace:
     """The options of a scenario, read from the command line or as they are by default."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}")
     parser.add_argument("--smoke", action="store_true")
-    SCENARIOS[name].add_options(parser)
+    ALL[name].add_options(parser)
     return parser.parse_args(words)

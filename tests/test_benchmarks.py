@@ -16,6 +16,7 @@ from benchmarks.page import PAGE, rewritten
 from benchmarks.peers import Peer
 from benchmarks.receivers import most_within
 from benchmarks.scenarios import SCENARIOS
+from fedpresence.testing.synapse import NoSynapse, installed_synapse
 
 
 def test_the_latency_benchmark_measures_two_real_servers(tmp_path: Path) -> None:
@@ -226,3 +227,17 @@ def test_a_join_is_signed_over_its_redacted_form() -> None:
     redacted["content"] = {"membership": "join"}
     assert signed["signatures"] == peer.sign(redacted)["signatures"]
     assert "unsigned" not in signed
+
+
+def test_a_synapse_with_us_and_one_without_carry_the_same_load(tmp_path: Path) -> None:
+    """Messages and to-device messages arrive under it, or the run ends with 1."""
+    try:
+        installed_synapse()
+    except NoSynapse as error:
+        pytest.skip(f"no Synapse to measure beside: {error}")
+    file = tmp_path / "beside.json"
+
+    code = main(["beside", "--smoke", "--json", str(file)])
+
+    assert code == 0
+    assert len(json.loads(file.read_text("utf-8"))["cases"]) == 2

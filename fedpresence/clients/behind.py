@@ -28,7 +28,6 @@ _log = Logger()
 MAX_FILTERS = 10_000  # remembered; clients have one or two each, and it never changes
 MAX_FILTER_BYTES = 65_536
 FILTER_TIMEOUT_S = 2.0  # a client waits for this
-MAX_COUNTS_BYTES = 4096  # a number for each algorithm, of which there is one
 
 _PLAIN = ((b"Accept-Encoding", b"identity"),)
 
@@ -62,12 +61,10 @@ class Relay(Protocol):
         self,
         request: Request,
         *,
-        body: bytes | None = None,
         extra_headers: Iterable[tuple[bytes, bytes]] = (),
-        method: bytes | None = None,
         uri: bytes | None = None,
     ) -> Any:
-        """The `Relayed` that it answers to this, with that body; BadRequest 502 or 504 where it does not."""
+        """The `Relayed` that it answers to this, without a body; BadRequest 502 or 504 where it does not."""
 
     async def give_back(self, request: Request, relayed: Any, through: Through | None = None) -> bool:
         """Answer as it did, its body by way of `through`; whether all of it was written."""
@@ -129,28 +126,6 @@ class Filters:
         relayed = await self._relay.forward(request, uri=uri, extra_headers=_PLAIN)
         body = await self._relay.read(relayed, MAX_FILTER_BYTES)
         return decode_filter(decode_json(body)) if relayed.status == 200 and body else None
-
-
-async def key_counts(relay: Relay, request: Request) -> object | None:
-    """How many one-time keys of the client's device the homeserver has, as `/sync` says it; None: no such.
-
-    It is asked by an upload of nothing: there is no other question that answers this and costs little.
-    BadRequest 502 where it cannot be told now.
-    """
-    relayed = await relay.forward(
-        request,
-        method=b"POST",
-        uri=_with_credentials("/_matrix/client/v3/keys/upload", request),
-        body=b"{}",
-        extra_headers=[*_PLAIN, (b"Content-Type", b"application/json")],
-    )
-    body = await relay.read(relayed, MAX_COUNTS_BYTES)
-    if relayed.status in (400, 403, 404, 405):  # nothing has keys without a device, or without encryption
-        return None
-    if relayed.status != 200 or body is None:
-        raise BadRequest("M_UNKNOWN", "The homeserver cannot count keys now", status=502)
-    answer = decode_json(body)
-    return answer.get("one_time_key_counts") if isinstance(answer, dict) else None
 
 
 def _with_credentials(path: str, request: Request) -> bytes:

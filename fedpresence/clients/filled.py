@@ -1,15 +1,14 @@
 """`GET /sync` of the homeserver beside us, with presence in it (form B).
 
 Always true:
-- the request reaches the homeserver as it came, and its answer the client: status, headers, token, and
-  every byte but `presence`, which is ours, and `to_device`, to which our notices are added;
+- the request reaches the homeserver as it came, and its answer the client: status, headers, and every byte
+  but `presence`, which is ours, `to_device`, to which our notices are added, and a token that would be the
+  client's own again though there is news, which is spelled otherwise (`positions.py`);
 - whatever is in doubt on our side (a token that cannot be asked about, a filter that we cannot read, an
   answer that is no JSON object) costs presence and nothing else;
 - a long poll is ended early only where it has a token to go on with, the homeserver has not answered, and
-  there is news; it is given the token that it came with. Nothing of the homeserver's is lost by that: it
-  forgets to-device messages when the token *after* them comes back, so the same token brings the same again.
-  How many one-time keys are left is asked of it for such an answer, because clients take no word of them for
-  none, and make new ones; where it cannot say so soon, the poll goes on waiting;
+  there is news. The homeserver is then asked again, not to wait this time, for the answer must be its own:
+  clients take an answer without counts of one-time keys for a device that has none left, and replace them;
 - a device's polls are ended early no more often than `ENDS_PER_SECOND`; the last word is told all the same;
 - the engine knows of the stream for as long as the request lasts (P:O-2), and after a wait the access token
   is asked about again.
@@ -23,16 +22,16 @@ Source: H:6.3 (a), Z-27; P:13; clients.md, "Small print".
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError
 from twisted.web.server import Request
 
-from fedpresence.clients.behind import Filters, Relay, Relayed, Through, key_counts
+from fedpresence.clients.behind import Filters, Relay, Relayed, Through
 from fedpresence.clients.mailbox import Mailbox
 from fedpresence.clients.parts import ClientParts
-from fedpresence.clients.positions import Positions
+from fedpresence.clients.positions import Positions, respelled
 from fedpresence.clients.requests import parameter
 from fedpresence.clients.stream import MAX_TIMEOUT_MS, News, Stream
 from fedpresence.clients.sync import Sync
@@ -42,7 +41,7 @@ from fedpresence.clock import now_ms
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest
 from fedpresence.storage.store import TokenOwner
-from fedpresence.web import JSON, write_json
+from fedpresence.web import JSON
 from fedpresence.wire.filters import PresenceFilter
 from fedpresence.wire.lists import encode_notice
 from fedpresence.wire.splice import Splicer, encode_events, with_events
@@ -50,9 +49,9 @@ from fedpresence.wire.status import decode_set_presence, encode_event
 
 HEAD_START_S = 0.1  # for the homeserver, where news waits already: its own answer takes the news along
 IDENTITY_GRACE_S = 1.0  # what an answer that is ready waits for the word whose it is
-COUNTS_TIMEOUT_S = 2.0  # for the homeserver to count a device's keys
 ENDS_PER_SECOND, ENDS_BURST = 0.5, 3  # of one device: each costs the homeserver a sync
 
+_TIMEOUT = re.compile(rb"(?<=[?&]timeout=)[^&]*")
 _ACCEPTS_GZIP = re.compile(rb"(?:^|[\s,])gzip(?:$|[\s,;])")
 _GZIP = 31  # zlib's word for that format
 
@@ -88,8 +87,8 @@ class FilledSync:
     async def sync(self, request: Request) -> object:
         """`GET /sync`; None where it was answered here."""
         encoding = b"gzip" if _ACCEPTS_GZIP.search(_header(request, b"accept-encoding")) else b"identity"
-        forwarding = self._relay.forward(request, extra_headers=[(b"Accept-Encoding", encoding)])
-        upstream: Work[Any] = Work(forwarding)
+        extra = [(b"Accept-Encoding", encoding)]
+        upstream: Work[Any] = Work(self._relay.forward(request, extra_headers=extra))
         try:
             owner = await self._owner(request, upstream)
             poll = None
@@ -104,8 +103,11 @@ class FilledSync:
             if owner is None or poll is None:
                 return await self._relayed(request, upstream)
             async with self._stream.held_open(owner, set_presence):
-                if await self._has_news_first(poll) and await self._end_early(poll):
-                    return None
+                if await self._has_news_first(poll):
+                    upstream.cancel()
+                    at_once = _without_waiting(request.uri)
+                    upstream = Work(self._relay.forward(request, uri=at_once, extra_headers=extra))
+                    poll = replace(poll, upstream=upstream)
                 return await self._relayed(request, upstream, poll)
         except BaseException:
             if upstream.done:
@@ -201,36 +203,6 @@ class FilledSync:
 
     # --- answering ------------------------------------------------------------------------------
 
-    async def _end_early(self, poll: _Poll) -> bool:
-        """Answer in the homeserver's stead; False where it answers meanwhile, or can count no keys now."""
-        assert poll.since is not None
-        counting = Work(key_counts(self._relay, poll.request))
-        try:
-            await until(counting, poll.upstream, clock=self._clock, timeout_s=COUNTS_TIMEOUT_S)
-            if not counting.done:
-                return False
-            counts = counting.result()
-        except BadRequest:
-            return False
-        finally:
-            counting.cancel()
-        news = await self._news(poll)
-        if poll.upstream.done:
-            return False
-        poll.upstream.cancel()
-        body: dict[str, object] = {
-            "next_batch": poll.since,
-            "presence": {"events": self._presence(news)},
-            "to_device": {"events": [encode_notice(notice) for notice in news.notices]},
-            "account_data": {"events": []},
-            "rooms": {"join": {}, "invite": {}, "leave": {}},
-        }
-        if counts is not None:
-            body["device_one_time_keys_count"] = counts
-        write_json(poll.request, body)
-        self._told(poll, poll.since, news)
-        return True
-
     async def _relayed(self, request: Request, upstream: Work[Any], poll: _Poll | None = None) -> object:
         """The homeserver's answer; with presence in it, where it is one and `poll` says whose."""
         await until(upstream, clock=self._clock)
@@ -247,10 +219,19 @@ class FilledSync:
             _must_be_whole(await self._relay.give_back(request, relayed))
             return None
         news = await self._news(poll)
-        given: list[bytes] = []
+        given: list[str] = []
+
+        def next_batch(value: bytes) -> bytes | None:
+            token = _token(value)
+            if token is None:
+                return None
+            repeats = token == poll.since and bool(news.presence or news.notices)
+            given.append(respelled(token) if repeats else token)
+            return json.dumps(given[0]).encode("ascii") if given[0] != token else None
+
         splicer = Splicer(
             {
-                "next_batch": lambda value: given.append(value),
+                "next_batch": next_batch,
                 "presence": lambda value: self._presence_section(value, news),
                 "to_device": lambda value: self._to_device_section(value, news),
             }
@@ -258,7 +239,7 @@ class FilledSync:
         through = _Unpacked(splicer) if _is_packed(relayed) else splicer
         _must_be_whole(await self._relay.give_back(request, relayed, through))
         if splicer.complete and given:
-            self._told(poll, _token(given[0]), news)
+            self._told(poll, given[0], news)
         return None
 
     async def _not_served(self, request: Request, relayed: Relayed) -> object:
@@ -289,9 +270,9 @@ class FilledSync:
             news.notices = [notice for at, notice in newer if at <= news.number]
         return news
 
-    def _told(self, poll: _Poll, given: str | None, news: News) -> None:
+    def _told(self, poll: _Poll, given: str, news: News) -> None:
         """The answer is written: remember up to where, unless the client left."""
-        if given is not None and poll.request.finished and not poll.request._disconnected:
+        if poll.request.finished and not poll.request._disconnected:
             self._positions.answered(poll.owner, poll.since, given, poll.box.name, news.number)
 
     def _presence(self, news: News) -> list[dict[str, object]]:
@@ -344,6 +325,11 @@ def _must_be_whole(written: bool) -> None:
 def _set_presence(request: Request) -> PresenceState | None:
     text = parameter(request, b"set_presence")
     return None if text is None else decode_set_presence(text)
+
+
+def _without_waiting(uri: bytes) -> bytes:
+    """The same request for an answer at once."""
+    return _TIMEOUT.sub(b"0", uri)
 
 
 def _is_readable(relayed: Relayed) -> bool:

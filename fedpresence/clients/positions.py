@@ -7,8 +7,12 @@ Always true:
 - a token is kept as its hash, for the user and the device that it was given to;
 - a new token starts at what came with it: who brings the token has had the answer, and who lost the answer
   brings the token before it, whose position has not moved;
-- where an answer of ours repeats the token, nobody can tell whether it arrived. What it said counts as seen
-  when the next answer with that token has said it again; it is not waited with, and wakes nobody, twice;
+- an answer with news has another token than the one before it, or clients such as matrix-nio and those of
+  matrix-rust-sdk take it for the same answer again and drop it. Where only we have news, the homeserver's
+  token is spelled otherwise: with a zero before its second number, which for the homeserver changes nothing;
+- where a token cannot be spelled otherwise it is repeated, and nobody can tell whether that answer arrived.
+  What it said counts as seen when the next answer with that token has said it again; it is not waited
+  with, and wakes nobody, twice;
 - memory is bounded: a device has its last few tokens, and whoever was quiet longest is forgotten and gets a
   snapshot.
 
@@ -16,6 +20,7 @@ Source: Z-27; H:6.3 (a); P:Y-3.
 """
 
 import hashlib
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -23,6 +28,23 @@ from fedpresence.storage.store import TokenOwner
 
 MAX_DEVICES = 50_000  # at most 50 MB with all their tokens
 TOKENS_EACH = 4  # the one in use, the one before it should its answer be lost, and two for a second tab
+
+SPELLINGS = 8  # of one token, in turn; more than a device has in use
+
+_SECOND_NUMBER = re.compile(r"([sm][0-9][^_]*_)(0*)(0|[1-9][0-9]*)(_.*)?")  # s12_3_4 of Synapse and Dendrite
+
+
+def respelled(token: str) -> str:
+    """The token in its next spelling: the same to the homeserver, another to the client.
+
+    Numbers are read as numbers there, so one zero more in front makes no difference. A token of another
+    kind stays as it is.
+    """
+    found = _SECOND_NUMBER.fullmatch(token)
+    if found is None:
+        return token
+    before, zeros, digits, behind = found.groups("")
+    return before + "0" * ((len(zeros) + 1) % SPELLINGS) + digits + behind
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,17 +123,16 @@ class Relay:
         *,
         body: bytes | IncomingBody | None = None,
         extra_headers: Iterable[tuple[bytes, bytes]] = (),
-        method: bytes | None = None,
         uri: bytes | None = None,
     ) -> Relayed:
         """What the homeserver answers to `request`, with this body (None: without one).
 
-        `extra_headers` replace the client's of the same name; `method` and `uri` the request line's.
+        `extra_headers` replace the client's of the same name; `uri` replaces the request line's.
         BadRequest 502 `M_UNKNOWN` where the homeserver is not there, 504 where it does not answer in time;
         what `body` fails with. Cancelled, it ends the request there.
         """
-        method, uri = method or request.method, uri or request.uri
-        sent = SentRequest(method, self._head(request, method, uri, extra_headers), body)
+        uri = uri or request.uri
+        sent = SentRequest(request.method, self._head(request, uri, extra_headers), body)
         while True:
             connection = await self._connection()
             kept = connection in self._used
@@ -245,9 +244,7 @@ class Relay:
         except Exception as error:
             raise _unavailable(type(error).__name__) from error
 
-    def _head(
-        self, request: Request, method: bytes, uri: bytes, extra: Iterable[tuple[bytes, bytes]]
-    ) -> bytes:
+    def _head(self, request: Request, uri: bytes, extra: Iterable[tuple[bytes, bytes]]) -> bytes:
         headers = request.requestHeaders.copy()
         for value in headers.getRawHeaders(b"Connection") or ():
             for name in value.split(b","):
@@ -260,7 +257,7 @@ class Relay:
         _set_forwarded(request, headers)
         for name, value in extra:
             headers.setRawHeaders(name, [value])
-        lines = [b"%b %b%b HTTP/1.1" % (method, self._path, uri)]
+        lines = [b"%b %b%b HTTP/1.1" % (request.method, self._path, uri)]
         for name, values in headers.getAllRawHeaders():
             lines += [b"%b: %b" % (name, value) for value in values]
         return b"\r\n".join([*lines, b""])

@@ -206,11 +206,11 @@ class Synapse:
         """Stop it as a crash would."""
         self._end(kill=True)
 
-    def register(self, localpart: str, *, admin: bool = False) -> str:
-        """A new user; their access token."""
+    def register(self, localpart: str, *, admin: bool = False, password: str | None = None) -> str:
+        """A new user; their access token. They can log in where there is a password."""
         url = f"{self.url}/_synapse/admin/v1/register"
         nonce = request("GET", url).body["nonce"]
-        password = secrets.token_hex(8)
+        password = password or secrets.token_hex(8)
         words = [nonce, localpart, password, "admin" if admin else "notadmin"]
         mac = hmac.new(self._secret.encode(), "\0".join(words).encode(), hashlib.sha1).hexdigest()
         body = {"nonce": nonce, "username": localpart, "password": password, "admin": admin, "mac": mac}

@@ -1,35 +1,12 @@
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import count
 from typing import Any
 
 from fedpresence.testing.processes import ServerProcess
 from fedpresence.testing.synapse import Synapse
 from fedpresence.testing.users import OpenStream
 from tests.beside.conftest import Town
+from tests.beside.crowds import people, presence_load, share_a_room
 from tests.beside.domains import Domain, Person
 from tests.scenarios.story import eventually
-
-_numbers = count(1)
-
-
-def people(*places: tuple[Domain, str]) -> list[Person]:
-    """A new user for each, in a first sync already."""
-    number = next(_numbers)
-    found = [domain.user(f"{name}{number}") for domain, name in places]
-    for person in found:
-        person.sync()
-    return found
-
-
-def share_a_room(first: Person, *others: Person) -> str:
-    """A public room that the first makes and the others join."""
-    room_id = first.create_room()
-    for other in others:
-        other.join(room_id, first.domain.name)
-    return room_id
 
 
 def test_room_mates_of_two_domains_see_each_other_in_their_ordinary_syncs(two: list[Domain]) -> None:
@@ -56,28 +33,6 @@ def test_the_doctor_finds_nothing_to_mend(two: list[Domain]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 6
     assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
-
-
-def test_a_poll_that_ends_early_says_how_many_keys_are_left(two: list[Domain]) -> None:
-    """Or a client takes it that none are, and uploads new ones with each change of somebody's presence."""
-    here, there = two
-    alice, bob = people((here, "alice"), (there, "bob"))
-    share_a_room(alice, bob)
-    alice.put_status("online", "first")
-    bob.presence_of(alice.user_id, 20, status_msg="first")
-    while bob.sync(timeout_ms=3000).get("presence", {}).get("events"):
-        pass
-
-    saying = threading.Timer(1.0, alice.put_status, ("online", "second"))
-    saying.start()
-    begun_s = time.monotonic()
-    answer = bob.sync(timeout_ms=25_000)
-    took_s = time.monotonic() - begun_s
-    saying.join()
-
-    assert [event["content"]["status_msg"] for event in answer["presence"]["events"]] == ["second"]
-    assert took_s < 10
-    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
 def test_a_list_entry_is_seen_without_any_room(two: list[Domain]) -> None:
@@ -211,25 +166,3 @@ def say(person: Person, room_id: str, text: str) -> bool:
     except (AssertionError, OSError):
         return False
     return True
-
-
-@contextmanager
-def presence_load(crowd: list[Person]) -> Iterator[None]:
-    """Everybody in the crowd changes their status, again and again, until the end."""
-    ended = threading.Event()
-
-    def change() -> None:
-        for number in count():
-            if ended.is_set():
-                return
-            person = crowd[number % len(crowd)]
-            person.put_status("online" if number % 2 else "unavailable", f"status {number}")
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=change, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(10)

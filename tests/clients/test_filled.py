@@ -2,14 +2,13 @@ import gzip
 import json
 
 import pytest
-from twisted.internet.defer import Deferred
 
-from fedpresence.clients.filled import COUNTS_TIMEOUT_S, HEAD_START_S, IDENTITY_GRACE_S
+from fedpresence.clients.filled import HEAD_START_S, IDENTITY_GRACE_S
 from fedpresence.engine.effects import Notice
 from fedpresence.engine.events import StreamClosed, StreamOpened
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
-from tests.clients.beside import Beside
+from tests.clients.beside import KEYS, Beside
 from tests.clients.world import ALICE, BOB, CAROL, DAN, IDLE, OFFLINE, ONLINE, PHONE, presence_of
 
 INVITED = Notice(ALICE, EduKind.INVITE, observer=DAN, observed=ALICE)
@@ -62,82 +61,9 @@ def test_news_ends_a_long_poll_early_with_the_token_that_it_came_with() -> None:
 
     assert presence_of(asked.answer) == {BOB: "online"}
     assert asked.answer.body["next_batch"] == "h1"
+    assert asked.answer.body["device_one_time_keys_count"] == KEYS  # or a client makes new ones
     assert asked.answer.headers["access-control-allow-origin"] == "*"
     assert world.last.cancelled
-
-
-def test_an_answer_of_ours_says_how_many_keys_are_left() -> None:
-    """Clients take no word of one-time keys for none left, as is specified, and upload new ones."""
-    world = Beside()
-    world.synced()
-    world.relay.keys = (200, {"one_time_key_counts": {"signed_curve25519": 50}})
-    asked = world.poll("h1")
-    assert asked.waits
-
-    world.tell(BOB, ONLINE, ALICE)
-
-    assert asked.answer.body["device_one_time_keys_count"] == {"signed_curve25519": 50}
-    assert world.relay.counted == [b"/_matrix/client/v3/keys/upload"]
-
-
-@pytest.mark.parametrize("status", [400, 404])
-def test_where_no_keys_can_be_counted_nothing_is_said_of_them(status: int) -> None:
-    """Somebody without a device, or a homeserver without encryption."""
-    world = Beside()
-    world.synced()
-    world.relay.keys = (status, {"errcode": "M_UNKNOWN"})
-    asked = world.poll("h1")
-    assert asked.waits
-
-    world.tell(BOB, ONLINE, ALICE)
-
-    assert "device_one_time_keys_count" not in asked.answer.body
-
-
-def test_while_keys_cannot_be_counted_a_poll_goes_on_waiting() -> None:
-    """Better late than a client that makes keys which it need not make."""
-    world = Beside()
-    world.synced()
-    world.relay.keys = (503, {"errcode": "M_UNKNOWN"})
-    asked = world.poll("h1")
-    assert asked.waits
-
-    world.tell(BOB, ONLINE, ALICE)
-
-    assert asked.waits
-    world.last.respond({"next_batch": "h2"})
-    assert (asked.answer.body["next_batch"], senders(asked.answer.body)) == ("h2", [BOB])
-
-
-def test_a_homeserver_that_answers_while_keys_are_counted_is_heard() -> None:
-    """Its answer is not thrown away, and holds no connection for nobody."""
-    world = Beside()
-    world.synced()
-    world.relay.counting = Deferred()
-    asked = world.poll("h1")
-    assert asked.waits
-    world.tell(BOB, ONLINE, ALICE)
-    assert asked.waits
-
-    world.last.respond({"next_batch": "h2"})
-
-    assert (asked.answer.body["next_batch"], senders(asked.answer.body)) == ("h2", [BOB])
-    assert not world.last.cancelled
-
-
-def test_a_count_that_takes_too_long_is_not_waited_for() -> None:
-    """Every wait has an end."""
-    world = Beside()
-    world.synced()
-    world.relay.counting = Deferred()
-    asked = world.poll("h1")
-    assert asked.waits
-    world.tell(BOB, ONLINE, ALICE)
-    world.clock.advance(COUNTS_TIMEOUT_S + 0.1)
-
-    assert asked.waits
-    world.last.respond({"next_batch": "h2"})
-    assert senders(asked.answer.body) == [BOB]
 
 
 def test_an_answer_that_was_begun_is_never_thrown_away() -> None:
@@ -191,6 +117,49 @@ def test_on_a_quiet_homeserver_news_is_said_twice_and_no_more() -> None:
 
     assert senders(world.synced("h1", "h1")) == [BOB]
     assert senders(world.synced("h1", "h1")) == []
+
+
+def test_a_poll_that_is_ended_early_is_answered_by_the_homeserver_all_the_same() -> None:
+    """Without its counts of keys a client would upload new ones, and drop those that others have of it."""
+    world = Beside()
+    world.synced()
+    asked = world.poll("h1", set_presence="online")
+
+    world.tell(BOB, ONLINE, ALICE)
+
+    assert asked.answer.body["device_one_time_keys_count"] == KEYS
+    assert world.last.cancelled
+    [again] = world.relay.asked_again
+    assert b"since=h1" in again and b"set_presence=online" in again
+    assert again == world.last.uri.replace(b"timeout=30000", b"timeout=0")
+
+
+def test_an_answer_with_news_never_repeats_the_clients_token() -> None:
+    """matrix-nio and matrix-rust-sdk drop an answer whose token they have, and what is in it."""
+    world = Beside()
+    world.synced(None, "s1_2_3")
+    early = world.poll("s1_2_3")
+    world.tell(BOB, ONLINE, ALICE)
+    assert (early.answer.body["next_batch"], senders(early.answer.body)) == ("s1_02_3", [BOB])
+
+    world.tell(BOB, OFFLINE, ALICE)
+    beside = world.synced("s1_02_3", "s1_02_3")  # a homeserver that repeats what it was given
+    assert (beside["next_batch"], senders(beside)) == ("s1_002_3", [BOB])
+
+    quiet = world.synced("s1_002_3", "s1_2_3")
+    assert (quiet["next_batch"], senders(quiet)) == ("s1_2_3", [])
+
+
+def test_news_is_said_again_to_who_lost_the_answer_with_the_other_spelling() -> None:
+    """Who brings a token has had the answer it came with, and no other."""
+    world = Beside()
+    world.synced(None, "s1_2_3")
+    lost = world.poll("s1_2_3")
+    world.tell(BOB, ONLINE, ALICE)
+    assert not lost.waits
+
+    assert senders(world.synced("s1_2_3", "s1_2_3")) == [BOB]
+    assert senders(world.synced("s1_02_3", "s1_2_3")) == []
 
 
 def test_an_answer_of_the_homeserver_that_was_lost_is_given_again() -> None:

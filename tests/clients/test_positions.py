@@ -1,4 +1,6 @@
-from fedpresence.clients.positions import Position, Positions
+import pytest
+
+from fedpresence.clients.positions import SPELLINGS, Position, Positions, respelled
 from fedpresence.ids import UserID
 from fedpresence.storage.store import TokenOwner
 from tests.clients.world import ALICE, LAPTOP, PHONE
@@ -81,3 +83,34 @@ def test_whoever_was_quiet_longest_is_forgotten() -> None:
 
     assert len(positions) == 3
     assert positions.find(TokenOwner(UserID("@a:here.test"), None), "h1", "box") is None
+
+
+def test_a_token_has_other_spellings_of_the_same_numbers() -> None:
+    """Clients that know the token drop an answer which repeats it; the homeserver must see no difference."""
+    token = "s12_7_0_3"
+    seen = [token]
+    while (token := respelled(token)) != seen[0]:
+        seen.append(token)
+
+    assert seen[:3] == ["s12_7_0_3", "s12_07_0_3", "s12_007_0_3"]
+    assert len(seen) == SPELLINGS
+    assert {tuple(int(number) for number in each[1:].split("_")) for each in seen} == {(12, 7, 0, 3)}
+
+
+@pytest.mark.parametrize(
+    ("token", "other"),
+    [
+        ("m12~1.13_0_5", "m12~1.13_00_5"),
+        ("s1_1", "s1_01"),
+        ("", ""),
+        ("h1", "h1"),
+        ("s12", "s12"),
+        ("12", "12"),
+        ("s1_x_2", "s1_x_2"),
+        ("t12-34_5", "t12-34_5"),
+        ("s1_-1_2", "s1_-1_2"),
+    ],
+)
+def test_only_a_token_that_is_understood_is_spelled_otherwise(token: str, other: str) -> None:
+    """A token of another kind may mean anything."""
+    assert respelled(token) == other

@@ -203,7 +203,7 @@ def test_only_a_proxy_of_ours_is_believed_about_others(
         request.requestHeaders.setRawHeaders(b"X-Forwarded-For", [claimed])
     relay = Relay(MemoryReactorClock(), "http://127.0.0.1:8008/base", Clock(), build_pool(None))
 
-    head = relay._head(request, b"GET", b"/", ())
+    head = relay._head(request, b"/", ())
 
     assert b"\r\nX-Forwarded-For: " + told + b"\r\n" in head
     is_proxy = peer is None or "10.1.2.3" in peer
