@@ -1,3 +1,5 @@
+import threading
+import time
 from typing import Any
 
 from fedpresence.testing.processes import ServerProcess
@@ -33,6 +35,26 @@ def test_the_doctor_finds_nothing_to_mend(two: list[Domain]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 6
     assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
+
+
+def test_a_poll_that_ends_early_says_how_many_keys_are_left(two: list[Domain]) -> None:
+    """Or a client takes it that none are, and uploads new ones with each change of somebody's presence."""
+    here, there = two
+    alice, bob = people((here, "alice"), (there, "bob"))
+    share_a_room(alice, bob)
+    alice.put_status("online", "first")
+    bob.presence_of(alice.user_id, 20, presence="offline")  # she has no stream: nothing more comes by itself
+
+    saying = threading.Timer(1.0, alice.put_status, ("online", "second"))
+    saying.start()
+    begun_s = time.monotonic()
+    answer = bob.sync(timeout_ms=25_000)
+    took_s = time.monotonic() - begun_s
+    saying.join()
+
+    assert [event["content"]["status_msg"] for event in answer["presence"]["events"]] == ["second"]
+    assert took_s < 10
+    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
 def test_a_list_entry_is_seen_without_any_room(two: list[Domain]) -> None:
