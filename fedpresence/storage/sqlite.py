@@ -32,6 +32,7 @@ from fedpresence.storage.lock import DatabaseLock
 from fedpresence.storage.migrations import is_ready, migrate, newest_schema
 from fedpresence.storage.store import MAX_SERVER_KEYS, ScanKind, ScanRow, Stored, TokenOwner, token_hash
 from fedpresence.storage.tables import Cursor, read_stored, write_changes, write_presence
+from fedpresence.storage.written import Written
 
 _log = Logger()
 T = TypeVar("T")
@@ -75,6 +76,7 @@ class SQLiteStore:
         self._max_server_keys = max_server_keys
         self._power_cuts = power_cuts
         self._closed: Deferred[None] | None = None
+        self._written_users, self._written_tokens = Written(path), Written(path)
         self._pool = _connection_pool(
             "sqlite3",
             str(path),
@@ -178,6 +180,8 @@ class SQLiteStore:
 
     def new_users(self) -> Deferred[list[UserID]]:
         """See Store."""
+        if self._closed is None and not self._written_users.since_last_asked():
+            return succeed([])
         return self._run(self._new_users)
 
     def _new_users(self, cursor: Cursor) -> list[UserID]:
@@ -199,6 +203,8 @@ class SQLiteStore:
 
     def tokens_changed(self) -> Deferred[bool]:
         """See Store."""
+        if self._closed is None and not self._written_tokens.since_last_asked():
+            return succeed(False)
         return self._run(self._tokens_changed)
 
     def _tokens_changed(self, cursor: Cursor) -> bool:
