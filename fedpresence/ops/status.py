@@ -7,8 +7,9 @@ Source: contract.md, "Admin API" (`/health`, `/metrics`); prometheus.io, "Metric
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import cast
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -50,12 +51,8 @@ class PrometheusCounters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._counters = {
-            name: Counter(PREFIX + name, words, labels, registry=self.registry)
-            for name, (words, labels) in COUNTERS.items()
-        }
-        self._children: dict[tuple[object, ...], Counter] = {}
-        # What has no labels is there from the start; the rest appears with its first event.
+        self._counted = _Counted()
+        self.registry.register(self._counted)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -65,11 +62,39 @@ class PrometheusCounters:
     def count(self, name: str, amount: int = 1, **labels: str) -> None:
         """So many more of `name` with these labels."""
         key = (name, *labels.items())
-        child = self._children.get(key)
-        if child is None:  # finding it costs five times what counting does
-            counter = self._counters[name]
-            child = self._children[key] = counter.labels(**labels) if labels else counter
-        child.inc(amount)
+        try:
+            self._counted.so_far[key] += amount
+        except KeyError:
+            _check_labels(name, labels)
+            self._counted.so_far[key] = amount
+
+
+class _Counted(Collector):
+    """Plain numbers until somebody asks: the library's own counters take a lock for each event."""
+
+    def __init__(self) -> None:
+        # What has no labels is there from the start; the rest appears with its first event.
+        self.so_far: dict[tuple[object, ...], int] = {
+            (name,): 0 for name, (_, labels) in COUNTERS.items() if not labels
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them."""
+        series: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in COUNTERS}
+        for (name, *items), count in self.so_far.items():
+            values = tuple(value for _, value in sorted(cast("list[tuple[str, str]]", items)))
+            series[str(name)][values] = series[str(name)].get(values, 0) + count
+        for name, (words, labels) in COUNTERS.items():
+            family = CounterMetricFamily(PREFIX + name, words, labels=sorted(labels))
+            for values, count in series[name].items():
+                family.add_metric(values, count)
+            yield family
+
+
+def _check_labels(name: str, labels: Mapping[str, str]) -> None:
+    """ValueError for labels that `name` does not have, KeyError for a name that there is not."""
+    if set(labels) != set(COUNTERS[name][1]):
+        raise ValueError(f"{name} has the labels {', '.join(COUNTERS[name][1])}")
 
 
 def add_health(root: Resource, is_serving: Callable[[], bool]) -> None:

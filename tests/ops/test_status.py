@@ -1,5 +1,6 @@
 from typing import Any
 
+import pytest
 from treq.testing import StubTreq
 from twisted.internet.task import Clock
 
@@ -63,6 +64,19 @@ def test_what_was_counted_is_told_with_its_labels() -> None:
     assert 'fedpresence_inbound_edus_total{edu_type="m.presence",outcome="received"} 1.0' in lines
     assert 'fedpresence_key_fetches_total{outcome="failed"} 1.0' in lines
     assert "fedpresence_outbound_pushes_total 1.0" in lines
+
+
+def test_labels_are_told_apart_by_their_names() -> None:
+    """Prometheus refuses a page that has one series twice."""
+    counters = PrometheusCounters()
+    counters.count("inbound_edus", edu_type="m.presence", outcome="received")
+    counters.count("inbound_edus", outcome="received", edu_type="m.presence")
+
+    lines = metrics(counters)
+
+    assert 'fedpresence_inbound_edus_total{edu_type="m.presence",outcome="received"} 2.0' in lines
+    with pytest.raises(ValueError, match="outcome"):
+        counters.count("key_fetches", edu_type="m.presence")
 
 
 def test_gauges_are_read_when_they_are_asked_for() -> None:
