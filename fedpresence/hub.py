@@ -11,7 +11,7 @@ Source: decisions 21 and 22.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeGuard, TypeVar, get_args
+from typing import Protocol, TypeVar, cast, get_args
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -156,7 +156,7 @@ class Hub:
             except Exception as error:
                 self._die(Failure(error), [d for _, d in batch])
                 return
-        durable = [effect for effect in effects if _is_durable(effect)]
+        durable = _durable_of(effects)
         self._unhurried += durable
         try:
             may_wait = all(type(effect) in _UNHURRIED for effect in durable)
@@ -178,9 +178,8 @@ class Hub:
         done: list[Deferred[None]],
         refused: list[tuple[Deferred[None], FedpresenceError]],
     ) -> None:
-        for effect in effects:
-            if _is_outgoing(effect):
-                self._perform(effect)
+        for effect in _outgoing_of(effects):
+            self._perform(effect)
         while self._readers:  # a reader may read again
             readers, self._readers = self._readers, []
             for call, _ in readers:
@@ -225,12 +224,12 @@ class Hub:
         self.submit(TimePassed()).addErrback(_unheard)
 
 
-def _is_durable(effect: Effect) -> TypeGuard[Durable]:
-    return type(effect) in _DURABLE
+def _durable_of(effects: list[Effect]) -> list[Durable]:
+    return cast(list[Durable], [effect for effect in effects if type(effect) in _DURABLE])
 
 
-def _is_outgoing(effect: Effect) -> TypeGuard[Outgoing]:
-    return type(effect) in _OUTGOING
+def _outgoing_of(effects: list[Effect]) -> list[Outgoing]:
+    return cast(list[Outgoing], [effect for effect in effects if type(effect) in _OUTGOING])
 
 
 def _ignored() -> Deferred[None]:

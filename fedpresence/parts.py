@@ -24,7 +24,7 @@ from fedpresence.clients.tokens import Tokens
 from fedpresence.clients.whoami import UNKNOWN_FOR_MS, HomeserverTokens
 from fedpresence.clock import Clock, now_ms
 from fedpresence.config import Config, engine_settings
-from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, TellObservers
+from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, SendPush, TellObservers
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import InboxDue, PushReceived, TransactionReceived, UserAdded
 from fedpresence.engine.settings import ServerLists
@@ -185,7 +185,9 @@ class Parts:
 
     def _perform(self, effect: Outgoing) -> None:
         """Let an effect leave: only enqueues, never waits."""
-        if isinstance(effect, TellObservers):
+        if isinstance(effect, SendPush):  # most are
+            self.outbound.enqueue(effect)
+        elif isinstance(effect, TellObservers):
             self.feed.tell(effect)
         elif isinstance(effect, Notice):
             self.feed.notice(effect)

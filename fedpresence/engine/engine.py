@@ -121,6 +121,8 @@ class Engine:
         self._answers = Answers()
         self._inbox: deque[tuple[int | None, tuple[ReceivedEdu, ...]]] = deque()
         self._inbox_id = 0
+        self._pushes: dict[UserID, tuple[Published, Push]] = {}  # made at `_pushes_ms`, and of that content
+        self._pushes_ms = 0
         self.known = Known(self._world, self._inbox)
 
     # --- events -----------------------------------------------------------------------------------
@@ -351,9 +353,9 @@ class Engine:
         pushes: list[Push] = []
         published: dict[UserID, Published] = {}
         for user_id in wanted.users:
-            if world.has_right(destination, user_id):
-                published[user_id] = world.published(user_id, now_ms)
-                pushes.append(self._push(user_id, published[user_id], now_ms))
+            if world.is_granted(destination, user_id):
+                published[user_id] = content = world.published(user_id, now_ms)
+                pushes.append(self._push(user_id, content, now_ms))
         return Composed(
             before=tuple(before),
             pushes=tuple(pushes),
@@ -387,6 +389,16 @@ class Engine:
                     yield server, user_id
 
     def _push(self, user_id: UserID, published: Published, now_ms: int) -> Push:
+        """The push of this moment: one for all destinations that are told at it."""
+        if now_ms != self._pushes_ms:
+            self._pushes.clear()
+            self._pushes_ms = now_ms
+        made = self._pushes.get(user_id)
+        if made is None or made[0] is not published:
+            made = self._pushes[user_id] = (published, self._make_push(user_id, published, now_ms))
+        return made[1]
+
+    def _make_push(self, user_id: UserID, published: Published, now_ms: int) -> Push:
         since_ms = published.last_active_ms
         if not since_ms:
             user = self._world.locals.get(user_id)

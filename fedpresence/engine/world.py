@@ -113,8 +113,10 @@ class World:
 
     def has_right(self, server: ServerName, observed: UserID) -> bool:
         """Whether `server` may be told about local user `observed` now."""
-        if not self.permits(server):
-            return False
+        return self.permits(server) and self.is_granted(server, observed)
+
+    def is_granted(self, server: ServerName, observed: UserID) -> bool:
+        """The same, where it is known that the server lists do not refuse `server`."""
         return server in self._granted(observed) or self.rooms.user_meets_server(observed, server)
 
     def destinations_of(self, observed: UserID) -> list[ServerName]:

@@ -273,6 +273,11 @@ class DestinationQueue:
         """How many list EDUs are owed, those set aside too."""
         return len(self._owed)
 
+    @property
+    def window_end_ms(self) -> int:
+        """Before this nothing leaves, however urgent."""
+        return 0 if self._left_ms is None else self._left_ms + self._window_ms
+
     def empty(self) -> bool:
         """Whether nothing waits and nobody will need a refresh: the queue can be forgotten."""
         return not (self._pending or self._told or self._owed or self._drops or self._polls or self._unpolls)
@@ -286,8 +291,7 @@ class DestinationQueue:
 
     def news_due_ms(self) -> int | None:
         """When it should leave for what waits; None where nothing does but refreshes."""
-        left_ms = self._left_ms
-        window_end_ms = left_ms + self._window_ms if left_ms is not None else 0
+        left_ms, window_end_ms = self._left_ms, self.window_end_ms
         if self._polls or self._urgent:
             return window_end_ms  # nothing goes sooner
         timer_end_ms = left_ms + max(self._window_ms, TIMER_WINDOW_MS) if left_ms is not None else 0

@@ -97,7 +97,7 @@ class Tools:
     next_txn_id: Callable[[], str]
     random: Random
     counters: Counters
-    on_transaction: Callable[[TransactionSeen], None]
+    on_transaction: Callable[[TransactionSeen], None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,8 @@ class DestinationSender(Service):
     def add(self, effect: QueueEffect, now: int, *, overdrawn: bool) -> None:
         """Something waits for this destination."""
         self.queue.add(effect, now, overdrawn=overdrawn)
-        if not self._alarms_ms or self._alarms_ms[-1] > now:  # else it will look at once, whatever this is
-            self.schedule()
+        if not self._alarms_ms or self._alarms_ms[-1] > max(now, self.queue.window_end_ms):
+            self.schedule()  # else it will look as soon as anything can leave, whatever this is
 
     def seen_alive(self) -> None:
         """A signed request came from there (F:X-8)."""
@@ -472,10 +472,11 @@ class DestinationSender(Service):
             status=status,
             delay_ms=now - sent_ms,
         )
-        answered_ms = None if status is None else now
-        self._tools.on_transaction(
-            TransactionSeen(self.destination, sealed.txn_id, sent_ms, answered_ms, status, sealed.packed.body)
-        )
+        if self._tools.on_transaction is not None:
+            answered_ms, body = None if status is None else now, sealed.packed.body
+            self._tools.on_transaction(
+                TransactionSeen(self.destination, sealed.txn_id, sent_ms, answered_ms, status, body)
+            )
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class Outbound(MultiService):
             next_txn_id=_TxnIds(now_ms(clock), random).next,
             random=random,
             counters=counters or NullCounters(),
-            on_transaction=on_transaction or _nobody_watches,
+            on_transaction=on_transaction,
         )
         self._senders: dict[ServerName, DestinationSender] = {}
         self._turns: Turns[ServerName] = Turns(settings.max_transactions_per_second)
@@ -314,7 +314,3 @@ class _TxnIds:
         """A new one."""
         self._counter += 1
         return f"{self._prefix}.{self._counter}"
-
-
-def _nobody_watches(_: TransactionSeen) -> None:
-    pass

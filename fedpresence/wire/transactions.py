@@ -103,11 +103,10 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
         edus.extend(encode_edu(edu) for edu in group)
         owed.extend(of_group)
     edus.extend(encode_edu(edu) for edu in asking)
-    users: list[UserID] = []
+    users: tuple[UserID, ...] = ()
     if complete:
-        for items, users_of_edu in _push_edus(composed.pushes, MAX_EDUS_SENT - len(edus)):
-            edus.append(encode_presence(items))
-            users.extend(users_of_edu)
+        encoded, users = _push_edus_made.encode(composed.pushes, MAX_EDUS_SENT - len(edus))
+        edus.extend(encoded)
     body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[]}' % (
         b",".join(edus),
         _encode_origin(origin),
@@ -116,7 +115,7 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
     return Packed(
         body,
         len(edus),
-        users=tuple(users),
+        users=users,
         owed=tuple(owed),
         polls=tuple(user_id for edu in asking for user_id in edu.poll),
         unpolls=tuple(user_id for edu in asking for user_id in edu.unpoll),
@@ -178,6 +177,30 @@ def _by_size(user_ids: tuple[UserID, ...]) -> Iterator[tuple[UserID, ...]]:
         free -= needed
     if part:
         yield tuple(part)
+
+
+class _PushEdus:
+    """The EDUs that were made last: at one moment, many destinations are told the same.
+
+    The ages are part of what is compared, so no older one is ever said again. Comparing costs next to nothing
+    where the engine gives the very same pushes, which a cache of Python's would hash one by one.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[tuple[Push, ...], int] = ((), 0)
+        self._made: tuple[tuple[bytes, ...], tuple[UserID, ...]] = ((), ())
+
+    def encode(self, pushes: tuple[Push, ...], max_edus: int) -> tuple[tuple[bytes, ...], tuple[UserID, ...]]:
+        """At most so many whole EDUs, and whom they are about."""
+        if self._of != (pushes, max_edus):
+            made = list(_push_edus(pushes, max_edus))
+            edus = tuple(encode_presence(items) for items, _ in made)
+            self._made = edus, tuple(user_id for _, users in made for user_id in users)
+            self._of = (pushes, max_edus)
+        return self._made
+
+
+_push_edus_made = _PushEdus()
 
 
 def _push_edus(pushes: tuple[Push, ...], max_edus: int) -> Iterator[tuple[list[bytes], list[UserID]]]:
