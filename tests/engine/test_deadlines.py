@@ -51,7 +51,7 @@ def test_old_entries_do_not_pile_up(steps: list[tuple[str, str, int]]) -> None:
     deadlines.pop_due(30)
 
     assert not deadlines._heap
-    assert not deadlines._queued
+    assert not deadlines._early
 
 
 def test_keys_that_fall_due_together_come_out_in_the_order_they_were_set() -> None:
