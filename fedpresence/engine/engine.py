@@ -210,7 +210,6 @@ class Engine:
         self._sharing.started(turn)
         self._people.started(turn)
         self._lists.started(turn)
-        self._lists.watching.started(turn.now_ms)
         if len(self._answers):
             self._world.deadlines.set(HOUSEKEEPING, turn.now_ms + HOUR_MS)
         if self._inbox:
