@@ -75,10 +75,10 @@ class Deadlines(Generic[Key]):
                 return at_ms
         return None
 
-    def pop_due(self, now_ms: int) -> list[Key]:
-        """Every key that is due at `now_ms`, in order; each is set no more."""
+    def pop_due(self, now_ms: int, limit: int | None = None) -> list[Key]:
+        """The keys that are due at `now_ms`, in order, or the first `limit`; each is set no more."""
         due: list[Key] = []
-        while (at_ms := self.next_ms()) is not None and at_ms <= now_ms:
+        while len(due) != limit and (at_ms := self.next_ms()) is not None and at_ms <= now_ms:
             _, _, key = heappop(self._heap)
             del self._due[key]
             due.append(key)
