@@ -1,7 +1,7 @@
 """Users and subscriptions by the hundred thousand, written straight into a server's database.
 
-Always true: what is written is what the engine's own effects would have written, through the same code;
-only the asking and answering is left out.
+Always true: what is written is what the engine's own effects would have written; only the asking and
+answering is left out.
 """
 
 import sqlite3
@@ -11,19 +11,43 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from fedpresence.engine.effects import Durable, SaveObservedRow, SaveObserverRow, SaveUser
+from fedpresence.engine.effects import SaveUser
 from fedpresence.engine.presence import PresenceRecord
 from fedpresence.engine.settings import DAY_MS, HOUR_MS
-from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow, ObserverStage
-from fedpresence.ids import ServerName, UserID, server_of
+from fedpresence.engine.subscription import ObservedStage, ObserverStage
+from fedpresence.ids import ServerName, UserID
 from fedpresence.storage.changes import Changes
 from fedpresence.storage.migrations import migrate, newest_schema
 from fedpresence.storage.store import token_hash
 from fedpresence.storage.tables import write_changes, write_presence
 
 CHUNK = 10_000  # rows that exist as Python values at a time
-CACHE_KIB = 1024 * 1024  # one of the tables is filled in no order
 DEVICE = "DEVICE"
+
+_MOMENTS = f"""
+    SELECT *,
+        :now_ms - {DAY_MS} - number * 7919 % {300 * DAY_MS} AS since_ms,
+        1 + number % {HOUR_MS} AS waited_ms,
+        :now_ms - number * 104729 % {6 * DAY_MS} AS confirmed_ms  -- within the week: no check is overdue
+    FROM pairs
+"""
+_OBSERVER_ROWS = f"""
+    INSERT INTO observer_rows
+        (observer, observed, stage, created_ms, changed_ms, invite_ms, confirmed_ms, check_ms, generation)
+    SELECT observer, observed, '{ObserverStage.ACCEPTED.value}',
+        since_ms, since_ms + waited_ms, since_ms, confirmed_ms, 0, 0
+    FROM ({_MOMENTS}) WHERE substr(observer, instr(observer, ':') + 1) = :server_name
+    ORDER BY observer, observed
+"""
+_OBSERVED_ROWS = f"""
+    INSERT INTO observed_rows
+        (observed, observer, stage, created_ms, changed_ms,
+         muted, blocked, by_room, denials, generation, confirmed_ms)
+    SELECT observed, observer, '{ObservedStage.GRANTED.value}',
+        since_ms, since_ms + waited_ms, 0, 0, 0, 0, 0, confirmed_ms
+    FROM ({_MOMENTS}) WHERE substr(observed, instr(observed, ':') + 1) = :server_name
+    ORDER BY observed, observer
+"""
 
 T = TypeVar("T")
 Pair = tuple[UserID, UserID]  # observer, observed
@@ -51,7 +75,6 @@ def populate(
     connection = sqlite3.connect(database, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         connection.execute("PRAGMA synchronous = OFF")  # for this connection: nothing here is missed if lost
         migrate(connection, newest_schema())
         cursor = connection.cursor()
@@ -61,7 +84,7 @@ def populate(
             "INSERT INTO tokens VALUES (?,?,?,?)",
             ((token_hash(token_of(user_id)), user_id, DEVICE, now_ms) for user_id in with_tokens),
         )
-        _write(cursor, _rows(server_name, pairs, now_ms))
+        _write_pairs(cursor, server_name, pairs, now_ms)
         for records in _chunks(presence):
             write_presence(cursor, records)
         cursor.execute("COMMIT")
@@ -70,40 +93,22 @@ def populate(
         connection.close()
 
 
-def _write(cursor: sqlite3.Cursor, effects: Iterable[Durable]) -> None:
+def _write(cursor: sqlite3.Cursor, effects: Iterable[SaveUser]) -> None:
     for chunk in _chunks(effects):
         write_changes(cursor, Changes.of(chunk))
 
 
-def _rows(server_name: ServerName, pairs: Iterable[Pair], now_ms: int) -> Iterator[Durable]:
-    """Each pair at its own moments, as in life: equal ones might be one object in memory."""
-    for number, (observer, observed) in enumerate(pairs):
-        since_ms = now_ms - DAY_MS - number * 7919 % (300 * DAY_MS)
-        until_ms = since_ms + 1 + number % HOUR_MS
-        confirmed_ms = now_ms - number * 104_729 % (6 * DAY_MS)  # within the week: no check is overdue
-        if server_of(observer) == server_name:
-            yield SaveObserverRow(
-                ObserverRow(
-                    observer,
-                    observed,
-                    ObserverStage.ACCEPTED,
-                    since_ms,
-                    until_ms,
-                    since_ms,
-                    confirmed_ms,
-                )
-            )
-        if server_of(observed) == server_name:
-            yield SaveObservedRow(
-                ObservedRow(
-                    observer,
-                    observed,
-                    ObservedStage.GRANTED,
-                    since_ms,
-                    until_ms,
-                    confirmed_ms=confirmed_ms,
-                )
-            )
+def _write_pairs(cursor: sqlite3.Cursor, server_name: ServerName, pairs: Iterable[Pair], now_ms: int) -> None:
+    """Each pair at its own moments, as in life: equal ones might be one object in memory.
+
+    Ten million pairs are no values of Python's: SQLite numbers them, counts their moments and puts each
+    half into the order of its table, which is then filled from one end to the other.
+    """
+    cursor.execute("CREATE TEMP TABLE pairs (number INTEGER PRIMARY KEY, observer TEXT, observed TEXT)")
+    cursor.executemany("INSERT INTO pairs (observer, observed) VALUES (?,?)", pairs)
+    for statement in (_OBSERVER_ROWS, _OBSERVED_ROWS):
+        cursor.execute(statement, {"server_name": server_name, "now_ms": now_ms})
+    cursor.execute("DROP TABLE pairs")
 
 
 def _chunks(values: Iterable[T]) -> Iterator[Sequence[T]]:

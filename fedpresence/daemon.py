@@ -118,9 +118,11 @@ class Daemon:
         Returns early where `stop` was called meanwhile.
         """
         self._started = Deferred()
+        gc.disable()  # a million new rows and no garbage: collecting would take half of the time
         try:
             await self._start()
         finally:
+            gc.enable()
             self._started.callback(None)
 
     async def _start(self) -> None:
@@ -208,14 +210,10 @@ class Daemon:
     # --- the beginning --------------------------------------------------------------------------
 
     async def _load(self, store: Store) -> Engine:
-        gc.disable()  # a million new rows and no garbage: collecting would take half of the time
-        try:
-            stored = await store.load()
-            now = now_ms(self._clock)
-            engine = Engine(engine_settings(self.config), now)
-            engine.load(stored, now)
-        finally:
-            gc.enable()
+        stored = await store.load()
+        now = now_ms(self._clock)
+        engine = Engine(engine_settings(self.config), now)
+        engine.load(stored, now)
         if now < stored.saved_at_ms - CLOCK_JUMP_MS:
             _log.warn(
                 "the clock stands {ms} ms before the last write: expiries wait an hour",

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from benchmarks.destinations import Arrivals
 from benchmarks.joining import signed_join
 from benchmarks.page import PAGE, rewritten
 from benchmarks.peers import Peer
+from benchmarks.population import populate
 from benchmarks.receivers import most_within
 from benchmarks.scenarios import SCENARIOS
+from fedpresence.engine.effects import Durable, SaveObservedRow, SaveObserverRow
+from fedpresence.ids import ServerName, UserID
+from fedpresence.storage.changes import Changes
+from fedpresence.storage.migrations import migrate, newest_schema
+from fedpresence.storage.tables import read_stored, write_changes
 from fedpresence.testing.synapse import NoSynapse, installed_synapse
 
 
@@ -241,3 +248,25 @@ def test_a_synapse_with_us_and_one_without_carry_the_same_load(tmp_path: Path) -
 
     assert code == 0
     assert len(json.loads(file.read_text("utf-8"))["cases"]) == 2
+
+
+def test_a_population_is_what_the_engine_would_have_stored(tmp_path: Path) -> None:
+    """It is written by statements of its own: rows that a server never writes would measure nothing."""
+    alice, bob, carol = UserID("@alice:here.test"), UserID("@bob:here.test"), UserID("@carol:there.test")
+    wanted = [(alice, bob), (bob, carol), (carol, alice)]
+
+    populate(tmp_path / "made.db", ServerName("here.test"), users=[alice, bob], pairs=wanted)
+    made = sqlite3.connect(tmp_path / "made.db")
+    pairs = read_stored(made.cursor()).pairs
+
+    mine, theirs = list(pairs.observer_rows()), list(pairs.observed_rows())
+    assert [(row.observer, row.observed) for row in mine] == [(alice, bob), (bob, carol)]
+    assert [(row.observer, row.observed) for row in theirs] == [(carol, alice), (alice, bob)]
+    assert not pairs.restless
+    again = sqlite3.connect(tmp_path / "again.db", isolation_level=None)
+    migrate(again, newest_schema())
+    saved: list[Durable] = [*map(SaveObserverRow, mine), *map(SaveObservedRow, theirs)]
+    write_changes(again.cursor(), Changes.of(saved))
+    for table in ("observer_rows", "observed_rows"):
+        rows = f"SELECT * FROM {table}"
+        assert made.execute(rows).fetchall() == again.execute(rows).fetchall()

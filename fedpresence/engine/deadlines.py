@@ -25,7 +25,7 @@ class Deadlines(Generic[Key]):
         self._moment_of = moment_of
         self._unsure: set[Key] = set()  # may be later than `_due` says
         self._due: dict[Key, int] = {}
-        self._queued: dict[Key, int] = {}  # a key's earliest entry in the heap
+        self._early: dict[Key, int] = {}  # a key's earliest entry in the heap, where it is not `_due`: few
         self._heap: list[tuple[int, int, Key]] = []
         self._count = 0
 
@@ -35,15 +35,20 @@ class Deadlines(Generic[Key]):
     def set(self, key: Key, at_ms: int | None) -> None:
         """`key` falls due at `at_ms`; None: not at all."""
         self._unsure.discard(key)
+        queued = self._early.get(key, self._due.get(key))
         if at_ms is None:
-            self._due.pop(key, None)
+            if self._due.pop(key, None) is not None and queued is not None:
+                self._early[key] = queued
             return
         self._due[key] = at_ms
-        queued = self._queued.get(key)
         if queued is None or at_ms < queued:
-            self._queued[key] = at_ms
+            self._early.pop(key, None)
             self._count += 1
             heappush(self._heap, (at_ms, self._count, key))
+        elif at_ms > queued:
+            self._early[key] = queued
+        else:
+            self._early.pop(key, None)
 
     def ask_again(self, key: Key) -> None:
         """`key` may fall due later than was set, never earlier: it is asked when that moment surfaces."""
@@ -54,7 +59,7 @@ class Deadlines(Generic[Key]):
         heap = self._heap
         while heap:
             at_ms, order, key = heap[0]
-            if self._queued.get(key) != at_ms:
+            if at_ms != self._early.get(key, self._due.get(key)):
                 heappop(heap)  # moved earlier since, and that entry is gone already
                 continue
             if key in self._unsure and self._moment_of is not None:
@@ -62,20 +67,19 @@ class Deadlines(Generic[Key]):
             due = self._due.get(key)
             if due is None:
                 heappop(heap)
-                del self._queued[key]
+                del self._early[key]
             elif due > at_ms:
-                self._queued[key] = due
+                del self._early[key]
                 heapreplace(heap, (due, order, key))
             else:
                 return at_ms
         return None
 
-    def pop_due(self, now_ms: int) -> list[Key]:
-        """Every key that is due at `now_ms`, in order; each is set no more."""
+    def pop_due(self, now_ms: int, limit: int | None = None) -> list[Key]:
+        """The keys that are due at `now_ms`, in order, or the first `limit`; each is set no more."""
         due: list[Key] = []
-        while (at_ms := self.next_ms()) is not None and at_ms <= now_ms:
+        while len(due) != limit and (at_ms := self.next_ms()) is not None and at_ms <= now_ms:
             _, _, key = heappop(self._heap)
-            del self._queued[key]
             del self._due[key]
             due.append(key)
         return due

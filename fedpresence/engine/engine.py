@@ -95,6 +95,8 @@ from fedpresence.ids import DeviceID, RoomID, ServerName, UserID, server_of
 HOUSEKEEPING = UserID("\0housekeeping")  # a deadline of our own: no user can have this ID
 UNREACHABLE_MS = 14 * DAY_MS  # S:O-16
 
+MAX_DUE = 5_000  # keys in one turn: after a restart many fall due together; the next turn follows at once
+
 
 class Memory(Protocol):
     """What was stored, as `load` reads it: rows of each kind, once."""
@@ -212,7 +214,6 @@ class Engine:
         self._sharing.started(turn)
         self._people.started(turn)
         self._lists.started(turn)
-        self._lists.watching.started(turn.now_ms)
         if len(self._answers):
             self._world.deadlines.set(HOUSEKEEPING, turn.now_ms + HOUR_MS)
         if self._inbox:
@@ -220,7 +221,7 @@ class Engine:
 
     def _time_passed(self, turn: Turn) -> None:
         world = self._world
-        for key in world.deadlines.pop_due(turn.now_ms):
+        for key in world.deadlines.pop_due(turn.now_ms, MAX_DUE):
             if isinstance(key, tuple):
                 self._lists.due(turn, key)
             elif key == HOUSEKEEPING:

@@ -272,15 +272,20 @@ class Lists:
         return not waits and self._checks.allow((observer, observed), turn.now_ms)
 
     def started(self, turn: Turn) -> None:
-        """Everything owed goes to the queues again; every pair that time moves gets its moment."""
+        """Everything owed goes to the queues again; whatever time moves gets its moment."""
         world = self._world
         restless, world.pairs.restless = world.pairs.restless, []
         for key in restless:
             self._schedule(turn, key)
+        accepted: list[UserID] = []
         for observed in world.pairs.everybody_observed():
             if not world.is_local(observed):
-                for observer in world.pairs.watching(observed, ObserverStage.ACCEPTED):
+                observers = world.pairs.watching(observed, ObserverStage.ACCEPTED)
+                for observer in observers:
                     self._schedule(turn, (observer, observed, True))  # to be confirmed (S:O-25)
+                if observers:
+                    accepted.append(observed)
+        self.watching.started(turn.now_ms, accepted)
         requests = [
             world.observed_row(observed, observer)
             for observer, observed, observers_side in restless

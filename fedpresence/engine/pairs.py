@@ -5,7 +5,7 @@ Always true:
 - a pair is found from its observed user, and from its observer where we keep that half; both halves of
   two users of ours are one object, found from either.
 
-As dataclasses in dictionaries a subscription took 697 bytes, packed it takes 320, remote users and timers
+As dataclasses in dictionaries a subscription took 697 bytes, packed it takes 292, remote users and timers
 included (`python -m benchmarks memory`). What is asked all the time, the stage, is read where it lies; a
 whole row is made when somebody wants it.
 """
@@ -41,6 +41,7 @@ _OBSERVER_STAGES = dict(enumerate(ObserverStage, 1))
 _OBSERVED_STAGES = dict(enumerate(ObservedStage, 1))
 _OBSERVER_CODES = {stage: code for code, stage in _OBSERVER_STAGES.items()}
 _OBSERVED_CODES = {stage: code for code, stage in _OBSERVED_STAGES.items()}
+_ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
 _GRANTED = _OBSERVED_CODES[ObservedStage.GRANTED]
 
 Column = Sequence[int]
@@ -61,17 +62,7 @@ class Pairs:
         self._by_observed: dict[UserID, dict[UserID, bytes]] = {}
         self._owed: dict[PairKey, Owed] = {}
         self._by_room: dict[UserID, dict[UserID, None]] = {}  # observed, observer: grants that rest on a room
-        for mine in observer_rows:
-            self.put_observer_row(mine)
-            moments = (mine.created_ms, mine.changed_ms, mine.invite_ms, mine.confirmed_ms, mine.check_ms)
-            self.newest_ms = max(self.newest_ms, *moments)
-            if mine.stage is not ObserverStage.ACCEPTED or mine.owed:
-                self._loaded((mine.observer, mine.observed, True), mine.owed)
-        for theirs in observed_rows:
-            self.put_observed_row(theirs)
-            self.newest_ms = max(self.newest_ms, theirs.created_ms, theirs.changed_ms, theirs.confirmed_ms)
-            if theirs.stage is not ObservedStage.GRANTED or theirs.owed:
-                self._loaded((theirs.observer, theirs.observed, False), theirs.owed)
+        self.load(observer_rows, observed_rows)
 
     # --- one row --------------------------------------------------------------------------------
 
@@ -196,73 +187,76 @@ class Pairs:
         """The observers of such grants to one user."""
         return list(self._by_room.get(observed, ()))
 
-    # --- a whole table, some thousand rows at a time: columns as in schema.sql ----------------------
+    # --- the rows of the run before, some at a time ---------------------------------------------------
 
-    def load_observed_columns(
+    def load(
+        self, observer_rows: Iterable[ObserverRow] = (), observed_rows: Iterable[ObservedRow] = ()
+    ) -> None:
+        """Rows of any kind that are not here yet."""
+        for mine in observer_rows:
+            self.put_observer_row(mine)
+            moments = (mine.created_ms, mine.changed_ms, mine.invite_ms, mine.confirmed_ms, mine.check_ms)
+            self.newest_ms = max(self.newest_ms, *moments)
+            if mine.stage is not ObserverStage.ACCEPTED or mine.owed:
+                self._loaded((mine.observer, mine.observed, True), mine.owed)
+        for theirs in observed_rows:
+            self.put_observed_row(theirs)
+            self.newest_ms = max(self.newest_ms, theirs.created_ms, theirs.changed_ms, theirs.confirmed_ms)
+            if theirs.stage is not ObservedStage.GRANTED or theirs.owed:
+                self._loaded((theirs.observer, theirs.observed, False), theirs.owed)
+
+    def load_granted(
         self,
         observed: Sequence[UserID],
         observers: Sequence[UserID],
-        stages: Sequence[ObservedStage],
+        generations: Column,
         created: Column,
         changed: Column,
-        muted: Column,
-        blocked: Column,
-        by_room: Column,
-        denials: Column,
-        generations: Column,
-        owed: dict[int, Owed],
         confirmed: Column,
     ) -> None:
-        """Rows that are not here yet, and what some of them owe, by index."""
-        moments = (created, changed, confirmed)
-        self.newest_ms = max(self.newest_ms, *map(max, moments))
-        self.stages.update(stages)
-        codes = [_OBSERVED_CODES[stage] for stage in stages]
-        for column, flag in ((muted, _MUTED), (blocked, _BLOCKED), (by_room, _BY_ROOM)):
-            if any(column):
-                codes = [code + flag * value for code, value in zip(codes, column, strict=True)]
-        denied = map(min, denials, repeat(_MAX_DENIALS)) if any(denials) else denials
+        """What most observed rows are: granted, nothing else ever said, nothing owed. By columns."""
+        self.newest_ms = max(self.newest_ms, *created, *changed, *confirmed)
+        self.stages[ObservedStage.GRANTED] += len(observed)
+        halves = map(
+            _OBSERVED_ALONE.pack, repeat(_GRANTED), repeat(0), generations, created, changed, confirmed
+        )
         last = None
-        for user, observer, pair in zip(
-            observed, observers, map(_OBSERVED_ALONE.pack, codes, denied, generations, *moments), strict=True
-        ):
+        for user, observer, pair in zip(observed, observers, halves, strict=False):
             if user is not last:
                 last, theirs = user, self._by_observed.setdefault(user, {})
             theirs[observer] = pair
-        for index, is_by_room in enumerate(by_room) if any(by_room) else ():
-            self._note_room(observed[index], observers[index], bool(is_by_room))
-        for index in _restless(stages, ObservedStage.GRANTED, owed):
-            self._loaded((observers[index], observed[index], False), owed.get(index, ()))
 
-    def load_observer_columns(
+    def load_accepted(
         self,
         observers: Sequence[UserID],
         observed: Sequence[UserID],
-        stages: Sequence[ObserverStage],
+        generations: Column,
         created: Column,
         changed: Column,
         invite: Column,
         confirmed: Column,
-        check: Column,
-        generations: Column,
-        owed: dict[int, Owed],
     ) -> None:
-        """Rows that are not here yet, after those of the other table."""
-        moments = (created, changed, invite, confirmed, check)
-        self.newest_ms = max(self.newest_ms, *map(max, moments))
-        self.stages.update(stages)
-        codes = [_OBSERVER_CODES[stage] for stage in stages]
-        halves = map(_OBSERVER_HALF.pack, codes, generations, *moments)
+        """What most observer rows are: accepted, not being checked, nothing owed. By columns."""
+        self.newest_ms = max(self.newest_ms, *created, *changed, *invite, *confirmed)
+        self.stages[ObserverStage.ACCEPTED] += len(observers)
+        halves = map(
+            _OBSERVER_HALF.pack,
+            repeat(_ACCEPTED),
+            generations,
+            created,
+            changed,
+            invite,
+            confirmed,
+            repeat(0),
+        )
         last = None
-        for observer, user, half in zip(observers, observed, halves, strict=True):
+        for observer, user, half in zip(observers, observed, halves, strict=False):
             if observer is not last:
                 last, mine = observer, self._by_observer.setdefault(observer, {})
             theirs = self._by_observed.get(user)
             if theirs is None:
                 theirs = self._by_observed[user] = {}
             mine[user] = theirs[observer] = half + theirs.get(observer, _NO_PAIR)[_SIZE:]
-        for index in _restless(stages, ObserverStage.ACCEPTED, owed):
-            self._loaded((observers[index], observed[index], True), owed.get(index, ()))
 
     def clamp(self, now_ms: int) -> None:
         """No moment that was loaded is in the future (Z-21)."""
@@ -345,15 +339,6 @@ def _put(index: dict[UserID, dict[UserID, bytes]], one: UserID, other: UserID, p
         del mine[other]
         if not mine:
             del index[one]
-
-
-def _restless(
-    stages: Sequence[ObserverStage] | Sequence[ObservedStage],
-    at_rest: ObserverStage | ObservedStage,
-    owed: dict[int, Owed],
-) -> list[int]:
-    """Which rows of a chunk need a look at the start."""
-    return [index for index, stage in enumerate(stages) if stage is not at_rest or index in owed]
 
 
 def _clamped_observer(row: ObserverRow, now_ms: int) -> ObserverRow:

@@ -9,7 +9,7 @@ Source: edus.md 2.3, 3; subscriptions.md O-8, O-14, O-20, O-26, O-26a, O-27; sec
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
 from fedpresence.engine.events import PollReceived, PushReceived
@@ -176,27 +176,24 @@ class Watching:
     def restore(self, record: PresenceRecord, now_ms: int) -> None:
         """What was written behind; called once, before any event, after rows and rooms."""
         if self._world.is_wanted(record.user_id):
-            remote = RemoteUser.restored(record, now_ms)
-            self._world.remotes[record.user_id] = remote
-            self._schedule(record.user_id, remote)
+            self._world.remotes[record.user_id] = RemoteUser.restored(record, now_ms)
         else:
             self._world.forgotten[record.user_id] = None
 
-    def started(self, now_ms: int) -> None:
+    def started(self, now_ms: int, accepted: Iterable[UserID]) -> None:
         """After a restart every accepted remote user is asked for, a server's users together (S:O-27)."""
         world = self._world
         moments: dict[ServerName, int] = {}
-        for observed in world.pairs.everybody_observed():
+        for observed in accepted:
             server = server_of(observed)
-            if server == world.our_name or not world.pairs.watching(observed, ObserverStage.ACCEPTED):
-                continue
             if server not in moments:
                 moments[server] = now_ms + 1 + phase(BOOT_POLLS_MS, server)
             remote = world.remotes.get(observed)
             if remote is None:
                 remote = world.remotes[observed] = RemoteUser()
             remote.poll_at_ms = moments[server]
-            self._schedule(observed, remote)
+        for user_id, remote in world.remotes.items():
+            self._schedule(user_id, remote)
 
     def _keep_early(self, push: PushReceived, now_ms: int) -> None:
         """Keep the newest push of somebody nobody may see yet, for a minute and in bounded memory."""

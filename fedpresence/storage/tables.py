@@ -42,7 +42,22 @@ _SAVE_ROOM = (
     "INSERT INTO rooms VALUES (?,?,?) "
     "ON CONFLICT (room_id) DO UPDATE SET counts = excluded.counts, join_rule = excluded.join_rule"
 )
+# What nearly all rows are: read by fewer columns and without an object for each, in half the time.
+_IS_GRANTED = "stage = 'granted' AND owed IS NULL AND NOT (muted OR blocked OR by_room OR denials)"
+_GRANTED = (
+    "SELECT observed, observer, generation, created_ms, changed_ms, confirmed_ms "
+    f"FROM observed_rows WHERE {_IS_GRANTED}"
+)
+_OTHER_OBSERVED_ROWS = f"SELECT * FROM observed_rows WHERE NOT ({_IS_GRANTED})"
+_IS_ACCEPTED = "stage = 'accepted' AND owed IS NULL AND check_ms = 0"
+_ACCEPTED = (
+    "SELECT observer, observed, generation, created_ms, changed_ms, invite_ms, confirmed_ms "
+    f"FROM observer_rows WHERE {_IS_ACCEPTED}"
+)
+_OTHER_OBSERVER_ROWS = f"SELECT * FROM observer_rows WHERE NOT ({_IS_ACCEPTED})"
+
 CHUNK = 1000  # rows read at a time: what exists twice, as a row and as a value, stays small
+COLUMNS_CHUNK = 100  # the same where rows are columns: these stay in the processor's cache
 _UNPOLL, _FINAL_PUSH = 1, 2  # flags of an owed EDU
 
 _OBSERVER_STAGES = {stage.value: stage for stage in ObserverStage}
@@ -248,51 +263,62 @@ class _Reader:
         return self._seen.setdefault(value, value)
 
     def pairs(self) -> Pairs:
-        """Both tables of rows, a chunk of columns at a time: no row becomes an object of its own."""
+        """Both tables of rows. What nearly all rows are is read by columns: none becomes an object."""
         pairs = Pairs()
-        for columns in self._columns("SELECT * FROM observed_rows"):
-            mine, other, stage, created, changed, *flags, denials, generation, owed, confirmed = columns
-            muted, blocked, by_room = flags
-            observed, observers = self._all(mine), self._all(other)
-            pairs.load_observed_columns(
-                observed,
-                observers,
-                [_OBSERVED_STAGES[text] for text in stage],
-                created,
-                changed,
-                muted,
-                blocked,
-                by_room,
-                denials,
-                generation,
-                _owed_of(owed, observers, observed),
-                confirmed,
-            )
-        for columns in self._columns("SELECT * FROM observer_rows"):
-            mine, other, stage, created, changed, invite, confirmed, check, generation, owed = columns
-            observers, observed = self._all(mine), self._all(other)
-            pairs.load_observer_columns(
-                observers,
-                observed,
-                [_OBSERVER_STAGES[text] for text in stage],
-                created,
-                changed,
-                invite,
-                confirmed,
-                check,
-                generation,
-                _owed_of(owed, observers, observed),
-            )
+        for columns in self._columns(_GRANTED):
+            pairs.load_granted(*columns)
+        pairs.load(observed_rows=map(self._observed_row, self.rows(_OTHER_OBSERVED_ROWS)))
+        for columns in self._columns(_ACCEPTED):
+            pairs.load_accepted(*columns)
+        pairs.load(map(self._observer_row, self.rows(_OTHER_OBSERVER_ROWS)))
         return pairs
 
-    def _columns(self, sql: str) -> Iterator[Sequence[Any]]:
+    def _columns(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Two users first; then numbers."""
         self._cursor.execute(sql)
-        while chunk := self._cursor.fetchmany(CHUNK):
-            yield tuple(zip(*chunk, strict=True))
+        while chunk := self._cursor.fetchmany(COLUMNS_CHUNK):
+            mine, others, *numbers = zip(*chunk, strict=True)
+            yield self._all(mine), self._all(others), *numbers
 
     def _all(self, column: Sequence[Any]) -> Sequence[UserID]:
         """`one` for each value."""
         return list(map(self._seen.setdefault, column, column))
+
+    def _observer_row(self, row: Sequence[Any]) -> ObserverRow:
+        mine, other, stage, created, changed, invite, confirmed, check, generation, owed = row
+        observer, observed = self.one(mine), self.one(other)
+        owes = _decode_owed(owed, observer, observed)
+        return ObserverRow(
+            observer,
+            observed,
+            _OBSERVER_STAGES[stage],
+            created,
+            changed,
+            invite,
+            confirmed,
+            check,
+            generation,
+            owes,
+        )
+
+    def _observed_row(self, row: Sequence[Any]) -> ObservedRow:
+        mine, other, stage, created, changed, *flags, denials, generation, owed, confirmed = row
+        muted, blocked, by_room = map(bool, flags)
+        observed, observer = self.one(mine), self.one(other)
+        return ObservedRow(
+            observer,
+            observed,
+            _OBSERVED_STAGES[stage],
+            created,
+            changed,
+            muted=muted,
+            blocked=blocked,
+            by_room=by_room,
+            denials=denials,
+            generation=generation,
+            owed=_decode_owed(owed, observer, observed),
+            confirmed_ms=confirmed,
+        )
 
     def inbox(self, entry_id: int, edus: str) -> SaveInbox:
         return SaveInbox(
@@ -317,20 +343,9 @@ class _Reader:
         )
 
 
-def _owed_of(
-    column: Sequence[str | None], observers: Sequence[UserID], observed: Sequence[UserID]
-) -> dict[int, tuple[OwedEdu, ...]]:
-    """What rows owe, by their index: hardly any owe anything."""
-    if not any(column):
-        return {}
-    return {
-        index: _decode_owed(text, observers[index], observed[index])
-        for index, text in enumerate(column)
-        if text is not None
-    }
-
-
-def _decode_owed(text: str, observer: UserID, observed: UserID) -> tuple[OwedEdu, ...]:
+def _decode_owed(text: str | None, observer: UserID, observed: UserID) -> tuple[OwedEdu, ...]:
+    if text is None:
+        return ()
     return tuple(
         OwedEdu(
             _KINDS[kind],

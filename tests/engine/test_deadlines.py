@@ -51,7 +51,7 @@ def test_old_entries_do_not_pile_up(steps: list[tuple[str, str, int]]) -> None:
     deadlines.pop_due(30)
 
     assert not deadlines._heap
-    assert not deadlines._queued
+    assert not deadlines._early
 
 
 def test_keys_that_fall_due_together_come_out_in_the_order_they_were_set() -> None:
@@ -61,6 +61,17 @@ def test_keys_that_fall_due_together_come_out_in_the_order_they_were_set() -> No
         deadlines.set(key, 10)
 
     assert deadlines.pop_due(10) == list("dbca")
+
+
+def test_what_is_over_the_limit_is_due_still() -> None:
+    """A herd is taken up in turns, between which others are served; none of it may be lost."""
+    deadlines: Deadlines[str] = Deadlines()
+    for key in "dbca":
+        deadlines.set(key, 10)
+
+    assert deadlines.pop_due(10, 3) == list("dbc")
+    assert deadlines.next_ms() == 10
+    assert deadlines.pop_due(10, 3) == ["a"]
 
 
 def test_keys_of_unlike_kinds_may_share_a_moment() -> None:
