@@ -89,7 +89,7 @@ class Proxy:
 
 @contextmanager
 def running_nginx(folder: Path, server: str, replaced: Mapping[str, str]) -> Iterator[None]:
-    """A running nginx with a server block of the guide's in which this is replaced, until the end of the block."""
+    """A running nginx with a server block of the guide's in which this is replaced, until the block ends."""
     assert NGINX is not None
     for old, new in replaced.items():
         assert old in server, old
