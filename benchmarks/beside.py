@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(tempfile.gettempdir()) / "fedpresence-benchmarks-synapse",
         metavar="DIR",
-        help="the environment it is installed into, once, unless FEDPRESENCE_SYNAPSE names an interpreter",
+        help="the environment it is installed into, once, unless SYNAPSE_PYTHON names an interpreter",
     )
 
 

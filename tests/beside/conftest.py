@@ -17,7 +17,7 @@ class Town:
     def __init__(self, python: Path, folder: Path) -> None:
         self._python = python
         self._folder = folder
-        self._ca = ThrowawayCA(folder / "ca")
+        self.ca = ThrowawayCA(folder / "ca")
         self.domains: list[Domain] = []
 
     def build(self, *beside: bool, **more: Any) -> list[Domain]:
@@ -25,7 +25,7 @@ class Town:
         new = []
         for is_beside in beside:
             folder = self._folder / f"domain-{len(self.domains)}"
-            new.append(Domain(self._python, folder, self._ca, beside=is_beside, **more))
+            new.append(Domain(self._python, folder, self.ca, beside=is_beside, **more))
             self.domains.append(new[-1])
         for domain in new:
             domain.begin()

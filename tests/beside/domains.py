@@ -25,7 +25,10 @@ SEEN_S = 20.0
 
 
 class Domain:
-    """One server name. `beside` False: the Synapse is alone and carries presence itself."""
+    """One server name. `beside` False: the Synapse is alone and carries presence itself.
+
+    `behind_proxy`: the public port is left to a proxy, and fedpresence has one port for all that it serves.
+    """
 
     def __init__(
         self,
@@ -34,11 +37,13 @@ class Domain:
         ca: ThrowawayCA,
         *,
         beside: bool = True,
+        behind_proxy: bool = False,
         config: Mapping[str, Any] = QUICK,
         synapse_config: Mapping[str, Any] | None = None,
     ) -> None:
-        public = free_port()
+        self.port = public = free_port()
         self.name: ServerName = parse_server_name(f"127.0.0.1:{public}")
+        self.address: str | None = None  # of the proxy, for clients
         folder.mkdir(parents=True)
         self.daemon: ServerProcess | None = None
         synapse_port = free_port()
@@ -54,7 +59,7 @@ class Domain:
                     "homeserver": {"url": f"http://127.0.0.1:{synapse_port}"},
                     "appservice": {"registration": str(registration)},
                     "listeners": [
-                        *self.daemon.configuration()["listeners"],
+                        *([one_port(ports["client"])] if behind_proxy else self._own_listeners()),
                         {"endpoint": appservice, "resources": ["appservice"]},
                     ],
                 }
@@ -84,6 +89,11 @@ class Domain:
                 tls=Tls(public, private_key, certificate),
                 config={"presence": {"enabled": True}} | dict(synapse_config or {}),
             )
+
+    def _own_listeners(self) -> list[Any]:
+        assert self.daemon is not None
+        listeners: list[Any] = self.daemon.configuration()["listeners"]
+        return listeners
 
     def begin(self) -> None:
         """Start everything."""
@@ -116,6 +126,12 @@ class Domain:
         """What its processes said last."""
         ours = self.daemon.log() if self.daemon is not None else ""
         return f"--- fedpresence of {self.name}\n{ours}\n--- Synapse of {self.name}\n{self.synapse.log()}"
+
+
+def one_port(port: int) -> dict[str, Any]:
+    """A listener for everything that a proxy passes on, and for the operator."""
+    resources = ["client", "federation", "sync_tap", "admin", "metrics"]
+    return {"endpoint": f"tcp:{port}:interface=127.0.0.1", "resources": resources}
 
 
 class Person(User):
@@ -193,4 +209,6 @@ class _Door(Server):
     def client_url(self) -> str:
         """fedpresence, or the Synapse where it is alone."""
         daemon = self._domain.daemon
+        if self._domain.address is not None:
+            return self._domain.address
         return daemon.client_url if daemon is not None else self._domain.synapse.url

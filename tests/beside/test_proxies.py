@@ -5,7 +5,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -88,21 +88,10 @@ class Proxy:
 
 
 @contextmanager
-def nginx(folder: Path, server: str) -> Iterator[Proxy]:
-    """nginx, until the end of the block."""
+def running_nginx(folder: Path, server: str, replaced: Mapping[str, str]) -> Iterator[None]:
+    """A running nginx with a server block of the guide's in which this is replaced, until the block ends."""
     assert NGINX is not None
-    ca = ThrowawayCA(folder / "ca")
-    key_file, certificate_file = ca.issue(NAME)
-    synapse, fedpresence = Upstream(SYNAPSE), Upstream(FEDPRESENCE)
-    port = free_port()
-    for old, new in {
-        "127.0.0.1:8008": f"127.0.0.1:{synapse.port}",
-        "127.0.0.1:9008": f"127.0.0.1:{fedpresence.port}",
-        "listen 443 ssl;": "",
-        "listen 8448 ssl": f"listen 127.0.0.1:{port} ssl",
-        "/etc/ssl/matrix.example.org.pem": str(certificate_file),
-        "/etc/ssl/matrix.example.org.key": str(key_file),
-    }.items():
+    for old, new in replaced.items():
         assert old in server, old
         server = server.replace(old, new)
     temporary = "".join(
@@ -116,24 +105,53 @@ def nginx(folder: Path, server: str) -> Iterator[Proxy]:
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
     subprocess.run([*command, "-t"], check=True, capture_output=True)
     process = subprocess.Popen(command)
-    proxy = Proxy(port, ca.ca_file, synapse, fedpresence)
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                proxy.ask("GET", "/_matrix/client/versions")
-                break
-            except OSError:
-                assert time.monotonic() < deadline, (folder / "error.log").read_text()
-                time.sleep(0.02)  # nginx does not say when it listens
-        synapse.seen.get()
-        yield proxy
+        yield
     finally:
         process.terminate()
         process.wait(20)
+
+
+@contextmanager
+def nginx(folder: Path, server: str) -> Iterator[Proxy]:
+    """A proxy before two who only say their names."""
+    ca = ThrowawayCA(folder / "ca")
+    key_file, certificate_file = ca.issue(NAME)
+    synapse, fedpresence = Upstream(SYNAPSE), Upstream(FEDPRESENCE)
+    port = free_port()
+    replaced = {
+        "127.0.0.1:8008": f"127.0.0.1:{synapse.port}",
+        "127.0.0.1:9008": f"127.0.0.1:{fedpresence.port}",
+        "listen 443 ssl;": "",
+        "listen 8448 ssl": f"listen 127.0.0.1:{port} ssl",
+        "/etc/ssl/matrix.example.org.pem": str(certificate_file),
+        "/etc/ssl/matrix.example.org.key": str(key_file),
+    }
+    proxy = Proxy(port, ca.ca_file, synapse, fedpresence)
+    try:
+        with running_nginx(folder, server, replaced):
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    proxy.ask("GET", "/_matrix/client/versions")
+                    break
+                except OSError:
+                    assert time.monotonic() < deadline, (folder / "error.log").read_text()
+                    time.sleep(0.02)  # nginx does not say when it listens
+            synapse.seen.get()
+            yield proxy
+    finally:
         for upstream in (synapse, fedpresence):
             upstream.server.shutdown()
             upstream.server.server_close()
+
+
+def with_mirror() -> str:
+    """The guide's server block where `/sync` is mirrored (form A)."""
+    sync = re.compile(r"  location ~ \^/_matrix/client/\(r0\|v3\)/sync\$ \{.*?\n  \}\n", re.DOTALL)
+    server, count = sync.subn(lambda _: block("nginx-mirror"), block("nginx"))
+    assert count == 1
+    return server
 
 
 @needs_nginx
@@ -172,10 +190,7 @@ def test_the_guides_nginx_leaves_signed_paths_and_bodies_as_they_are(tmp_path: P
 @needs_nginx
 def test_the_guides_mirror_shows_us_a_sync_that_goes_to_synapse(tmp_path: Path) -> None:
     """Form A: we see who syncs, with what, and are not in the way."""
-    sync = re.compile(r"  location ~ \^/_matrix/client/\(r0\|v3\)/sync\$ \{.*?\n  \}\n", re.DOTALL)
-    server, count = sync.subn(lambda _: block("nginx-mirror"), block("nginx"))
-    assert count == 1
-    with nginx(tmp_path, server) as proxy:
+    with nginx(tmp_path, with_mirror()) as proxy:
         assert proxy.ask("GET", "/_matrix/client/v3/sync?timeout=0&set_presence=unavailable") == SYNAPSE
 
         line, token, _ = proxy.fedpresence.seen.get(timeout=20)
