@@ -1,3 +1,6 @@
+import os
+import shutil
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from fedpresence.testing.synapse import NoSynapse, install_synapse, installed_sy
 from tests.beside.domains import Domain
 
 INSTALL_WITHIN_S = 240.0
+NGINX_FOLDERS = ":/usr/sbin:/usr/local/sbin"
 
 
 class Town:
@@ -45,6 +49,30 @@ def synapse_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return install_synapse(tmp_path_factory.mktemp("synapse") / "venv", INSTALL_WITHIN_S)
     except NoSynapse as error:
         pytest.skip(f"no Synapse to stand beside: {error}")
+
+
+@pytest.fixture(scope="session")
+def nginx_program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """nginx: the one that is installed, else Debian's package, unpacked into a temporary folder."""
+    found = shutil.which("nginx", path=os.environ.get("PATH", "") + NGINX_FOLDERS)
+    if found is not None:
+        return found
+    folder = tmp_path_factory.mktemp("nginx")
+    unpack = "apt-get --quiet download nginx && dpkg --extract nginx_*.deb . && usr/sbin/nginx -v"
+    try:
+        done = subprocess.run(
+            ["sh", "-c", unpack],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=INSTALL_WITHIN_S,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.skip("nginx is not installed, and its package did not come in time")
+    if done.returncode:
+        pytest.skip(f"nginx is not installed, and its package cannot be had: {done.stderr[-200:].strip()}")
+    return str(folder / "usr" / "sbin" / "nginx")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 import http.client
 import re
-import shutil
 import ssl
 import subprocess
 import threading
@@ -11,8 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 
-import pytest
-
 from fedpresence.config import load_config
 from fedpresence.ids import ServerName
 from fedpresence.ops.keys import generate_key_file
@@ -22,9 +19,6 @@ from fedpresence.testing.processes import free_port
 GUIDE = Path(__file__).parent.parent.parent / "docs" / "beside-synapse.md"
 NAME = ServerName("matrix.example.org")
 SYNAPSE, FEDPRESENCE = "synapse", "fedpresence"
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 
 def block(name: str) -> str:
@@ -88,9 +82,8 @@ class Proxy:
 
 
 @contextmanager
-def running_nginx(folder: Path, server: str, replaced: Mapping[str, str]) -> Iterator[None]:
+def running_nginx(program: str, folder: Path, server: str, replaced: Mapping[str, str]) -> Iterator[None]:
     """A running nginx with a server block of the guide's in which this is replaced, until the block ends."""
-    assert NGINX is not None
     for old, new in replaced.items():
         assert old in server, old
         server = server.replace(old, new)
@@ -102,7 +95,7 @@ def running_nginx(folder: Path, server: str, replaced: Mapping[str, str]) -> Ite
         f"daemon off;\nmaster_process off;\npid {folder}/pid;\nerror_log {folder}/error.log;\n"
         f"events {{}}\nhttp {{\naccess_log off;\n{temporary}{server}}}\n"
     )
-    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
     subprocess.run([*command, "-t"], check=True, capture_output=True)
     process = subprocess.Popen(command)
     try:
@@ -113,7 +106,7 @@ def running_nginx(folder: Path, server: str, replaced: Mapping[str, str]) -> Ite
 
 
 @contextmanager
-def nginx(folder: Path, server: str) -> Iterator[Proxy]:
+def nginx(program: str, folder: Path, server: str) -> Iterator[Proxy]:
     """A proxy before two who only say their names."""
     ca = ThrowawayCA(folder / "ca")
     key_file, certificate_file = ca.issue(NAME)
@@ -129,7 +122,7 @@ def nginx(folder: Path, server: str) -> Iterator[Proxy]:
     }
     proxy = Proxy(port, ca.ca_file, synapse, fedpresence)
     try:
-        with running_nginx(folder, server, replaced):
+        with running_nginx(program, folder, server, replaced):
             deadline = time.monotonic() + 20
             while True:
                 try:
@@ -154,10 +147,9 @@ def with_mirror() -> str:
     return server
 
 
-@needs_nginx
-def test_the_guides_nginx_routes_each_path_to_whom_it_belongs(tmp_path: Path) -> None:
+def test_the_guides_nginx_routes_each_path_to_whom_it_belongs(nginx_program: str, tmp_path: Path) -> None:
     """Four paths come to us; everything else must reach the homeserver as if we were not there."""
-    with nginx(tmp_path, block("nginx")) as proxy:
+    with nginx(nginx_program, tmp_path, block("nginx")) as proxy:
         for path in (
             "/_matrix/client/v3/presence/%40alice%3Aexample.org/status",
             "/_matrix/client/v3/sync?timeout=0",
@@ -176,10 +168,11 @@ def test_the_guides_nginx_routes_each_path_to_whom_it_belongs(tmp_path: Path) ->
             assert proxy.ask("GET", path) == SYNAPSE, path
 
 
-@needs_nginx
-def test_the_guides_nginx_leaves_signed_paths_and_bodies_as_they_are(tmp_path: Path) -> None:
+def test_the_guides_nginx_leaves_signed_paths_and_bodies_as_they_are(
+    nginx_program: str, tmp_path: Path
+) -> None:
     """A signature covers the path as it was written, `%2F` and doubled slashes too."""
-    with nginx(tmp_path, block("nginx")) as proxy:
+    with nginx(nginx_program, tmp_path, block("nginx")) as proxy:
         path, body = "/_matrix/federation/v1/send/a%2Fb%20c%3F//d?x=%7e", b'{"pdus":[],"edus":[]}' * 5_000
 
         assert proxy.ask("PUT", path, body) == FEDPRESENCE
@@ -187,10 +180,9 @@ def test_the_guides_nginx_leaves_signed_paths_and_bodies_as_they_are(tmp_path: P
         assert proxy.fedpresence.seen.get(timeout=20) == (f"PUT {path} HTTP/1.1", "X-Matrix it", body)
 
 
-@needs_nginx
-def test_the_guides_mirror_shows_us_a_sync_that_goes_to_synapse(tmp_path: Path) -> None:
+def test_the_guides_mirror_shows_us_a_sync_that_goes_to_synapse(nginx_program: str, tmp_path: Path) -> None:
     """Form A: we see who syncs, with what, and are not in the way."""
-    with nginx(tmp_path, with_mirror()) as proxy:
+    with nginx(nginx_program, tmp_path, with_mirror()) as proxy:
         assert proxy.ask("GET", "/_matrix/client/v3/sync?timeout=0&set_presence=unavailable") == SYNAPSE
 
         line, token, _ = proxy.fedpresence.seen.get(timeout=20)

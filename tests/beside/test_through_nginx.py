@@ -9,12 +9,12 @@ from fedpresence.testing.users import OpenStream
 from tests.beside.conftest import Town
 from tests.beside.crowds import people, share_a_room
 from tests.beside.domains import Domain
-from tests.beside.test_proxies import block, needs_nginx, running_nginx, with_mirror
+from tests.beside.test_proxies import block, running_nginx, with_mirror
 from tests.scenarios.story import eventually
 
 
 @contextmanager
-def before(domain: Domain, town: Town, folder: Path, server: str) -> Iterator[None]:
+def before(program: str, domain: Domain, town: Town, folder: Path, server: str) -> Iterator[None]:
     """A proxy on the public port of a domain, with TLS there, and without for its clients here."""
     assert domain.daemon is not None
     key_file, certificate_file = town.ca.issue(domain.name)
@@ -27,7 +27,7 @@ def before(domain: Domain, town: Town, folder: Path, server: str) -> Iterator[No
         "/etc/ssl/matrix.example.org.pem": str(certificate_file),
         "/etc/ssl/matrix.example.org.key": str(key_file),
     }
-    with running_nginx(folder, server, replaced):
+    with running_nginx(program, folder, server, replaced):
         domain.address = f"http://127.0.0.1:{plain}"
 
         def answers() -> bool:
@@ -43,11 +43,12 @@ def before(domain: Domain, town: Town, folder: Path, server: str) -> Iterator[No
             domain.address = None
 
 
-@needs_nginx
-def test_presence_and_messages_pass_through_the_guides_nginx(town: Town, tmp_path: Path) -> None:
+def test_presence_and_messages_pass_through_the_guides_nginx(
+    nginx_program: str, town: Town, tmp_path: Path
+) -> None:
     """Form B as the guide has it: TLS, signed paths, long polls and all."""
     (here,), (there,) = town.build(True, behind_proxy=True), town.build(True)
-    with before(here, town, tmp_path, block("nginx")):
+    with before(nginx_program, here, town, tmp_path, block("nginx")):
         alice, bob = people((here, "alice"), (there, "bob"))
         room_id = share_a_room(alice, bob)
 
@@ -60,7 +61,8 @@ def test_presence_and_messages_pass_through_the_guides_nginx(town: Town, tmp_pat
         alice.say(room_id, "hello yourself")
         bob.reads("hello yourself")
 
-    with before(here, town, tmp_path, with_mirror()):  # form A, for the same users: a reload of nginx
+    # Form A, for the same users: a reload of nginx.
+    with before(nginx_program, here, town, tmp_path, with_mirror()):
         alice.put_status("online", "by the tap")
         bob.presence_of(alice.user_id, 20, status_msg="by the tap")
         stream = OpenStream(alice)
