@@ -26,8 +26,8 @@ from benchmarks.clients import Client, request_bytes
 from benchmarks.meter import Meter, memory_mib
 from benchmarks.report import Case, Measure, Report, check, latencies
 from fedpresence.testing.certificates import ThrowawayCA
+from fedpresence.testing.domains import Domain, Person
 from fedpresence.testing.synapse import NoSynapse, install_synapse, installed_synapse
-from tests.beside.domains import Domain, Person
 
 OURS, ALONE = "Synapse and fedpresence", "Synapse alone"
 CONFIG = {"federation": {"blocked_networks": []}, "log": {"level": "info"}}

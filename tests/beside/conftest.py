@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fedpresence.testing.certificates import ThrowawayCA
+from fedpresence.testing.domains import Domain
 from fedpresence.testing.synapse import NoSynapse, install_synapse, installed_synapse
-from tests.beside.domains import Domain
 
 INSTALL_WITHIN_S = 240.0
 NGINX_FOLDERS = ":/usr/sbin:/usr/local/sbin"

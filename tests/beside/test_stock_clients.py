@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.beside.crowds import people, presence_load, share_a_room
-from tests.beside.domains import Domain, Person
+from fedpresence.testing.crowds import people, presence_load, share_a_room
+from fedpresence.testing.domains import Domain, Person
 from tests.scenarios.story import eventually
 
 nio: Any = pytest.importorskip("nio", reason="matrix-nio is not installed (pip install 'matrix-nio[e2e]')")

@@ -3,12 +3,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fedpresence.testing.crowds import people, share_a_room
+from fedpresence.testing.domains import Domain
 from fedpresence.testing.http import request
 from fedpresence.testing.processes import free_port
 from fedpresence.testing.users import OpenStream
 from tests.beside.conftest import Town
-from tests.beside.crowds import people, share_a_room
-from tests.beside.domains import Domain
 from tests.beside.test_proxies import block, running_nginx, with_mirror
 from tests.scenarios.story import eventually
 

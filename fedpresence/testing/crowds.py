@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 
-from tests.beside.domains import Domain, Person
+from fedpresence.testing.domains import Domain, Person
 
 _numbers = count(1)
 
