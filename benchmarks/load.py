@@ -212,7 +212,10 @@ def _saturation(
         else:
             too_much = measured.rate
     words = f"sustained with 99 of 100 told within {SUSTAINED_P99_MS:.0f} ms"
-    yield Case(words, (Measure("PUTs", sustained, "/s"), Measure("too much", too_much or 0, "/s")))
+    found = [Measure("PUTs", sustained, "/s")]
+    if too_much is not None:
+        found.append(Measure("too much", too_much, "/s"))
+    yield Case(words, tuple(found))
 
 
 @dataclass(frozen=True, slots=True)
