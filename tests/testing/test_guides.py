@@ -75,16 +75,19 @@ def test_the_first_test_fails_as_the_guide_says_and_the_fix_mends_it(pytester: p
     after.assert_outcomes(passed=1)
 
 
-def test_all_other_examples_in_python_pass(pytester: pytest.Pytester) -> None:
+def test_all_other_examples_in_python_pass(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are where most people begin, by copying them."""
     (example,) = blocks(README, "python")
     examples = files(IN_PYTHON) | {"test_readme.py": example}
     count = sum(len(re.findall(r"def test_", text)) for text in examples.values()) - 1
     write_files(pytester, examples)
 
-    # In a new folder hypothesis first makes its tables, for a second, and holds it against the strategy.
-    patient = "--hypothesis-profile=ci"
-    result = run_pytest(pytester, "--strict-markers", patient, "--deselect", "test_our_server.py")
+    # In a new folder hypothesis first makes its tables, for a second, and holds it against the strategy,
+    # but where CI is set.
+    monkeypatch.setenv("CI", "true")
+    result = run_pytest(pytester, "--strict-markers", "--deselect", "test_our_server.py")
 
     result.assert_outcomes(passed=count, deselected=1)
 
