@@ -31,23 +31,27 @@ async def join_room(peers: Sequence[Peer], room_id: str, server_name: str, port:
     """`@observer` of each server joins, one after the other."""
     context = ssl.create_default_context(cafile=ca_file)
     for peer in peers:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", port, ssl=context, server_hostname=server_name.partition(":")[0]
-        )
+        await _join_one(peer, room_id, server_name, port, context)
 
-        async def ask(method: str, uri: str, content: object = None) -> Any:
-            writer.write(peer.request(method, uri, server_name, content))  # noqa: B023  # ends before the loop turns
-            answer = await read_message(reader)  # noqa: B023
-            if " 200 " not in answer.first_line:
-                raise ConnectionError(f"{uri}: {answer.first_line} {answer.body[:200]!r}")
-            return json.loads(answer.body)
 
-        user = quote(f"@observer:{peer.name}", safe="")
-        room = quote(room_id, safe="")
-        made = await ask("GET", f"/_matrix/federation/v1/make_join/{room}/{user}?ver={ROOM_VERSION}")
-        event = made["event"] | {"origin": peer.name, "origin_server_ts": int(time.time() * 1000)}
-        await ask("PUT", f"/_matrix/federation/v2/send_join/{room}/$join", signed_join(peer, event))
-        writer.close()
+async def _join_one(peer: Peer, room_id: str, server_name: str, port: int, context: ssl.SSLContext) -> None:
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=context, server_hostname=server_name.partition(":")[0]
+    )
+
+    async def ask(method: str, uri: str, content: object = None) -> Any:
+        writer.write(peer.request(method, uri, server_name, content))
+        answer = await read_message(reader)
+        if " 200 " not in answer.first_line:
+            raise ConnectionError(f"{uri}: {answer.first_line} {answer.body[:200]!r}")
+        return json.loads(answer.body)
+
+    user = quote(f"@observer:{peer.name}", safe="")
+    room = quote(room_id, safe="")
+    made = await ask("GET", f"/_matrix/federation/v1/make_join/{room}/{user}?ver={ROOM_VERSION}")
+    event = made["event"] | {"origin": peer.name, "origin_server_ts": int(time.time() * 1000)}
+    await ask("PUT", f"/_matrix/federation/v2/send_join/{room}/$join", signed_join(peer, event))
+    writer.close()
 
 
 def signed_join(peer: Peer, event: dict[str, Any]) -> dict[str, Any]:

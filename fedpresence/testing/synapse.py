@@ -92,6 +92,7 @@ class Synapse:
         tls: Tls | None = None,
         registrations: Sequence[Path] = (),
         config: Mapping[str, Any] | None = None,
+        log_level: str = "INFO",
     ) -> None:
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
@@ -158,7 +159,7 @@ class Synapse:
                     "filename": str(self.log_file),
                 }
             },
-            "root": {"level": "INFO", "handlers": ["file"]},
+            "root": {"level": log_level, "handlers": ["file"]},
             "disable_existing_loggers": False,
         }
         (folder / "log.yaml").write_text(yaml.safe_dump(logging), encoding="utf-8")
