@@ -112,11 +112,14 @@ def _check_out(revision: str, tree: Path, *, own: bool) -> None:
         return
     if revision.startswith("-"):
         raise CheckFailedError(f"{revision} is no revision")
-    archive = subprocess.run(
-        ["git", "-C", str(repository), "archive", "--format=tar", revision], capture_output=True, check=False
-    )
+    command = ["git", "-C", str(repository), "archive", "--format=tar", revision]
+    try:
+        archive = subprocess.run(command, capture_output=True, check=False)
+    except OSError as error:
+        raise CheckFailedError(f"revision {revision}: {error}") from error
     if archive.returncode:
-        raise CheckFailedError(archive.stderr.decode("utf-8", "replace").strip())
+        complaint = archive.stderr.decode("utf-8", "replace").strip()
+        raise CheckFailedError(f"revision {revision}: {complaint}")
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
         files.extractall(tree, filter="data")
     for name in () if own else OURS:

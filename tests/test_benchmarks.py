@@ -169,11 +169,21 @@ def test_the_working_tree_is_compared_from_a_copy(capsys: pytest.CaptureFixture[
 
 
 def test_an_unknown_revision_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is git's own complaint that helps."""
+    """With git's own complaint, even where there is no repository: an unpacked archive runs too."""
     code = main(["compare", "no-such-revision", "WORK", "engine", "--smoke"])
 
     assert code == 1
-    assert "no-such-revision" in capsys.readouterr().err
+    assert "compare failed: revision no-such-revision: " in capsys.readouterr().err
+
+
+def test_a_missing_git_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that runs the benchmarks need not have it."""
+    monkeypatch.setenv("PATH", "")
+
+    code = main(["compare", "HEAD", "WORK", "engine", "--smoke"])
+
+    assert code == 1
+    assert "compare failed: revision HEAD: " in capsys.readouterr().err
 
 
 def test_an_answer_is_whole_when_its_length_or_its_last_chunk_has_come() -> None:
