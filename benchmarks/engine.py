@@ -181,7 +181,8 @@ def _decided_and_queued(
             outbound.enqueue(push)
 
     decided_s, queued_s = _cpu_s(decide), _cpu_s(queue)
-    check(len(pushes) == destinations, f"{len(pushes)} pushes for {destinations} destinations")
+    told = sum(len(push.destinations) for push in pushes)
+    check(told == destinations, f"{told} pushes for {destinations} destinations")
     which = "first" if state is PresenceState.ONLINE else "again"
     return (
         Measure(f"decided, {which}", 1000 * decided_s, "ms"),

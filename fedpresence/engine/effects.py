@@ -168,13 +168,13 @@ class Urgency(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SendPush:
-    """`destination` is due news of `user_id`.
+    """Each of `destinations` is due news of `user_id`: one effect for all, or ten thousand would be made.
 
     The queue keeps user IDs, not messages; the push is made from the newest state when it leaves,
     because `last_active_ago` counts from that moment.
     """
 
-    destination: ServerName
+    destinations: tuple[ServerName, ...]
     user_id: UserID
     urgency: Urgency
 

@@ -303,7 +303,7 @@ class Engine:
                 world.rights_ended[server] += 1
         for user_id, server in self._rights():
             if server in changed and world.permits(server):
-                turn.add(SendPush(server, user_id, Urgency.ASKED))
+                turn.add(SendPush((server,), user_id, Urgency.ASKED))
         for user_id in sorted(world.remotes):
             if server_of(user_id) in changed:
                 turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

@@ -500,7 +500,7 @@ class Lists:
             case ObservedAct.PUSH if had_right:
                 pass  # nothing was muted: the poll's own answer is enough, and limited (E:Q-7)
             case ObservedAct.PUSH:
-                then.append(lambda: turn.add(SendPush(server_of(observer), observed, Urgency.ASKED)))
+                then.append(lambda: turn.add(SendPush((server_of(observer),), observed, Urgency.ASKED)))
             case ObservedAct.OWE_ACCEPT:
                 row = self._owe_answer(turn, row, EduKind.ACCEPT, then)
             case ObservedAct.OWE_DENY:
@@ -528,7 +528,7 @@ class Lists:
         then.append(lambda: turn.add(UnsendEdus(server, observer, observed)))
         then.append(lambda: self._send_owed(turn, observer, observed))
         if kind is EduKind.ACCEPT:
-            then.append(lambda: turn.add(SendPush(server, observed, Urgency.ASKED)))
+            then.append(lambda: turn.add(SendPush((server,), observed, Urgency.ASKED)))
         return replace(row, generation=edu.generation, owed=(edu,))
 
     # --- keeping --------------------------------------------------------------------------------

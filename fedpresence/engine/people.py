@@ -118,8 +118,7 @@ class People:
             held, user.news_full_ms = user.told is not None, 0  # no last word waits for its turn
             self._settle(turn, user_id, user, Urgency.CHANGE)
             if not offline and not held and user.published.state is not OFFLINE:
-                for server in world.destinations_of(user_id):
-                    turn.add(SendPush(server, user_id, Urgency.REFRESH))
+                self._tell(turn, user_id, Urgency.REFRESH)
 
     def restore(self, record: PresenceRecord, now_ms: int, stopped_ms: int) -> None:
         """What was written behind; called once, before any event."""
@@ -138,8 +137,7 @@ class People:
         """Tell who watches somebody that hid in the last moments of the run before (P:D-8)."""
         for user_id in self._untold:
             self._world.dirty[user_id] = None  # written behind, it counts as told
-            for server in self._world.destinations_of(user_id):
-                turn.add(SendPush(server, user_id, Urgency.CHANGE))
+            self._tell(turn, user_id, Urgency.CHANGE)
         self._untold.clear()
 
     def introduce(self, turn: Turn, user_id: UserID, servers: Iterable[ServerName]) -> None:
@@ -151,8 +149,13 @@ class People:
             and turn.now_ms - published.last_active_ms > LONG_AWAY_MS
         ):
             return
-        for server in servers:
-            turn.add(SendPush(server, user_id, Urgency.ASKED))
+        if told := tuple(servers):
+            turn.add(SendPush(told, user_id, Urgency.ASKED))
+
+    def _tell(self, turn: Turn, user_id: UserID, urgency: Urgency) -> None:
+        """Every server with a right to the user is due news."""
+        if servers := self._world.destinations_of(user_id):
+            turn.add(SendPush(tuple(servers), user_id, urgency))
 
     def _settle(
         self, turn: Turn, user_id: UserID, user: LocalUser, urgency: Urgency, *, hid: bool = False
@@ -170,7 +173,6 @@ class People:
         if hid and user.published.state is OFFLINE and user_id in world.dirty:
             turn.add(SavePresence(user.record(user_id, untold_since_ms=turn.now_ms)))
         if is_news:
-            servers = world.destinations_of(user_id)
-            turn.effects.extend([SendPush(server, user_id, urgency) for server in servers])
+            self._tell(turn, user_id, urgency)
         if reason is not None:
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

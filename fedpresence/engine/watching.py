@@ -75,7 +75,7 @@ class Watching:
                 and self._world.has_right(poll.origin, user_id)
                 and self._polls.allow((poll.origin, user_id), turn.now_ms)
             ):
-                turn.add(SendPush(poll.origin, user_id, Urgency.ASKED))
+                turn.add(SendPush((poll.origin,), user_id, Urgency.ASKED))
 
     def welcome(self, turn: Turn, observed: UserID, observer: UserID) -> None:
         """A subscription was accepted: show what is here, or came early, or wait ten seconds and ask."""

@@ -26,9 +26,9 @@ class TokenBucket:
         self._headroom_ms = (burst - 1) * self._interval_ms
         self._empty_at_ms = 0.0  # when the bucket would be full again, as in GCRA
 
-    def ready_ms(self) -> int:
-        """The first moment at which `take` succeeds; it may lie in the past."""
-        return ceil(self._empty_at_ms - self._headroom_ms)
+    def ready_ms(self, tokens: int = 1) -> int:
+        """The first moment at which `take` succeeds so many times; it may lie in the past."""
+        return ceil(self._empty_at_ms - self._headroom_ms + (tokens - 1) * self._interval_ms)
 
     def take(self, now_ms: int) -> bool:
         """Draw one token, if there is one."""
@@ -37,6 +37,13 @@ class TokenBucket:
         self._empty_at_ms = max(self._empty_at_ms, now_ms) + self._interval_ms
         return True
 
+    def take_some(self, now_ms: int, most: int) -> int:
+        """Draw at most so many tokens: how many there were."""
+        taken = 0
+        while taken < most and self.take(now_ms):
+            taken += 1
+        return taken
+
     def reserve(self, now_ms: int) -> int:
         """Draw one token that may be there only later: when it is; those who wait get theirs in order."""
         at_ms = max(now_ms, self.ready_ms())
@@ -44,11 +51,19 @@ class TokenBucket:
         return at_ms
 
 
+GATHER_MS = 100
+
+
 class Turns(Generic[N]):
-    """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins."""
+    """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins.
+
+    Where more wait than may go, they go in groups, each as large as `GATHER_MS` allow: a group shares what
+    it says, and wakes the daemon once.
+    """
 
     def __init__(self, per_second: int) -> None:
         self._bucket = TokenBucket(per_second, burst=per_second)  # a second's worth
+        self._group = max(1, per_second * GATHER_MS // 1000)
         self._deadlines: dict[N, int] = {}
         self._heap: list[tuple[int, int, N]] = []
         self._asked = 0  # breaks ties in the order of asking
@@ -78,9 +93,9 @@ class Turns(Generic[N]):
         return name
 
     def ready_ms(self) -> int | None:
-        """When `next` will answer a name; None where nobody asks."""
+        """When `next` is best asked again; None where nobody asks."""
         self._drop_stale()
-        return self._bucket.ready_ms() if self._heap else None
+        return self._bucket.ready_ms(min(self._group, len(self._deadlines))) if self._heap else None
 
     def _drop_stale(self) -> None:
         while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:

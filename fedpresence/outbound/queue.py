@@ -23,7 +23,6 @@ from fedpresence.engine.effects import (
     SendDropOnce,
     SendEdu,
     SendPoll,
-    SendPush,
     SendUnpoll,
     UnsendEdus,
     Urgency,
@@ -34,7 +33,7 @@ from fedpresence.engine.subscription import EduKind, OwedEdu
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.budget import TokenBucket
 
-QueueEffect = SendPush | SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
+QueueEffect = SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
 
 RIDE_AFTER = 0.5  # of a refresh interval after the last push: then a refresh goes where something goes anyway
 REFRESH_AFTER, REFRESH_PHASES = 0.6, 0.15  # from then on by itself, at a phase in so much more
@@ -131,11 +130,26 @@ class DestinationQueue:
 
     # --- what comes in ---------------------------------------------------------------------------
 
+    def add_push(self, user_id: UserID, urgency: Urgency, deadline_ms: int) -> None:
+        """News of a user waits, to be told by `deadline_ms` if others do not wait longer."""
+        self._counter += 1
+        news = self._pending.get(user_id)
+        if news is None:
+            self._pending[user_id] = _News(urgency, deadline_ms, self._counter)
+            self._urgent += urgency <= _CHANGE
+        else:
+            news.count = self._counter
+            if deadline_ms < news.deadline_ms:
+                news.deadline_ms = deadline_ms
+            if urgency < news.urgency:
+                self._urgent += urgency <= _CHANGE < news.urgency
+                news.urgency = urgency
+        if self._deadline_ms is None or deadline_ms < self._deadline_ms:
+            self._deadline_ms = deadline_ms
+
     def add(self, effect: QueueEffect, now_ms: int, *, overdrawn: bool = False) -> None:
-        """Something waits, or (UnsendEdus) waits no longer."""
+        """Something else waits, or (UnsendEdus) waits no longer."""
         match effect:
-            case SendPush():
-                self._add_push(effect, now_ms, overdrawn)
             case SendEdu():
                 self._add_edu(effect.edu, now_ms)
             case UnsendEdus():
@@ -325,23 +339,6 @@ class DestinationQueue:
         return deadline_ms if self._deadline_ms is None else min(deadline_ms, self._deadline_ms)
 
     # --- inside ----------------------------------------------------------------------------------
-
-    def _add_push(self, effect: SendPush, now_ms: int, overdrawn: bool) -> None:
-        urgency = effect.urgency
-        deadline_ms = now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[urgency])
-        self._counter += 1
-        news = self._pending.get(effect.user_id)
-        if news is None:
-            self._pending[effect.user_id] = _News(urgency, deadline_ms, self._counter)
-            self._urgent += urgency <= _CHANGE
-        else:
-            news.count = self._counter
-            if deadline_ms < news.deadline_ms:
-                news.deadline_ms = deadline_ms
-            if urgency < news.urgency:
-                self._urgent += urgency <= _CHANGE < news.urgency
-                news.urgency = urgency
-        self._expect(deadline_ms)
 
     def _add_edu(self, edu: OwedEdu, now_ms: int) -> None:
         key = _owed_key(edu)

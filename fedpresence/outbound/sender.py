@@ -33,6 +33,7 @@ from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
+from fedpresence.engine.effects import Urgency
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
 from fedpresence.engine.presence import Published
@@ -139,6 +140,7 @@ class DestinationSender(Service):
         self._line_up = line_up
         self._in_line = False  # for its refresh
         self._alarms_ms: list[int] = []  # asked for and still to come, the earliest last
+        self._asked_by_ms: int | None = None  # when it should have the turn that it asked for
         self._permitted = permitted
         self._backoff = Backoff()
         self._parts: deque[Wanted] = deque()  # of a transaction that was refused as a whole
@@ -172,11 +174,20 @@ class DestinationSender(Service):
 
     # --- what happens to it ----------------------------------------------------------------------
 
+    def add_push(self, user_id: UserID, urgency: Urgency, now: int, deadline_ms: int) -> None:
+        """News of a user waits, to be told by then if others do not wait longer."""
+        self.queue.add_push(user_id, urgency, deadline_ms)
+        if self._asked_by_ms is None or deadline_ms < self._asked_by_ms:
+            self._look_soon(now)  # else its turn comes
+
     def add(self, effect: QueueEffect, now: int, *, overdrawn: bool) -> None:
-        """Something waits for this destination."""
+        """Something else waits for this destination."""
         self.queue.add(effect, now, overdrawn=overdrawn)
+        self._look_soon(now)
+
+    def _look_soon(self, now: int) -> None:
         if not self._alarms_ms or self._alarms_ms[-1] > max(now, self.queue.window_end_ms):
-            self.schedule()  # else it will look as soon as anything can leave, whatever this is
+            self.schedule()  # else it will look as soon as anything can leave, whatever came
 
     def seen_alive(self) -> None:
         """A signed request came from there (F:X-8)."""
@@ -227,7 +238,7 @@ class DestinationSender(Service):
         if due_ms is not None and due_ms <= now_ms:
             by_ms = self._refresh_alone_by_ms(now_ms)
             if by_ms is None:
-                return self._deadline_ms(now_ms)
+                return self._ask(now_ms)
             self._in_line = True
             self._line_up(self, by_ms)
         self.schedule()
@@ -242,7 +253,7 @@ class DestinationSender(Service):
             self._prune(now_ms)
             due_ms = self.next_due_ms()
             if due_ms is not None and due_ms <= now_ms and self._refresh_alone_by_ms(now_ms) is not None:
-                return self._deadline_ms(now_ms)
+                return self._ask(now_ms)
         self.schedule()
         return None
 
@@ -300,6 +311,7 @@ class DestinationSender(Service):
 
     def go(self) -> None:
         """Send one transaction, if there still is something to send."""
+        self._asked_by_ms = None
         if self._in_flight is not None or not self.running:
             return
         in_flight = ensureDeferred(self._deliver())
@@ -506,6 +518,10 @@ class DestinationSender(Service):
     def _log_bug(self, failure: Failure) -> None:
         _log.failure("sending to {destination} failed", failure, destination=self.destination)
         self._try_later(DeliveryFailed(self.destination, "our own fault, see the log"))
+
+    def _ask(self, now: int) -> int:
+        self._asked_by_ms = deadline_ms = self._deadline_ms(now)
+        return deadline_ms
 
     def _deadline_ms(self, now: int) -> int:
         """By when it should have its turn. What waits for one that fails is old, and must not go first."""

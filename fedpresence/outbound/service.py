@@ -25,7 +25,12 @@ from fedpresence.engine.settings import ServerLists
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.alarms import Alarms
 from fedpresence.outbound.budget import TokenBucket, Turns
-from fedpresence.outbound.queue import DestinationQueue, QueueEffect
+from fedpresence.outbound.queue import (
+    OVERDRAWN_PATIENCE_MS,
+    PATIENCE_MS,
+    DestinationQueue,
+    QueueEffect,
+)
 from fedpresence.outbound.rounds import Round
 from fedpresence.outbound.sender import MAX_USERS, Decisions, DestinationSender, Opens, Tools
 from fedpresence.outbound.status import DestinationStatus, TransactionSeen
@@ -134,11 +139,15 @@ class Outbound(MultiService):
 
     # --- what others call ------------------------------------------------------------------------
 
-    def enqueue(self, effect: QueueEffect) -> None:
+    def enqueue(self, effect: SendPush | QueueEffect) -> None:
         """Something is to be sent; never waits, never raises."""
         now = now_ms(self._clock)
+        if isinstance(effect, SendPush):
+            self._enqueue_push(effect, now)
+            return
         sender = self._senders.get(effect.destination) or self._new_sender(effect.destination)
-        sender.add(effect, now, overdrawn=self._is_overdrawn(effect, now))
+        overdrawn = isinstance(effect, SendPoll) and not self._asked.take(now)
+        sender.add(effect, now, overdrawn=overdrawn)
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -177,6 +186,16 @@ class Outbound(MultiService):
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _enqueue_push(self, effect: SendPush, now: int) -> None:
+        user_id, urgency = effect.user_id, effect.urgency
+        in_share = self._within_share(effect, now)
+        deadline_ms, senders = now + PATIENCE_MS[urgency], self._senders
+        for number, destination in enumerate(effect.destinations):
+            if number == in_share:
+                deadline_ms = now + OVERDRAWN_PATIENCE_MS
+            sender = senders.get(destination) or self._new_sender(destination)
+            sender.add_push(user_id, urgency, now, deadline_ms)
+
     def _new_sender(self, destination: ServerName) -> DestinationSender:
         queue = DestinationQueue(
             self._settings.server_name,
@@ -192,21 +211,20 @@ class Outbound(MultiService):
         MultiService.addService(self, sender)
         return sender
 
-    def _is_overdrawn(self, effect: QueueEffect, now: int) -> bool:
-        """Whether such news goes when there is room (Z-18).
+    def _within_share(self, effect: SendPush, now: int) -> int:
+        """To how many of its destinations such news goes as it should, the others when there is room (Z-18).
 
         Either the user has spent more than one user's share, or so much is asked for at once (a room of
         thousands) that people's changes would have to wait behind it.
         """
-        if isinstance(effect, SendPush):
-            if effect.urgency is _CHANGE:
-                return self._has_spent_their_share(effect.user_id, now)
-            is_asked = effect.urgency is _ASKED
-        else:
-            is_asked = isinstance(effect, SendPoll)
-        return is_asked and not self._asked.take(now)
+        most = len(effect.destinations)
+        if effect.urgency is _CHANGE:
+            return self._share_of(effect.user_id).take_some(now, most)
+        if effect.urgency is _ASKED:
+            return self._asked.take_some(now, most)
+        return most
 
-    def _has_spent_their_share(self, user_id: UserID, now: int) -> bool:
+    def _share_of(self, user_id: UserID) -> TokenBucket:
         bucket = self._users.get(user_id)
         if bucket is None:
             rate = self._settings.max_transactions_per_second
@@ -215,7 +233,7 @@ class Outbound(MultiService):
                 self._users.popitem(last=False)
         else:
             self._users.move_to_end(user_id)
-        return not bucket.take(now)
+        return bucket
 
     def _wake_at(self, sender: DestinationSender, at_ms: int) -> None:
         self._alarms.set(sender, at_ms)

@@ -37,7 +37,7 @@ class Destination:
     def take(self, effects: tuple[Effect, ...], now_ms: int) -> None:
         """Deliver what is for this server."""
         for effect in effects:
-            if isinstance(effect, SendPush) and effect.destination == self.server:
+            if isinstance(effect, SendPush) and self.server in effect.destinations:
                 composed = self.engine.compose(self.server, Wanted(users=(effect.user_id,)), now_ms)
                 self.told.extend((now_ms - NOW_MS, push) for push in composed.pushes)
             elif isinstance(effect, SendEdu) and effect.destination == self.server:

@@ -60,7 +60,7 @@ from fedpresence.storage.store import Stored
 from fedpresence.testing.builders import NOW_MS
 from tests.asynchronous import result_of
 
-ForOneServer = SendPush | SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
+ForOneServer = SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
 
 MIN_RETRY_MS, MAX_RETRY_MS = MINUTE_MS, 12 * HOUR_MS  # rarer than decision 15: half a year passes here
 MAX_ROUNDS = 60  # of one transaction a link: healthy servers fall silent long before
@@ -184,7 +184,7 @@ class Server:
         for room_id, members in self.rooms.items():
             self.run(RoomMembersSet(room_id, members))  # whoever tells of rooms tells again
         for other, user_id in self.engine.boot_users():
-            self.queues[other].add(SendPush(other, user_id, Urgency.REFRESH))
+            self.queues[other].add(SendPush((other,), user_id, Urgency.REFRESH))
 
     def stop_and_start(self) -> None:
         """A clean restart: presence was written behind."""
@@ -206,6 +206,9 @@ class Server:
                 self.run(InboxDue())
             elif isinstance(effect, Notice):
                 self.notices.append(effect)
+            elif isinstance(effect, SendPush):
+                for other in effect.destinations:
+                    self.queues[other].add(effect)
             elif isinstance(effect, ForOneServer):
                 self.queues[effect.destination].add(effect)
         return effects

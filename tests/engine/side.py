@@ -4,9 +4,10 @@ Always true: events are told at the side's own time, inboxes are resolved at onc
 what was *stored*, so that a change which was not committed is a change that did not happen.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from fedpresence.engine.effects import Durable, Effect, InboxFilled, Notice, SendEdu
+from fedpresence.engine.effects import Durable, Effect, InboxFilled, Notice, SendEdu, SendPush
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import (
     EdusDelivered,
@@ -118,6 +119,12 @@ class Side:
 def of_type(effects: tuple[Effect, ...], kind: type[E]) -> list[E]:
     """The effects of one kind, in order."""
     return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def pushed(effects: Iterable[object]) -> list[tuple[ServerName, UserID]]:
+    """Who is due news of whom."""
+    pushes = [effect for effect in effects if isinstance(effect, SendPush)]
+    return [(destination, push.user_id) for push in pushes for destination in push.destinations]
 
 
 def sent(effects: tuple[Effect, ...]) -> list[EduKind]:

@@ -1,6 +1,6 @@
 import pytest
 
-from fedpresence.engine.effects import SendDropOnce, SendEdu, SendPush
+from fedpresence.engine.effects import SendDropOnce, SendEdu
 from fedpresence.engine.events import (
     EdusDelivered,
     ListChanged,
@@ -33,7 +33,7 @@ from fedpresence.testing.builders import (
     an_invite,
     an_unpoll,
 )
-from tests.engine.side import Side, kinds, of_type
+from tests.engine.side import Side, kinds, of_type, pushed
 
 INVITE, ACCEPT, DENY, DROP = EduKind.INVITE, EduKind.ACCEPT, EduKind.DENY, EduKind.DROP
 ROOM = RoomID("!room:here.test")
@@ -210,7 +210,7 @@ def test_a_server_allowed_again_is_told_at_once() -> None:
 
     effects = side.do(SettingsChanged(EngineSettings(HERE)))
 
-    assert [(push.destination, push.user_id) for push in of_type(effects, SendPush)] == [(THERE, ALICE)]
+    assert pushed(effects) == [(THERE, ALICE)]
 
 
 # --- the last push (E:P-11) ---------------------------------------------------------------------------
@@ -402,7 +402,7 @@ def test_a_clean_stop_that_says_so_tells_everybody() -> None:
 
     effects = side.do(Stopping())
 
-    assert [(push.destination, push.user_id) for push in of_type(effects, SendPush)] == [(THERE, ALICE)]
+    assert pushed(effects) == [(THERE, ALICE)]
     assert kinds(side.sends_and_is_heard(ALICE)) == [f"{ALICE} offline"]
 
 

@@ -76,8 +76,7 @@ def test_a_change_goes_to_every_server_with_a_right_once_and_to_local_observers(
     effects = engine.receive(a_put(), T)
 
     assert effects == (
-        SendPush(ServerName("else.test"), ALICE, Urgency.CHANGE),
-        SendPush(THERE, ALICE, Urgency.CHANGE),
+        SendPush((ServerName("else.test"), THERE), ALICE, Urgency.CHANGE),
         TellObservers(ALICE, (ALICE, CAROL)),
     )
 
@@ -203,7 +202,7 @@ def test_who_is_long_gone_is_not_announced_to_new_room_mates(
 
     effects = engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T + since_ms)
 
-    assert (SendPush(THERE, ALICE, Urgency.ASKED) in effects) is told
+    assert (SendPush((THERE,), ALICE, Urgency.ASKED) in effects) is told
 
 
 def test_who_is_there_is_announced_to_new_room_mates() -> None:
@@ -214,7 +213,7 @@ def test_who_is_there_is_announced_to_new_room_mates() -> None:
 
     effects = engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T + 30 * DAY_MS)
 
-    assert SendPush(THERE, ALICE, Urgency.ASKED) in effects
+    assert SendPush((THERE,), ALICE, Urgency.ASKED) in effects
 
 
 # --- hiding (Z-8) -----------------------------------------------------------------------------
@@ -319,7 +318,7 @@ def test_a_deactivated_user_shows_nothing_any_more() -> None:
 
     assert SaveUser(ALICE, deactivated=True) in effects
     assert SaveHidden(ALICE, LAPTOP, hidden=False) in effects
-    assert SendPush(THERE, ALICE, Urgency.CHANGE) in effects
+    assert SendPush((THERE,), ALICE, Urgency.CHANGE) in effects
     assert engine.view(CAROL, ALICE, T + S) == View(OFFLINE, S)
     assert engine.counts().online == 0
 
@@ -436,7 +435,7 @@ def test_who_hid_just_before_a_crash_is_not_shown_by_what_was_written_behind() -
     after = Engine(settings_of(), T + 20 * S)
     after.load(stored_of(record, hidden=(PHONE,)), T + 20 * S)
 
-    assert SendPush(THERE, ALICE, Urgency.CHANGE) in after.receive(Started(), T + 20 * S)
+    assert SendPush((THERE,), ALICE, Urgency.CHANGE) in after.receive(Started(), T + 20 * S)
     assert after.view(ALICE, ALICE, T + 20 * S) == View(OFFLINE, 20 * S, "Tea")
     assert [written.heard_ms for written in after.take_dirty(10)] == [0], "told once, not at every start"
 

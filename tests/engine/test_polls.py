@@ -217,7 +217,7 @@ def test_a_poll_is_answered_where_there_is_a_right_and_nowhere_else() -> None:
     effects = deliver(engine, a_poll(ALICE, CAROL, BOB, UserID("@ghost:here.test")), T)
     stranger = deliver(engine, a_poll(origin=ServerName("else.test")), T, ServerName("else.test"))
 
-    assert pushes(effects) == [SendPush(THERE, ALICE, Urgency.ASKED)]
+    assert pushes(effects) == [SendPush((THERE,), ALICE, Urgency.ASKED)]
     assert pushes(stranger) == []
 
 

@@ -36,7 +36,7 @@ from fedpresence.testing.builders import (
     an_invite,
 )
 from tests.engine.costs import calls_of
-from tests.engine.side import Side, kinds, of_type
+from tests.engine.side import Side, kinds, of_type, pushed
 
 ROOM = RoomID("!room:here.test")
 OTHER = ServerName("other.test")
@@ -88,7 +88,7 @@ def test_a_join_is_one_row_and_introduces_the_two() -> None:
     effects = side.do(joins(BOB))
 
     assert of_type(effects, SaveRoomMembers) == [SaveRoomMembers(ROOM, (BOB,), ())]
-    assert [(e.destination, e.user_id) for e in of_type(effects, SendPush)] == [(THERE, ALICE)]
+    assert pushed(effects) == [(THERE, ALICE)]
     assert hears(side)
     side.restart()
     assert hears(side)
@@ -183,12 +183,12 @@ def test_a_crowd_is_introduced_over_many_turns() -> None:
     side = Side(tuple(ours), max_room_members=1_000)
     side.do(*(PresenceSet(user_id, None, PresenceState.ONLINE, None) for user_id in ours))
 
-    at_once = of_type(side.do(RoomMembersSet(ROOM, theirs.union(ours))), SendPush)
-    later = of_type(side.wait(100), SendPush)
+    at_once = pushed(side.do(RoomMembersSet(ROOM, theirs.union(ours))))
+    later = pushed(side.wait(100))
 
     assert len(at_once) <= MAX_BEGINNINGS
-    assert {(e.user_id, e.destination) for e in (*at_once, *later)} == {
-        (user_id, ServerName(f"{number}.test")) for user_id in ours for number in range(100)
+    assert {*at_once, *later} == {
+        (ServerName(f"{number}.test"), user_id) for user_id in ours for number in range(100)
     }
 
 
@@ -285,7 +285,7 @@ def test_a_server_that_is_let_in_is_introduced_and_one_that_is_not_is_parted() -
     effects = reload(side, room_policy=RoomPolicy(servers=ServerLists(deny=("there.test",))))
 
     assert TellObservers(BOB, (ALICE,), gone=True) in effects
-    assert [(e.destination, e.user_id) for e in effects if isinstance(e, SendPush)] == [(OTHER, ALICE)]
+    assert pushed(effects) == [(OTHER, ALICE)]
     assert (side.engine.rights(THERE), side.engine.rights(OTHER)) == (rights[0] + 1, rights[1])
     assert (hears(side), hears(side, OTHER)) == (False, True)
 

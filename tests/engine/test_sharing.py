@@ -22,7 +22,7 @@ from fedpresence.testing.builders import (
     a_stream,
     an_invite,
 )
-from tests.engine.side import Side, kinds, of_type
+from tests.engine.side import Side, kinds, of_type, pushed
 
 ROOM, OTHER_ROOM = RoomID("!room:here.test"), RoomID("!other:here.test")
 OTHER = ServerName("other.test")
@@ -41,11 +41,6 @@ def members(*users: UserID, room_id: RoomID = ROOM) -> RoomMembersSet:
     return RoomMembersSet(room_id, frozenset(users))
 
 
-def pushes(effects: tuple[object, ...]) -> list[tuple[ServerName, UserID]]:
-    """Who is due news of whom."""
-    return [(effect.destination, effect.user_id) for effect in effects if isinstance(effect, SendPush)]
-
-
 def may_hear(side: Side, server: ServerName = THERE, user_id: UserID = ALICE) -> bool:
     """Whether a push of the user would leave for the server now."""
     return bool(side.engine.compose(server, Wanted(users=(user_id,)), side.now_ms).pushes)
@@ -60,7 +55,7 @@ def test_who_comes_to_share_a_room_is_introduced() -> None:
 
     effects = side.do(members(ALICE, BOB, ERIN))
 
-    assert pushes(effects) == [(OTHER, ALICE), (THERE, ALICE)]
+    assert pushed(effects) == [(OTHER, ALICE), (THERE, ALICE)]
     assert {effect.urgency for effect in of_type(effects, SendPush)} == {Urgency.ASKED}
     assert may_hear(side)
 
@@ -70,7 +65,7 @@ def test_a_second_member_of_a_server_is_no_news_to_it() -> None:
     side = a_side()
     side.do(members(ALICE, BOB))
 
-    assert pushes(side.do(members(ALICE, BOB, DAVE))) == []
+    assert pushed(side.do(members(ALICE, BOB, DAVE))) == []
 
 
 def test_a_newcomer_of_ours_is_introduced_to_all() -> None:
@@ -78,7 +73,7 @@ def test_a_newcomer_of_ours_is_introduced_to_all() -> None:
     side = a_side()
     side.do(members(CAROL, BOB, ERIN))
 
-    assert pushes(side.do(members(CAROL, BOB, ERIN, ALICE))) == [(OTHER, ALICE), (THERE, ALICE)]
+    assert pushed(side.do(members(CAROL, BOB, ERIN, ALICE))) == [(OTHER, ALICE), (THERE, ALICE)]
 
 
 def test_a_room_is_stored_before_anything_leaves() -> None:
@@ -296,7 +291,7 @@ def test_a_room_too_large_is_no_ground_from_the_beginning() -> None:
 
     effects = side.do(members(ALICE, BOB))
 
-    assert (pushes(effects), of_type(effects, TellObservers)) == ([], [])
+    assert (pushed(effects), of_type(effects, TellObservers)) == ([], [])
     assert not may_hear(side)
     assert side.engine.view(ALICE, BOB, side.now_ms) is None
 
@@ -319,13 +314,13 @@ def test_a_room_of_strangers_is_nobodys_business() -> None:
 
     effects = side.do(members(BOB, ERIN))
 
-    assert (pushes(effects), of_type(effects, TellObservers)) == ([], [])
+    assert (pushed(effects), of_type(effects, TellObservers)) == ([], [])
 
 
 def test_a_long_absent_user_is_not_announced_to_newcomers() -> None:
     """P:11: offline, silent and away for a week is nobody's news."""
     side = Side()
 
-    assert pushes(side.do(members(ALICE, BOB))) == []
+    assert pushed(side.do(members(ALICE, BOB))) == []
     side.do(a_put(PresenceState.OFFLINE, "on holiday", user_id=CAROL))
-    assert pushes(side.do(members(CAROL, BOB, room_id=OTHER_ROOM))) == [(THERE, CAROL)]
+    assert pushed(side.do(members(CAROL, BOB, room_id=OTHER_ROOM))) == [(THERE, CAROL)]

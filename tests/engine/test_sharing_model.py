@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedpresence.engine.effects import Effect, SendPush, TellObservers
+from fedpresence.engine.effects import Effect, TellObservers
 from fedpresence.engine.events import (
     Event,
     RoomJoinRuleChanged,
@@ -30,7 +30,7 @@ from fedpresence.testing.builders import (
     a_stream,
     an_invite,
 )
-from tests.engine.side import Side
+from tests.engine.side import Side, pushed
 
 OTHER = ServerName("other.test")
 ERIN = UserID("@erin:other.test")
@@ -250,8 +250,7 @@ class Rooms(RuleBasedStateMachine):
         began = self.naive.sights() - sights
         assert _gone(effects) == sights - self.naive.sights()
         assert {(o, x) for o, x in began if x in OURS or x in heard} <= _told(effects)
-        pushed = {(e.destination, e.user_id) for e in effects if isinstance(e, SendPush)}
-        assert {(server, o) for server, o in self.naive.rights() - rights if o == ALICE} <= pushed
+        assert {(server, o) for server, o in self.naive.rights() - rights if o == ALICE} <= {*pushed(effects)}
         for server in {server for server, _ in rights - self.naive.rights()}:
             assert engine.rights(server) > counters[server]
 

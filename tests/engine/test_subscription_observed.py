@@ -106,7 +106,7 @@ def pushed(effects: tuple[object, ...]) -> list[tuple[UserID, Urgency]]:
     return [
         (effect.user_id, effect.urgency)
         for effect in effects
-        if isinstance(effect, SendPush) and effect.destination == THERE
+        if isinstance(effect, SendPush) and THERE in effect.destinations
     ]
 
 

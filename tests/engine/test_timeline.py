@@ -151,7 +151,7 @@ def test_an_update_made_late_says_what_is_true_as_it_leaves() -> None:
 
 def a_late_push(engine: Engine, now_ms: int) -> Push:
     destination = Destination(engine)
-    destination.take((SendPush(destination.server, ALICE, Urgency.TIMER),), now_ms)
+    destination.take((SendPush((destination.server,), ALICE, Urgency.TIMER),), now_ms)
     ((_, push),) = destination.news()
     return push
 

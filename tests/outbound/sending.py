@@ -189,7 +189,7 @@ class Rig:
         self, user: UserID = ALICE, urgency: Urgency = Urgency.CHANGE, destination: ServerName = THERE
     ) -> None:
         """The engine says that news is due."""
-        self.outbound.enqueue(SendPush(destination, user, urgency))
+        self.outbound.enqueue(SendPush((destination,), user, urgency))
 
     def owe(self, kind: EduKind = EduKind.INVITE, generation: int = 1, observer: UserID = ALICE) -> OwedEdu:
         """The engine says that an EDU is owed."""

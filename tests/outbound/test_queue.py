@@ -6,7 +6,6 @@ from fedpresence.engine.effects import (
     SendDropOnce,
     SendEdu,
     SendPoll,
-    SendPush,
     SendUnpoll,
     UnsendEdus,
     Urgency,
@@ -15,7 +14,14 @@ from fedpresence.engine.outgoing import Wanted
 from fedpresence.engine.presence import PresenceState, Published
 from fedpresence.engine.subscription import EduKind, OwedEdu
 from fedpresence.ids import ServerName, UserID
-from fedpresence.outbound.queue import MAX_EDUS_TAKEN, MAX_ONCE, MAX_OWED, DestinationQueue
+from fedpresence.outbound.queue import (
+    MAX_EDUS_TAKEN,
+    MAX_ONCE,
+    MAX_OWED,
+    OVERDRAWN_PATIENCE_MS,
+    PATIENCE_MS,
+    DestinationQueue,
+)
 
 NOW_MS = 1_700_000_000_000
 WINDOW_MS = 200
@@ -31,8 +37,10 @@ def a_queue(destination: ServerName = THERE, origin: ServerName = HERE) -> Desti
     return DestinationQueue(origin, destination, batch_window_ms=WINDOW_MS, refresh_interval_ms=REFRESH_MS)
 
 
-def push(user: UserID = ALICE, urgency: Urgency = Urgency.CHANGE) -> SendPush:
-    return SendPush(THERE, user, urgency)
+def push(
+    queue: DestinationQueue, now_ms: int, user: UserID = ALICE, urgency: Urgency = Urgency.CHANGE
+) -> None:
+    queue.add_push(user, urgency, now_ms + PATIENCE_MS[urgency])
 
 
 def edu(kind: EduKind = EduKind.INVITE, generation: int = 1, observer: UserID = ALICE) -> OwedEdu:
@@ -50,17 +58,17 @@ def test_the_first_news_for_a_quiet_destination_is_due_at_once() -> None:
     """Somebody is looking at the other end (decision 12)."""
     queue = a_queue()
     assert queue.next_due_ms() is None
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     assert (queue.next_due_ms() or 0) <= NOW_MS
 
 
 def test_what_follows_waits_for_the_window() -> None:
     """A burst of changes is two transactions, not twenty (decision 12)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
 
-    queue.add(push(), NOW_MS + 10)
+    push(queue, NOW_MS + 10)
 
     assert queue.next_due_ms() == NOW_MS + WINDOW_MS
 
@@ -68,13 +76,13 @@ def test_what_follows_waits_for_the_window() -> None:
 def test_a_timer_waits_two_seconds_where_the_destination_is_busy() -> None:
     """Nobody waits for somebody to go idle (decision 12)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
 
-    queue.add(push(CAROL, Urgency.TIMER), NOW_MS + 10)
+    push(queue, NOW_MS + 10, CAROL, Urgency.TIMER)
 
     assert queue.next_due_ms() == NOW_MS + 2_000
-    queue.add(push(ALICE), NOW_MS + 20)
+    push(queue, NOW_MS + 20, ALICE)
     assert queue.next_due_ms() == NOW_MS + WINDOW_MS
     assert set(queue.take(NOW_MS + WINDOW_MS, 500).users) == {ALICE, CAROL}
 
@@ -82,9 +90,9 @@ def test_a_timer_waits_two_seconds_where_the_destination_is_busy() -> None:
 def test_a_timer_goes_at_once_where_the_destination_is_quiet() -> None:
     """Waiting would batch it with nothing (decision 12)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
-    queue.add(push(ALICE, Urgency.TIMER), NOW_MS + 5_000)
+    push(queue, NOW_MS + 5_000, ALICE, Urgency.TIMER)
     assert (queue.next_due_ms() or 0) <= NOW_MS + 5_000
 
 
@@ -92,8 +100,8 @@ def test_a_user_stands_in_the_set_once_with_the_most_urgent_of_their_news() -> N
     """Bounded by users, not by events (decision 9)."""
     queue = a_queue()
     for _ in range(100):
-        queue.add(push(ALICE, Urgency.TIMER), NOW_MS)
-    queue.add(push(ALICE, Urgency.ASKED), NOW_MS)
+        push(queue, NOW_MS, ALICE, Urgency.TIMER)
+    push(queue, NOW_MS, ALICE, Urgency.ASKED)
 
     assert queue.pending_users == 1
     assert queue.take(NOW_MS, 500).users == (ALICE,)
@@ -102,9 +110,9 @@ def test_a_user_stands_in_the_set_once_with_the_most_urgent_of_their_news() -> N
 def test_news_that_came_while_the_transaction_was_away_is_not_lost() -> None:
     """The 200 is for what was in it, and for nothing newer (decision 9)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     wanted = queue.take(NOW_MS, 500)
-    queue.add(push(), NOW_MS + 5)
+    push(queue, NOW_MS + 5)
 
     queue.delivered(wanted.users, (), {ALICE: ONLINE}, NOW_MS + 10)
 
@@ -115,8 +123,8 @@ def test_news_that_came_while_the_transaction_was_away_is_not_lost() -> None:
 def test_what_was_not_packed_waits_on() -> None:
     """A transaction has limits; who did not fit goes with the next."""
     queue = a_queue()
-    queue.add(push(ALICE), NOW_MS)
-    queue.add(push(CAROL), NOW_MS)
+    push(queue, NOW_MS, ALICE)
+    push(queue, NOW_MS, CAROL)
     queue.take(NOW_MS, 500)
 
     queue.delivered([ALICE], (), {ALICE: ONLINE, CAROL: ONLINE}, NOW_MS)
@@ -127,7 +135,7 @@ def test_what_was_not_packed_waits_on() -> None:
 def test_a_failure_keeps_everything() -> None:
     """An outage costs nothing, and its end sends each user once (decision 9)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     queue.add(SendEdu(THERE, edu()), NOW_MS)
     wanted = queue.take(NOW_MS, 500)
 
@@ -140,10 +148,10 @@ def test_a_failure_keeps_everything() -> None:
 def test_the_most_urgent_and_longest_waiting_go_first() -> None:
     """With more users than a transaction takes, a refresh must not crowd out a change (decision 12)."""
     queue = a_queue()
-    queue.add(push(UserID("@timer:here.test"), Urgency.TIMER), NOW_MS)
-    queue.add(push(UserID("@late:here.test")), NOW_MS + 50)
-    queue.add(push(UserID("@early:here.test")), NOW_MS + 10)
-    queue.add(push(UserID("@asked:here.test"), Urgency.ASKED), NOW_MS + 60)
+    push(queue, NOW_MS, UserID("@timer:here.test"), Urgency.TIMER)
+    push(queue, NOW_MS + 50, UserID("@late:here.test"))
+    push(queue, NOW_MS + 10, UserID("@early:here.test"))
+    push(queue, NOW_MS + 60, UserID("@asked:here.test"), Urgency.ASKED)
 
     users = queue.take(NOW_MS + 60, 3).users
 
@@ -153,9 +161,9 @@ def test_the_most_urgent_and_longest_waiting_go_first() -> None:
 def test_news_of_a_user_who_spent_their_share_goes_last() -> None:
     """One flapping user must not spend everybody's budget (Z-18)."""
     queue = a_queue()
-    queue.add(push(ALICE), NOW_MS, overdrawn=True)
+    queue.add_push(ALICE, Urgency.CHANGE, NOW_MS + OVERDRAWN_PATIENCE_MS)
     overdrawn_ms = queue.deadline_ms(NOW_MS)
-    queue.add(push(CAROL), NOW_MS + 100)
+    push(queue, NOW_MS + 100, CAROL)
 
     assert queue.take(NOW_MS + 100, 1).users == (CAROL,)
     assert overdrawn_ms == NOW_MS + 60_000
@@ -164,9 +172,9 @@ def test_news_of_a_user_who_spent_their_share_goes_last() -> None:
 def test_changes_that_cancel_out_are_not_told() -> None:
     """Mobile clients flap (decision 13)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
-    queue.add(push(), NOW_MS + 50)
+    push(queue, NOW_MS + 50)
     queue.take(NOW_MS + WINDOW_MS, 500)
 
     moved = Published(PresenceState.ONLINE, NOW_MS + 60_000_000, None, True)
@@ -181,9 +189,9 @@ def test_a_last_active_time_that_moved_is_news_unless_currently_active() -> None
     """An hour of difference shows on the other side; a currently active user's age does not."""
     queue = a_queue()
     content = Published(PresenceState.UNAVAILABLE, NOW_MS)
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS, content)
-    queue.add(push(), NOW_MS + 50)
+    push(queue, NOW_MS + 50)
     queue.take(NOW_MS + WINDOW_MS, 500)
 
     little = Published(PresenceState.UNAVAILABLE, NOW_MS + 60_000)
@@ -195,9 +203,9 @@ def test_a_last_active_time_that_moved_is_news_unless_currently_active() -> None
 def test_what_was_asked_for_is_told_even_unchanged() -> None:
     """A poll or a grant is owed an answer where nothing changed (decision 12)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
-    queue.add(push(ALICE, Urgency.ASKED), NOW_MS + 50)
+    push(queue, NOW_MS + 50, ALICE, Urgency.ASKED)
     queue.take(NOW_MS + WINDOW_MS, 500)
 
     assert queue.unchanged({ALICE: ONLINE}, NOW_MS + WINDOW_MS) == frozenset()
@@ -206,9 +214,9 @@ def test_what_was_asked_for_is_told_even_unchanged() -> None:
 def test_after_a_doubtful_failure_nothing_counts_as_confirmed() -> None:
     """The lost transaction may have said offline: going back to online is then no "nothing changed"."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
-    queue.add(push(), NOW_MS + 300)
+    push(queue, NOW_MS + 300)
     queue.failed(queue.take(NOW_MS + 300, 500).users)
     queue.take(NOW_MS + 3_000, 500)
 
@@ -302,7 +310,7 @@ def test_nothing_of_a_pair_overtakes_an_edu_of_it_that_was_refused() -> None:
 def test_a_refused_push_waits_for_its_refresh() -> None:
     """A peer that refuses presence is not told it again at once (F:X-6)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     queue.set_aside(queue.take(NOW_MS, 500).users, (), NOW_MS)
 
     due = queue.next_due_ms()
@@ -354,7 +362,7 @@ def refreshes_ms(server: str, users: int, rounds: int = 1, *, boot: bool = False
     queue = a_queue(ServerName(server))
     for number in range(users):
         user = UserID(f"@{number}:here.test")
-        queue.add_at_boot(user, NOW_MS) if boot else queue.add(push(user), NOW_MS)
+        queue.add_at_boot(user, NOW_MS) if boot else push(queue, NOW_MS, user)
     if not boot:
         deliver(queue, NOW_MS)
     left = []
@@ -378,7 +386,7 @@ def test_a_refresh_may_go_from_a_moment_of_its_own_on_and_has_time() -> None:
         assert 0.6 <= min(shares) < 0.61
         assert 0.74 < max(shares) <= 0.75
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
     assert queue.refresh_by_ms() == NOW_MS + 0.9 * REFRESH_MS
 
@@ -386,11 +394,11 @@ def test_a_refresh_may_go_from_a_moment_of_its_own_on_and_has_time() -> None:
 def test_a_refresh_rides_along_from_half_of_the_interval() -> None:
     """A transaction that goes anyway costs nothing more (decision 14)."""
     queue = a_queue()
-    queue.add(push(ALICE), NOW_MS)
+    push(queue, NOW_MS, ALICE)
     deliver(queue, NOW_MS)
 
     early, half = NOW_MS + REFRESH_MS // 2 - 1, NOW_MS + REFRESH_MS // 2
-    queue.add(push(CAROL), early)
+    push(queue, early, CAROL)
     assert queue.take(early, 500).users == (CAROL,)
     assert queue.take(half, 500).users == (CAROL, ALICE)
 
@@ -398,7 +406,7 @@ def test_a_refresh_rides_along_from_half_of_the_interval() -> None:
 def test_a_user_told_as_offline_is_not_refreshed() -> None:
     """Peers expire users to offline by themselves (E:P-6)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS, OFFLINE)
     due = queue.next_due_ms()
     assert due is not None
@@ -411,7 +419,7 @@ def test_a_user_told_as_offline_is_not_refreshed() -> None:
 def test_a_refresh_that_nobody_needs_is_forgotten() -> None:
     """Where no right remains there is nothing to say, and nothing to remember (S:5)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
     due = queue.next_due_ms() or 0
     queue.prune(due, lambda user: False)
@@ -422,7 +430,7 @@ def test_a_try_asks_for_no_more_users_than_it_must() -> None:
     """A destination that is away for a week is tried two thousand times a day, with everybody overdue."""
     queue = a_queue()
     for number in range(100):
-        queue.add(push(UserID(f"@{number}:here.test")), NOW_MS)
+        push(queue, NOW_MS, UserID(f"@{number}:here.test"))
     deliver(queue, NOW_MS)
     asked: list[UserID] = []
 
@@ -439,7 +447,7 @@ def test_a_try_asks_for_no_more_users_than_it_must() -> None:
 def test_a_refresh_that_failed_is_due_still() -> None:
     """It is early enough to fail twice (decision 14)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
     due = queue.next_due_ms() or 0
     queue.prune(due, lambda user: True)
@@ -462,14 +470,14 @@ def test_after_a_restart_users_are_told_again_within_the_first_fifth() -> None:
 def test_a_refresh_alone_is_no_news() -> None:
     """News leaves by its urgency, a refresh when it is its turn: one must not be taken for the other."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
     later = NOW_MS + REFRESH_MS
 
     assert queue.news_due_ms() is None
     assert (queue.next_due_ms() or 0) <= later
 
-    queue.add(push(CAROL, Urgency.TIMER), later)
+    push(queue, later, CAROL, Urgency.TIMER)
     assert (queue.news_due_ms() or 0) <= later
 
 
@@ -478,7 +486,7 @@ def test_servers_of_the_same_kind_do_not_meet_at_a_destination() -> None:
     dues = []
     for number in range(100):
         queue = a_queue(origin=ServerName(f"{number}.test"))
-        queue.add(push(), NOW_MS)
+        push(queue, NOW_MS)
         deliver(queue, NOW_MS)
         dues.append(queue.next_due_ms() or 0)
     assert max(sum(abs(one - other) < 30_000 for one in dues) for other in dues) < 35
@@ -488,7 +496,7 @@ def test_a_backlog_leaves_without_waiting_for_the_window_until_its_last_part() -
     """Waiting would fill no transaction that is full already; ten thousand users would take long."""
     queue = a_queue()
     for number in range(25):
-        queue.add(push(UserID(f"@{number}:here.test")), NOW_MS)
+        push(queue, NOW_MS, UserID(f"@{number}:here.test"))
     sizes: list[int] = []
     while queue.pending_users:
         assert (queue.next_due_ms() or 0) <= NOW_MS or len(sizes) == 2
@@ -502,11 +510,11 @@ def test_a_backlog_leaves_without_waiting_for_the_window_until_its_last_part() -
 def test_what_waited_for_a_destination_that_was_away_does_not_go_before_fresh_news() -> None:
     """A thousand servers back at once would hold up what people do now (decision 12)."""
     queue = a_queue()
-    queue.add(push(ALICE), NOW_MS)
+    push(queue, NOW_MS, ALICE)
     queue.wake(NOW_MS + REFRESH_MS)
     assert queue.deadline_ms(NOW_MS + REFRESH_MS) == NOW_MS + REFRESH_MS + 60_000
 
-    queue.add(push(CAROL), NOW_MS + REFRESH_MS)
+    push(queue, NOW_MS + REFRESH_MS, CAROL)
     assert queue.deadline_ms(NOW_MS + REFRESH_MS) == NOW_MS + REFRESH_MS + 200
 
 
@@ -514,7 +522,7 @@ def test_after_a_restart_all_ride_along_with_the_first() -> None:
     """One transaction tells a destination everything."""
     queue = a_queue()
     queue.add_at_boot(ALICE, NOW_MS)
-    queue.add(push(CAROL), NOW_MS)
+    push(queue, NOW_MS, CAROL)
     assert set(queue.take(NOW_MS, 500).users) == {ALICE, CAROL}
 
 
@@ -523,13 +531,13 @@ def test_a_crowd_that_has_left_leaves_no_room_behind() -> None:
     queue = a_queue()
     names = [UserID(f"@{number}:here.test") for number in range(2_000)]
     for user in names:
-        queue.add(push(user), NOW_MS)
+        push(queue, NOW_MS, user)
     deliver_all(queue)
     told = held_bytes([queue])
 
     for again in range(3):
         for user in names:
-            queue.add(push(user), NOW_MS + again)
+            push(queue, NOW_MS + again, user)
         waiting = held_bytes([queue])
         deliver_all(queue)
 
@@ -545,9 +553,9 @@ def deliver_all(queue: DestinationQueue) -> None:
 def test_who_lost_the_right_leaves_the_queue_with_all_memory() -> None:
     """Safety: nothing is sent to whom a right has ended, by a refresh either (S:5)."""
     queue = a_queue()
-    queue.add(push(), NOW_MS)
+    push(queue, NOW_MS)
     deliver(queue, NOW_MS)
-    queue.add(push(), NOW_MS + 1)
+    push(queue, NOW_MS + 1)
     queue.take(NOW_MS + WINDOW_MS, 500)
 
     queue.withdraw([ALICE], (), NOW_MS + WINDOW_MS)
@@ -576,7 +584,7 @@ def test_no_news_is_ever_lost_and_what_is_due_can_be_taken(
     for step, user, urgency, wait in steps:
         now += wait
         if step == "add":
-            queue.add(push(user, urgency), now)
+            push(queue, now, user, urgency)
             news.add(user)
             continue
         if step == "prune":
