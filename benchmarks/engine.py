@@ -150,7 +150,7 @@ def _fan_out(destinations: int) -> Case:
         _StillClock(),
         _Nowhere(),
         Decisions(
-            compose=lambda destination, wanted: Deferred(),
+            compose=lambda *_: Deferred(),
             rights=engine.rights,
             needs_refresh=lambda destination, user_id: engine.needs_refresh(destination, user_id, NOW_MS),
             submit=lambda event: Deferred(),

@@ -86,7 +86,9 @@ class VirtualServer:
             self.clock,
             self.receivers,
             Decisions(
-                compose=lambda to, wanted: self.hub.read(lambda now: self.engine.compose(to, wanted, now)),
+                compose=lambda to, wanted, moment: self.hub.read(
+                    lambda now: self.engine.compose(to, wanted, moment(now))
+                ),
                 rights=self.engine.rights,
                 needs_refresh=lambda to, who: self.engine.needs_refresh(to, who, now_ms(self.clock)),
                 submit=self.hub.submit,

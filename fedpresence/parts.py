@@ -226,8 +226,8 @@ class Parts:
     def _decisions(self) -> Decisions:
         engine, hub, clock = self.engine, self.hub, self.clock
         return Decisions(
-            compose=lambda destination, wanted: hub.read(
-                lambda now: engine.compose(destination, wanted, now)
+            compose=lambda destination, wanted, moment: hub.read(
+                lambda now: engine.compose(destination, wanted, moment(now))
             ),
             rights=engine.rights,
             needs_refresh=lambda destination, user_id: engine.needs_refresh(

@@ -48,7 +48,9 @@ class SendingServer:
             self.clock,
             self.net,
             Decisions(
-                compose=lambda to, wanted: hub.read(lambda now: engine.compose(to, wanted, now)),
+                compose=lambda to, wanted, moment: hub.read(
+                    lambda now: engine.compose(to, wanted, moment(now))
+                ),
                 rights=engine.rights,
                 needs_refresh=lambda to, user_id: engine.needs_refresh(to, user_id, self.now_ms),
                 submit=hub.submit,

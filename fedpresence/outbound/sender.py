@@ -22,7 +22,7 @@ Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal, Protocol
 
@@ -51,6 +51,7 @@ FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from 
 WOKEN_PATIENCE_MS = 60_000  # thousands that are back too; as any backlog
 REFUSING_PATIENCE_MS = 60_000  # and who refuses costs twenty turns where others cost one (Z-17)
 CONNECTING_MS = 2_000  # a connection that takes longer waits for packets that were lost
+BURST_MS = 10  # no age is behind by more where many leave together
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
 # 401: mostly it could not fetch our keys, because we were away ourselves a moment ago (as F:7.2 of Synapse).
@@ -74,14 +75,28 @@ class Opens(Protocol):
         """A connection; DeliveryFailed otherwise."""
 
 
+class Burst:
+    """Transactions that leave together are made at one moment: they say the same, and share its bytes."""
+
+    __slots__ = ("at_ms",)
+
+    def __init__(self) -> None:
+        self.at_ms: int | None = None  # while one leaves
+
+    def moment(self, now_ms: int) -> int:
+        """The moment at which to make what is made now: not longer ago than an age is worth."""
+        return now_ms if self.at_ms is None or now_ms - self.at_ms > BURST_MS else self.at_ms
+
+
 @dataclass(frozen=True, slots=True)
 class Decisions:
     """What sending asks of the engine, through the hub, and what it tells it.
 
-    `compose` answers by the rights of its moment; `rights` and `needs_refresh` read at once.
+    `compose` answers by the rights of its moment, with the ages of the moment that its last argument makes of
+    now; `rights` and `needs_refresh` read at once.
     """
 
-    compose: Callable[[ServerName, Wanted], Deferred[Composed]]
+    compose: Callable[[ServerName, Wanted, Callable[[int], int]], Deferred[Composed]]
     rights: Callable[[ServerName], int]
     needs_refresh: Callable[[ServerName, UserID], bool]
     submit: Callable[[Event], Deferred[None]]
@@ -99,6 +114,7 @@ class Tools:
     random: Random
     counters: Counters
     on_transaction: Callable[[TransactionSeen], None] | None
+    burst: Burst = field(default_factory=Burst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +371,7 @@ class DestinationSender(Service):
         if unclear is not None and (unclear.rights, unclear.revision) == (rights, self.queue.revision):
             return unclear
         wanted = self._parts.popleft() if self._parts else self.queue.take(self._now_ms(), MAX_USERS)
-        composed = await self._tools.decisions.compose(self.destination, wanted)
+        composed = await self._tools.decisions.compose(self.destination, wanted, self._tools.burst.moment)
         if not self._permitted or not self.running:
             return None  # while we waited for our turn
         now = self._now_ms()

@@ -297,11 +297,13 @@ class Outbound(MultiService):
         self._round.count = sum(sender.queue.refreshes(MAX_USERS) for sender in self._senders.values())
 
     def _give_turns(self) -> None:
-        now = now_ms(self._clock)
+        burst = self._tools.burst
+        burst.at_ms = now = now_ms(self._clock)
         while (name := self._turns.next(now)) is not None:
             sender = self._senders.get(name)
             if sender is not None:
                 sender.go()
+        burst.at_ms = None
         ready_ms = self._turns.ready_ms()
         if ready_ms is not None and self._turn_timer is None and self.running:
             delay_s = max(0.001, ready_ms / 1000 - self._clock.seconds())

@@ -67,7 +67,7 @@ class Engine:
     def decisions(self) -> Decisions:
         """As a sender sees it."""
         return Decisions(
-            compose=lambda destination, wanted: self.composing.addCallback(lambda _: self._compose(wanted)),
+            compose=lambda _to, wanted, _moment: self.composing.addCallback(lambda _: self._compose(wanted)),
             rights=lambda destination: self.counter,
             needs_refresh=lambda destination, user: user not in self.forbidden,
             submit=self._submit,
