@@ -51,19 +51,16 @@ class TokenBucket:
         return at_ms
 
 
-GATHER_MS = 100
-
-
 class Turns(Generic[N]):
     """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins.
 
-    Where more wait than may go, they go in groups, each as large as `GATHER_MS` allow: a group shares what
-    it says, and wakes the daemon once.
+    Where more wait than may go, they go in groups, as many as `gather_ms` grant: a group shares the bytes of
+    what it says, and wakes the daemon once. Nobody's share gets smaller by that.
     """
 
-    def __init__(self, per_second: int) -> None:
+    def __init__(self, per_second: int, gather_ms: int = 0) -> None:
         self._bucket = TokenBucket(per_second, burst=per_second)  # a second's worth
-        self._group = max(1, per_second * GATHER_MS // 1000)
+        self._group = max(1, per_second * gather_ms // 1000)
         self._deadlines: dict[N, int] = {}
         self._heap: list[tuple[int, int, N]] = []
         self._asked = 0  # breaks ties in the order of asking

@@ -100,7 +100,7 @@ class Outbound(MultiService):
             on_transaction=on_transaction,
         )
         self._senders: dict[ServerName, DestinationSender] = {}
-        self._turns: Turns[ServerName] = Turns(settings.max_transactions_per_second)
+        self._turns: Turns[ServerName] = Turns(settings.max_transactions_per_second, settings.batch_window_ms)
         self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
         self._turn_timer: Timer | None = None

@@ -107,3 +107,24 @@ def test_who_withdraws_takes_no_turn() -> None:
 
     assert len(turns) == 1
     assert turns.next(NOW_MS) == "here"
+
+
+def test_who_must_wait_goes_in_groups() -> None:
+    """Ten that leave together wake the daemon once, and share what they say; the last wait for no more."""
+    turns: Turns[int] = Turns(50, gather_ms=200)
+    for name in range(65):
+        turns.ask(name, NOW_MS)
+    assert [turns.next(NOW_MS) for _ in range(51)] == [*range(50), None]
+
+    assert turns.ready_ms() == NOW_MS + 200
+    assert [turns.next(NOW_MS + 200) for _ in range(11)] == [*range(50, 60), None]
+    assert turns.ready_ms() == NOW_MS + 300  # five are left
+    assert [turns.next(NOW_MS + 300) for _ in range(6)] == [*range(60, 65), None]
+
+
+def test_of_some_tokens_as_many_are_drawn_as_there_are() -> None:
+    """Part of a user's news may be within their share."""
+    bucket = TokenBucket(1, burst=5)
+
+    assert (bucket.take_some(NOW_MS, 3), bucket.take_some(NOW_MS, 3)) == (3, 2)
+    assert bucket.take_some(NOW_MS + 1_000, 3) == 1

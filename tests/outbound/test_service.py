@@ -2,9 +2,10 @@ import re
 
 from twisted.internet.defer import Deferred
 
-from fedpresence.engine.effects import SendPoll, Urgency
+from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.presence import PresenceState
 from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.sender import Burst
 from fedpresence.outbound.service import SWEEP_INTERVAL_S
 from tests.outbound.sending import ALICE, CAROL, START_MS, THERE, Rig, refusal, silence, unreachable
 
@@ -246,3 +247,57 @@ def test_all_destinations_share_one_timer_and_few_alarms() -> None:
 
     assert len(rig.server.sent) == 20 * len(names)
     assert len(rig.outbound._alarms) <= 2 * len(names)
+
+
+def test_who_waits_for_its_turn_is_not_asked_again_at_each_news() -> None:
+    """Fifty destinations behind a spent budget would be looked at fifty times for each that goes."""
+    rig = Rig(max_transactions_per_second=5).start()
+    names = [ServerName(f"{number}.test") for number in range(50)]
+    for name in names:
+        rig.push(destination=name)
+    rig.wait()
+    alarms = len(rig.outbound._alarms)
+
+    for number in range(20):
+        rig.engine.publish(ALICE, PresenceState.UNAVAILABLE if number % 2 else PresenceState.ONLINE)
+        for name in names[10:]:
+            rig.push(destination=name)
+
+    assert len(rig.outbound._alarms) == alarms
+    rig.wait(20)
+    assert {seen.destination for seen in rig.seen} == {*names}
+
+
+def test_more_urgent_news_of_who_waits_moves_its_turn_forward() -> None:
+    """What a person asked for does not stand where a refresh stood."""
+    rig = Rig(max_transactions_per_second=1).start()
+    for number in range(5):
+        rig.push(urgency=Urgency.TIMER, destination=ServerName(f"{number}.test"))
+    rig.wait()
+
+    rig.push(CAROL, Urgency.ASKED, destination=ServerName("4.test"))
+    rig.wait(1.1)
+
+    assert set(rig.server.pushed()[1]) == {ALICE, CAROL}
+
+
+def test_part_of_a_users_news_may_be_within_their_share() -> None:
+    """The first destinations are told as ever, the others when there is room (Z-18)."""
+    rig = Rig(max_transactions_per_second=1).start()
+    names = tuple(ServerName(f"{number}.test") for number in range(12))
+
+    rig.outbound.enqueue(SendPush(names, ALICE, Urgency.CHANGE))
+
+    deadlines = [rig.outbound._senders[name].queue.deadline_ms(START_MS) - START_MS for name in names]
+    assert deadlines == [200] * 10 + [60_000] * 2
+
+
+def test_what_leaves_together_is_made_at_one_moment_and_no_longer_ago_than_an_age_is_worth() -> None:
+    """Equal ages make equal bytes, which are made once; ten milliseconds are less than a network's."""
+    burst = Burst()
+    assert burst.moment(START_MS + 3) == START_MS + 3
+
+    burst.at_ms = START_MS
+
+    assert burst.moment(START_MS + 3) == START_MS
+    assert burst.moment(START_MS + 11) == START_MS + 11
