@@ -74,11 +74,15 @@ class ForgetObservedRow:
 
 @dataclass(frozen=True, slots=True)
 class SaveRoom:
-    """A room is known: its join rule, as far as it was told, and whether it counts now (Z-19)."""
+    """A room is known: its join rule, as far as it was told, and whether it counts now (Z-19).
+
+    `from_homeserver`: who is in it was told by a homeserver (Z-11).
+    """
 
     room_id: RoomID
     join_rule: str | None
     counts: bool
+    from_homeserver: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,7 @@ class Urgency(IntEnum):
     CHANGE = 1  # a user's own change: now
     TIMER = 2  # idle, no longer active, offline by time: within 2 s where the destination is busy
     REFRESH = 3  # unchanged state, so that the other side does not expire it
+    AGAIN = 4  # a state told in the run before: with others, within a fifth of a refresh interval (S:T-28)
 
 
 @dataclass(frozen=True, slots=True)

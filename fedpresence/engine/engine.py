@@ -157,7 +157,9 @@ class Engine:
             case ListChanged():
                 self._lists.change(turn, event)
             case RoomMembersSet():
-                self._sharing.set_members(turn, event.room_id, event.members)
+                self._sharing.set_members(
+                    turn, event.room_id, event.members, from_homeserver=event.from_homeserver
+                )
             case RoomMemberChanged():
                 self._sharing.change_member(turn, event.room_id, event.user_id, joined=event.joined)
             case RoomJoinRuleChanged():
@@ -516,7 +518,9 @@ class Engine:
         room = self._world.rooms.get(room_id)
         if room is None:
             return None
-        return RoomDetail(len(room.members), len(room.ours), room.join_rule, room.counts)
+        return RoomDetail(
+            len(room.members), len(room.ours), room.join_rule, room.counts, doubted=room.is_doubted
+        )
 
     def rooms(self) -> tuple[RoomID, ...]:
         """Every room that is known, for whoever tells of rooms to compare with."""
@@ -537,6 +541,7 @@ class Engine:
             requests=world.pairs.stages[ObservedStage.REQUESTED],
             grants=world.pairs.stages[ObservedStage.GRANTED],
             rooms=len(world.rooms),
+            rooms_doubted=world.rooms.doubted,
         )
 
     def unwanted(self) -> dict[ServerName, int]:
@@ -556,7 +561,9 @@ class Engine:
         for user_id in list(islice(world.dirty, limit)):
             del world.dirty[user_id]
             if world.is_local(user_id):
-                records.append(world.locals.get(user_id, LocalUser(since_ms=0)).record(user_id))
+                user = world.locals.get(user_id, LocalUser(since_ms=0))
+                is_untold = user_id in world.missed and user.published.state is OFFLINE
+                records.append(user.record(user_id, untold_since_ms=world.started_ms if is_untold else 0))
             elif user_id in world.remotes:
                 records.append(world.remotes[user_id].record(user_id))
         return records

@@ -97,10 +97,15 @@ class StatusWanted:
 
 @dataclass(frozen=True, slots=True)
 class RoomMembersSet:
-    """Who is joined to a room now: the whole set; an empty one forgets the room."""
+    """Who is joined to a room now: the whole set; an empty one forgets the room.
+
+    What a homeserver says of its rooms (`from_homeserver`) is in doubt after the next start, until it is
+    told again (Z-11).
+    """
 
     room_id: RoomID
     members: frozenset[UserID]
+    from_homeserver: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import TypeGuard
 
 from fedpresence.engine.events import ListEduReceived, ReceivedEdu
+from fedpresence.engine.presence import OFFLINE
+from fedpresence.engine.rooms import Room
 from fedpresence.engine.subscription import EduKind
 from fedpresence.engine.world import World
 from fedpresence.ids import RoomID, UserID
@@ -35,6 +37,27 @@ class Known:
     def rooms(self) -> tuple[RoomID, ...]:
         """Every room we were told of."""
         return tuple(room_id for room_id, _ in self._world.rooms.all())
+
+    @property
+    def rooms_doubted(self) -> int:
+        """How many rooms are to be read again before other servers have a right by them (Z-11)."""
+        return self._world.rooms.doubted
+
+    def doubted(self) -> list[RoomID]:
+        """Those rooms: first the ones in which other servers wait for somebody of ours who is there."""
+        if not self.rooms_doubted:
+            return []
+        world = self._world
+        online = {user_id for user_id, user in world.locals.items() if user.published.state is not OFFLINE}
+
+        def rank(item: tuple[RoomID, Room]) -> int:
+            room = item[1]
+            if not room.counts or len(room.ours) == len(room.members):
+                return 2  # nothing of other servers rests on it now
+            return int(online.isdisjoint(room.ours))
+
+        doubted = [item for item in world.rooms.all() if item[1].is_doubted]
+        return [room_id for room_id, _ in sorted(doubted, key=rank)]
 
     def invited_strangers(self, limit: int) -> tuple[UserID, ...]:
         """Local users who do not exist, as far as we know, and whom waiting EDUs invite; at most so many."""

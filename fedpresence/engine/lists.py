@@ -142,8 +142,7 @@ class Lists:
             return  # S:T-4, T-5: as silent as a user who does not answer
         policy = world.settings.invite_policy
         row = world.observed_row(observed, observer)
-        by_room = False
-        move = ObservedMove.INVITE
+        move, by_room = ObservedMove.INVITE, False
         if row is not None and row.stage is ObservedStage.DENIED:
             if row.blocked:
                 move = ObservedMove.INVITE_BLOCKED
@@ -159,6 +158,9 @@ class Lists:
             move = ObservedMove.INVITE_BY_POLICY
         elif policy is InvitePolicy.ACCEPT_SHARED_ROOM and world.rooms.users_meet(observed, observer):
             move, by_room = ObservedMove.INVITE_BY_POLICY, True
+            is_new = row is None or row.stage is ObservedStage.NONE
+            if is_new and not world.is_local(observer) and world.rooms.meet_in_doubt(observed, observer):
+                return  # as if it had not come (Z-11): the other server repeats it in an hour (S:3.5)
         if move is ObservedMove.INVITE and (row is None or row.stage is not ObservedStage.REQUESTED):
             gives_way = self._quotas.gives_way(observed, observer)
             if gives_way == observer:
@@ -244,12 +246,10 @@ class Lists:
             if theirs is None:
                 return
             for at_ms, their_move in observed_moments(theirs, world):
-                if at_ms > turn.now_ms:
-                    continue
-                if not self._may_expire(turn, key):
+                if at_ms <= turn.now_ms:
+                    if self._may_expire(turn, key):
+                        self.observed_move(turn, observed, observer, their_move)
                     return
-                self.observed_move(turn, observed, observer, their_move)
-                return
         self._send_owed(turn, observer, observed)
         self._schedule(turn, key)
 

@@ -148,8 +148,8 @@ class Pairs:
         ]
 
     def entitled(self, observed: UserID) -> list[UserID]:
-        """Observers who were granted `observed` and are not muted."""
-        granted, mask = _GRANTED, _STAGE | _MUTED
+        """Observers who were granted `observed`, by more than a room, and are not muted."""
+        granted, mask = _GRANTED, _STAGE | _MUTED | _BY_ROOM
         return [
             observer
             for observer, pair in self._by_observed.get(observed, {}).items()

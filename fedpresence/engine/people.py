@@ -137,6 +137,7 @@ class People:
         """Tell who watches somebody that hid in the last moments of the run before (P:D-8)."""
         for user_id in self._untold:
             self._world.dirty[user_id] = None  # written behind, it counts as told
+            self._note_missed(user_id)
             self._tell(turn, user_id, Urgency.CHANGE)
         self._untold.clear()
 
@@ -157,6 +158,20 @@ class People:
         if servers := self._world.destinations_of(user_id):
             turn.add(SendPush(tuple(servers), user_id, urgency))
 
+    def owed_after_doubt(self, user_id: UserID, now_ms: int) -> Urgency | None:
+        """What a server is due of the user once a room is in doubt no more (Z-11); None: nothing.
+
+        What changed meanwhile is news. What did not is told again in its time, as after any start.
+        """
+        if user_id in self._world.missed:
+            return Urgency.ASKED
+        return None if self._world.published(user_id, now_ms).state is OFFLINE else Urgency.AGAIN
+
+    def _note_missed(self, user_id: UserID) -> None:
+        """Servers in rooms that are in doubt are not told this, and another start must know it too."""
+        if self._world.rooms.doubted:
+            self._world.missed[user_id] = self._world.dirty[user_id] = None
+
     def _settle(
         self, turn: Turn, user_id: UserID, user: LocalUser, urgency: Urgency, *, hid: bool = False
     ) -> None:
@@ -173,6 +188,7 @@ class People:
         if hid and user.published.state is OFFLINE and user_id in world.dirty:
             turn.add(SavePresence(user.record(user_id, untold_since_ms=turn.now_ms)))
         if is_news:
+            self._note_missed(user_id)
             self._tell(turn, user_id, urgency)
         if reason is not None:
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

@@ -72,12 +72,16 @@ class UserDetail:
 
 @dataclass(frozen=True, slots=True)
 class RoomDetail:
-    """A room: how many are in it, how many of them are ours, its join rule if told, whether it counts."""
+    """A room: how many are in it, how many of them are ours, its join rule if told, whether it counts.
+
+    `doubted`: its members are to be read again before other servers have a right by it (Z-11).
+    """
 
     members: int
     ours: int
     join_rule: str | None
     counts: bool
+    doubted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +98,4 @@ class Counts:
     requests: int
     grants: int
     rooms: int
+    rooms_doubted: int = 0

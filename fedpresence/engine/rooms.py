@@ -4,12 +4,16 @@ A room counts while sharing it is an interest: rooms are switched on at all, the
 not too large (Z-19: first seen it must have fewer than `max_members`; later it stops counting above 1.1 times
 that and counts again below it).
 
+A room that a homeserver told of in an earlier run is in doubt until its members were read again (Z-11):
+whoever was banned meanwhile still stands there. Among our own users, and for what other servers send, it
+goes on as before; no other server has a right by it.
+
 Always true:
 - who meets whom is answered here and nowhere else, so a policy about rooms is obeyed everywhere;
 - one join or leave costs the same in a room of two and of fifty thousand;
 - the index by user knows rooms that count alone: a room far too large costs its set of names and no more.
 
-Source: presence.md 11; edus.md P-2; security.md Z-19.
+Source: presence.md 11; edus.md P-2; security.md Z-11, Z-19.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +22,8 @@ from sys import intern
 
 from fedpresence.engine.settings import EngineSettings, RoomPolicy, ServerLists
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
+
+NO_SERVERS: dict[ServerName, int] = {}  # of all rooms in doubt; never written to
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +34,31 @@ class StoredRoom:
     join_rule: str | None
     counts: bool
     members: Sequence[UserID]
+    from_homeserver: bool = False
 
 
 class Room:
     """A room's joined members; `servers` counts members by server, `ours` are the local ones.
 
+    `entitled` are the servers with a right by this room: all of them, or none while the room is in doubt.
     Dicts without values are the sets here: a set of twenty takes four times as much memory.
     """
 
-    __slots__ = ("counts", "join_rule", "members", "ours", "servers")
+    __slots__ = ("counts", "entitled", "from_homeserver", "join_rule", "members", "ours", "servers")
 
     def __init__(self) -> None:
         self.members: dict[UserID, None] = {}
         self.ours: dict[UserID, None] = {}
         self.servers: dict[ServerName, int] = {}
+        self.entitled = self.servers
         self.join_rule: str | None = None
         self.counts = False
+        self.from_homeserver = False
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether its members are those of an earlier run, and not read again since (Z-11)."""
+        return self.entitled is not self.servers
 
 
 class Rooms:
@@ -51,6 +66,7 @@ class Rooms:
 
     def __init__(self, our_name: ServerName, policy: RoomPolicy) -> None:
         self.policy = policy
+        self.doubted = 0  # how many rooms are in doubt
         self._our_name = our_name
         self._rooms: dict[RoomID, Room] = {}
         self._of_user: dict[UserID, dict[RoomID, None]] = {}  # of rooms that count
@@ -76,6 +92,10 @@ class Rooms:
         """A room as it was stored; called once for each."""
         room = self.make(stored.room_id)
         room.join_rule = stored.join_rule
+        if stored.from_homeserver:
+            room.from_homeserver = True
+            room.entitled = NO_SERVERS
+            self.doubted += 1
         self.change(stored.room_id, stored.members, ())
         self.set_counts(stored.room_id, stored.counts)
 
@@ -112,8 +132,16 @@ class Rooms:
                 else:
                     self._unindex(user_id, room_id)
 
+    def trust(self, room_id: RoomID) -> None:
+        """The room's members are those of now."""
+        room = self._rooms[room_id]
+        if room.is_doubted:
+            room.entitled = room.servers
+            self.doubted -= 1
+
     def forget(self, room_id: RoomID) -> None:
         """The room is unknown from now on."""
+        self.trust(room_id)
         self.set_counts(room_id, False)
         del self._rooms[room_id]
 
@@ -137,8 +165,8 @@ class Rooms:
         return (u for u in users if (server := server_of(u)) == self._our_name or lists.permit(server))
 
     def user_meets_server(self, user_id: UserID, server: ServerName) -> bool:
-        """Whether the local user shares a room that counts with a user of `server`."""
-        return any(server in room.servers for room in self._of(user_id)) and self.permits(server)
+        """Whether the local user shares a room that counts, and is not in doubt, with a user of `server`."""
+        return any(server in room.entitled for room in self._of(user_id)) and self.permits(server)
 
     def users_meet(self, one: UserID, other: UserID) -> bool:
         """Whether both share a room that counts; one of them at least is ours."""
@@ -148,15 +176,19 @@ class Rooms:
             and self.permits(server_of(other))
         )
 
+    def meet_in_doubt(self, one: UserID, other: UserID) -> bool:
+        """Whether all the rooms in which the two meet are in doubt."""
+        return all(room.is_doubted for room in self._of(one) if other in room.members)
+
     def is_near(self, remote_user: UserID) -> bool:
         """Whether any local user shares a room that counts with `remote_user`."""
         return any(room.ours for room in self._of(remote_user)) and self.permits(server_of(remote_user))
 
     def servers_of(self, user_id: UserID) -> set[ServerName]:
-        """The servers a local user shares a room that counts with; ours may be among them."""
+        """The servers with a right to a local user by a room; ours may be among them."""
         servers: set[ServerName] = set()
         for room in self._of(user_id):
-            servers.update(room.servers)
+            servers.update(room.entitled)
         return {server for server in servers if self.permits(server)}
 
     def mates_of(self, user_id: UserID) -> set[UserID]:

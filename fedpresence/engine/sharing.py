@@ -4,16 +4,26 @@ Always true:
 - a change costs what it changes: nobody is looked at whom it does not bring together or part;
 - on single changes a room that became too large stops counting at once, and one that became small again
   counts within the hour (Z-19); whole sets, join rules and settings are judged at once both ways;
-- what ends, ends in the same turn; of what begins a turn does so much, and the next turns do the rest.
+- what ends, ends in the same turn; of what begins a turn does so much, and the next turns do the rest;
+- a room in doubt (Z-11) begins and ends like any other among our users; to other servers it is as if it were
+  not there, and nothing of theirs ends for it. When its members are told again, each server that is still
+  there and has its right back hears, once, what it has missed.
 
 Source: presence.md 11; security.md Z-10, Z-11, Z-19; decision 1.
 """
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 
-from fedpresence.engine.effects import ForgetRoom, SaveRoom, SaveRoomMembers, TellObservers
+from fedpresence.engine.effects import (
+    ForgetRoom,
+    SaveRoom,
+    SaveRoomMembers,
+    SendPush,
+    TellObservers,
+    Urgency,
+)
 from fedpresence.engine.lists import Lists
 from fedpresence.engine.people import People
 from fedpresence.engine.rooms import Room, should_count
@@ -37,19 +47,22 @@ class Sharing:
         self._lists = lists
         self._small_again: dict[RoomID, None] = {}  # to be judged at the next full hour
         self._beginning: deque[RoomID] = deque()  # to be judged as soon as there is time
-        self._introductions: deque[tuple[UserID, Sequence[ServerName]]] = deque()
+        # Whom to introduce to whom; with an urgency, whom to tell of again.
+        self._introductions: deque[tuple[UserID, Sequence[ServerName], Urgency | None]] = deque()
+        self._met_in_doubt: dict[RoomID, set[UserID]] = {}  # who is to be introduced once a room is trusted
 
     # --- what is told ---------------------------------------------------------------------------
 
-    def set_members(self, turn: Turn, room_id: RoomID, members: frozenset[UserID]) -> None:
-        """The room has exactly these members now; none forgets it."""
+    def set_members(
+        self, turn: Turn, room_id: RoomID, members: frozenset[UserID], *, from_homeserver: bool = False
+    ) -> None:
+        """The room has exactly these members now, and is in doubt no more; none forgets it."""
         room = self._world.rooms.get(room_id)
+        here: Set[UserID] = NOBODY if room is None else room.members.keys()
         if not members:
             self._forget(turn, room_id)
-        elif room is None:
-            self._change(turn, room_id, members, NOBODY)
         else:
-            self._change(turn, room_id, members - room.members.keys(), room.members.keys() - members)
+            self._change(turn, room_id, members - here, here - members, source=from_homeserver)
 
     def change_member(self, turn: Turn, room_id: RoomID, user_id: UserID, *, joined: bool) -> None:
         """One user is joined to the room now, or is not; the last of ours to leave takes the room along."""
@@ -72,11 +85,12 @@ class Sharing:
             return
         room = rooms.make(room_id)
         room.join_rule = join_rule
+        room.from_homeserver |= not room.members
         if join_rule is None and not room.members:
             self._forget(turn, room_id)
             return
         if not self._change(turn, room_id, NOBODY, NOBODY):
-            turn.add(SaveRoom(room_id, join_rule, room.counts))
+            turn.add(SaveRoom(room_id, join_rule, room.counts, room.from_homeserver))
 
     # --- what is judged again -------------------------------------------------------------------
 
@@ -96,8 +110,8 @@ class Sharing:
         """The next part of what the turns before had no time for."""
         left = MAX_BEGINNINGS
         while self._introductions and left > 0:
-            user_id, servers = self._introductions.popleft()
-            self._people.introduce(turn, user_id, servers)
+            user_id, servers, urgency = self._introductions.popleft()
+            self._tell(turn, user_id, servers, urgency)
             left -= len(servers)
         while self._beginning and left > 0:
             room = self._world.rooms.get(room_id := self._beginning.popleft())
@@ -130,7 +144,7 @@ class Sharing:
             if counts and not room.counts:
                 self._beginning.append(room_id)
             elif room.counts and not counts:
-                turn.add(SaveRoom(room_id, room.join_rule, False))
+                turn.add(SaveRoom(room_id, room.join_rule, False, room.from_homeserver))
                 rooms.set_counts(room_id, False)
                 ended.append((room, frozenset(rooms.permitted(room.members, before))))
         if before != rooms.policy.servers:
@@ -143,12 +157,12 @@ class Sharing:
         """With some servers a shared room is an interest from now on; answers with whose users it was."""
         rooms = self._world.rooms
         ended: list[tuple[Room, Set[UserID]]] = []
-        for _, room in rooms.all():
+        for room_id, room in rooms.all():
             if room.counts:
                 was = frozenset(rooms.permitted(room.members, before))
                 now = frozenset(rooms.permitted(room.members))
                 if now - was:
-                    self._begin(turn, room, now - was)
+                    self._begin(turn, room_id, room, now - was)
                 if was - now:
                     ended.append((room, was - now))
         return ended
@@ -159,9 +173,20 @@ class Sharing:
     # --- what follows ---------------------------------------------------------------------------
 
     def _change(
-        self, turn: Turn, room_id: RoomID, joined: Set[UserID], left: Set[UserID], *, may_begin: bool = True
+        self,
+        turn: Turn,
+        room_id: RoomID,
+        joined: Set[UserID],
+        left: Set[UserID],
+        *,
+        may_begin: bool = True,
+        source: bool | None = None,
     ) -> bool:
-        """Some who were not in the room join and some who were leave; whether the room itself was saved."""
+        """Some who were not in the room join and some who were leave; whether the room itself was saved.
+
+        With a `source` (True: the homeserver) the whole set was told, and the room is in doubt no more. A
+        homeserver alone tells of single changes.
+        """
         rooms = self._world.rooms
         is_new = rooms.get(room_id) is None
         room = rooms.make(room_id)
@@ -170,19 +195,24 @@ class Sharing:
         if counts and not counted and not may_begin:
             self._judge_in_an_hour(turn, room_id)
             counts = False
-        if is_new or counts != counted:
-            turn.add(SaveRoom(room_id, room.join_rule, counts))
+        from_homeserver = (room.from_homeserver or is_new) if source is None else source
+        is_saved = is_new or counts != counted or from_homeserver != room.from_homeserver
+        room.from_homeserver = from_homeserver
+        if is_saved:
+            turn.add(SaveRoom(room_id, room.join_rule, counts, from_homeserver))
         if joined or left:
             turn.add(SaveRoomMembers(room_id, tuple(sorted(joined)), tuple(sorted(left))))
         parted: Set[UserID] = frozenset(room.members) if counted and not counts else left
         rooms.change(room_id, joined, left)
         rooms.set_counts(room_id, counts)
         met: Set[UserID] = frozenset(room.members) if counts and not counted else joined
-        if counts and met:
-            self._begin(turn, room, frozenset(rooms.permitted(met)))
+        if source is not None and room.is_doubted:
+            self._trust(turn, room_id, room, met)
+        if counts and (met or room_id in self._met_in_doubt):
+            self._begin(turn, room_id, room, frozenset(rooms.permitted(met)))
         if counted and parted:
             self._end(turn, room, frozenset(rooms.permitted(parted)), joined)
-        return is_new or counts != counted
+        return is_saved
 
     def _forget(self, turn: Turn, room_id: RoomID) -> None:
         rooms = self._world.rooms
@@ -192,6 +222,8 @@ class Sharing:
         turn.add(ForgetRoom(room_id))
         counted = room.counts
         rooms.forget(room_id)
+        self._met_in_doubt.pop(room_id, None)
+        self._end_missing()
         if counted:
             self._end(turn, room, frozenset(rooms.permitted(room.members)), NOBODY)
 
@@ -200,25 +232,73 @@ class Sharing:
             self._world.deadlines.set(SMALL_AGAIN, turn.now_ms + HOUR_MS)
         self._small_again[room_id] = None
 
-    def _begin(self, turn: Turn, room: Room, joined: Set[UserID]) -> None:
+    def _trust(self, turn: Turn, room_id: RoomID, room: Room, met: Set[UserID]) -> None:
+        """The members are those of now: with those who are not `met` only now it goes on as before (Z-11)."""
+        world = self._world
+        met = met | self._met_in_doubt.get(room_id, NOBODY)
+        due: list[tuple[UserID, Sequence[ServerName], Urgency | None]] = []
+        if room.counts:
+            numbers = Counter(map(server_of, room.members.keys() & met))
+            servers = self._told({s for s in self._permitted(room) if room.servers[s] > numbers[s]})
+            for user_id in sorted(room.ours.keys() - met) if servers else ():
+                urgency = self._people.owed_after_doubt(user_id, turn.now_ms)
+                if urgency is not None:
+                    others = set(world.destinations_of(user_id))
+                    if theirs := [s for s in servers if s not in others]:
+                        due.append((user_id, theirs, urgency))
+        world.rooms.trust(room_id)
+        self._end_missing()
+        self._tell_some(turn, due)
+
+    def _end_missing(self) -> None:
+        """Nobody misses anything where no room is in doubt; so it is written down, too."""
+        if not self._world.rooms.doubted:
+            self._world.dirty.update(self._world.missed)
+            self._world.missed.clear()
+
+    def _introduce(self, turn: Turn, room: Room, joined: frozenset[UserID]) -> None:
+        """The servers in the room hear of those of ours whom they have not shared it with before."""
+        newcomers = sorted(joined & room.ours.keys())
+        numbers = Counter(map(server_of, joined))
+        new_servers = self._told({s for s, number in numbers.items() if room.servers[s] == number})
+        servers = self._told(self._permitted(room)) if newcomers else []
+        introduced = sorted(room.ours) if new_servers else newcomers
+        theirs = ((user_id, servers if user_id in joined else new_servers) for user_id in introduced)
+        self._tell_some(turn, ((user_id, told, None) for user_id, told in theirs))
+
+    def _tell_some(
+        self, turn: Turn, due: Iterable[tuple[UserID, Sequence[ServerName], Urgency | None]]
+    ) -> None:
+        """So many in this turn; the rest wait for the next."""
+        at_once = MAX_BEGINNINGS
+        for each in due:
+            if at_once > 0:
+                self._tell(turn, *each)
+            else:
+                self._introductions.append(each)
+            at_once -= len(each[1])
+        self._go_on_later(turn)
+
+    def _tell(
+        self, turn: Turn, user_id: UserID, servers: Sequence[ServerName], urgency: Urgency | None
+    ) -> None:
+        if urgency is None:
+            self._people.introduce(turn, user_id, servers)
+        else:
+            turn.add(SendPush(tuple(servers), user_id, urgency))
+
+    def _begin(self, turn: Turn, room_id: RoomID, room: Room, joined: frozenset[UserID]) -> None:
         """All in the room meet those who joined; whose servers are not permitted is not among these."""
         world = self._world
         ours = tuple(sorted(room.ours))
+        if room.is_doubted:
+            self._met_in_doubt.setdefault(room_id, set()).update(joined)
+        else:
+            met = world.rooms.permitted(self._met_in_doubt.pop(room_id, NOBODY) & room.members.keys())
+            self._introduce(turn, room, joined.union(met))
         if not ours:
             return
         newcomers = tuple(sorted(joined & room.ours.keys()))
-        numbers = Counter(map(server_of, joined))
-        new_servers = self._told({s for s, number in numbers.items() if room.servers[s] == number})
-        servers = self._told({s for s in room.servers if world.rooms.permits(s)}) if newcomers else []
-        at_once = MAX_BEGINNINGS
-        for user_id in ours if new_servers else newcomers:
-            theirs = servers if user_id in joined else new_servers
-            if at_once > 0:
-                self._people.introduce(turn, user_id, theirs)
-            else:
-                self._introductions.append((user_id, theirs))
-            at_once -= len(theirs)
-        self._go_on_later(turn)
         for member in sorted(world.rooms.permitted(room.members) if newcomers else joined):
             observers = ours if member in joined else newcomers
             remote = world.remotes.get(member)
@@ -239,7 +319,7 @@ class Sharing:
         world = self._world
         gone = sorted(user_id for user_id in left if world.is_local(user_id))
         stayed = sorted(room.ours.keys() - left - set(joined)) if room.counts else []
-        servers = {s for s in room.servers if world.rooms.permits(s)} if room.counts else set()
+        servers = self._permitted(room) if room.counts else set()
         everyone = {*left, *world.rooms.permitted(room.members)} if room.counts and gone else left
         lost = {server_of(user_id) for user_id in left} - servers - {world.our_name}
         for server in sorted(lost | (servers - {world.our_name} if gone else set())):
@@ -269,6 +349,10 @@ class Sharing:
         """A grant that rested on meeting in a room is over where the two meet in none (Z-10)."""
         if not self._world.rooms.users_meet(observed, observer):
             self._lists.observed_move(turn, observed, observer, ObservedMove.CONDITION_ENDED)
+
+    def _permitted(self, room: Room) -> set[ServerName]:
+        """Those servers in the room with whom a room is an interest."""
+        return {server for server in room.servers if self._world.rooms.permits(server)}
 
     def _told(self, servers: Set[ServerName]) -> list[ServerName]:
         """Those of the servers that are told about our users, in a fixed order."""

@@ -2,7 +2,8 @@
 
 Always true:
 - a server has a right to a local user's presence only by a granted row that is not muted, or by a room
-  that counts, and never while the server lists refuse it (Z-9); there is no other way;
+  that counts and is not in doubt (Z-11), and never while the server lists refuse it (Z-9); there is no other
+  way: a grant that rests on a room gives no right that the room does not give;
 - `rights_ended` of a server moves each time one of its rights ends: bytes made before are never sent again.
 
 The world decides nothing. `people`, `watching` and `lists` do, and change it through its methods.
@@ -62,6 +63,7 @@ class World:
         self.states: Counter[PresenceState] = Counter()  # of local users with a record
         self.dirty: dict[UserID, None] = {}
         self.forgotten: dict[UserID, None] = {}  # remote users whose stored presence may go
+        self.missed: dict[UserID, None] = {}  # had news that servers in doubted rooms were not told
         # Servers granted a user, and by how many unmuted grants; counted when somebody first asks.
         self._grants: dict[UserID, dict[ServerName, int]] = {}
 
@@ -220,7 +222,7 @@ class World:
                 yield row
 
     def _granted(self, observed: UserID) -> dict[ServerName, int]:
-        """The other servers with a grant that is not muted, and how many: users who sleep need none."""
+        """The other servers with a grant of the user's own, not muted, and how many: sleepers need none."""
         by_server = self._grants.get(observed)
         if by_server is None:
             counted = Counter(sorted(map(server_of, self.pairs.entitled(observed))))
@@ -266,4 +268,4 @@ def phase(length_ms: int, *names: str) -> int:
 
 
 def _gives_right(row: ObservedRow | None) -> bool:
-    return row is not None and row.stage is ObservedStage.GRANTED and not row.muted
+    return row is not None and row.stage is ObservedStage.GRANTED and not (row.muted or row.by_room)

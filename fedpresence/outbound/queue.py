@@ -168,6 +168,17 @@ class DestinationQueue:
         # As if told so long ago that it must go by then; it rides along with whatever goes before.
         self._remember(user_id, now_ms + self._boot_within_ms - self._refresh_within_ms, None)
 
+    def add_again(self, user_id: UserID, now_ms: int) -> None:
+        """As `add_at_boot`, but together with whoever waits longest: with them it goes, or rides along."""
+        if user_id in self._told:
+            return
+        told_ms, oldest_ms = (
+            now_ms + self._boot_within_ms - self._refresh_within_ms,
+            self._longest_untold_ms(),
+        )
+        self._remember(user_id, told_ms if oldest_ms is None else min(told_ms, oldest_ms), None)
+        self._told.move_to_end(user_id, last=False)
+
     def wake(self, now_ms: int) -> None:
         """The destination is heard of again: EDUs that it refused are offered once more.
 

@@ -196,6 +196,11 @@ class DestinationSender(Service):
         if self._asked_by_ms is None or deadline_ms < self._asked_by_ms:
             self._look_soon(now)  # else its turn comes
 
+    def add_again(self, user_id: UserID, now: int) -> None:
+        """A state told in the run before is to be told again, with others."""
+        self.queue.add_again(user_id, now)
+        self._look_soon(now)
+
     def add(self, effect: QueueEffect, now: int, *, overdrawn: bool) -> None:
         """Something else waits for this destination."""
         self.queue.add(effect, now, overdrawn=overdrawn)

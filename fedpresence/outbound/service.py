@@ -43,7 +43,7 @@ USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
 
-_ASKED, _CHANGE = Urgency.ASKED, Urgency.CHANGE  # an attribute of an enum is slow to find
+_ASKED, _CHANGE, _AGAIN = Urgency.ASKED, Urgency.CHANGE, Urgency.AGAIN  # an enum's attribute is slow to find
 
 
 class ClosingClient(Opens, Protocol):
@@ -188,6 +188,10 @@ class Outbound(MultiService):
 
     def _enqueue_push(self, effect: SendPush, now: int) -> None:
         user_id, urgency = effect.user_id, effect.urgency
+        if urgency is _AGAIN:
+            for destination in effect.destinations:
+                (self._senders.get(destination) or self._new_sender(destination)).add_again(user_id, now)
+            return
         in_share = self._within_share(effect, now)
         deadline_ms, senders = now + PATIENCE_MS[urgency], self._senders
         for number, destination in enumerate(effect.destinations):

@@ -90,7 +90,13 @@ class MemoryStore:
                 hidden=list(data.hidden),
                 pairs=Pairs(data.observer_rows.values(), data.observed_rows.values()),
                 rooms=[
-                    StoredRoom(r.room_id, r.join_rule, r.counts, tuple(data.members.get(r.room_id, ())))
+                    StoredRoom(
+                        r.room_id,
+                        r.join_rule,
+                        r.counts,
+                        tuple(data.members.get(r.room_id, ())),
+                        r.from_homeserver,
+                    )
                     for r in data.rooms.values()
                 ],
                 answers=sorted(data.answers.values(), key=lambda answer: answer.at_ms),

@@ -26,6 +26,11 @@ STEPS: tuple[str, ...] = (  # STEPS[0] turns version 1 into 2, and so on
         PRIMARY KEY (kind, name)
     ) WITHOUT ROWID;
     """,
+    # Who told of a room was not kept: where a homeserver was ever asked, it is taken for the one (Z-11).
+    """
+    ALTER TABLE rooms ADD COLUMN from_homeserver INTEGER NOT NULL DEFAULT 0;
+    UPDATE rooms SET from_homeserver = 1 WHERE EXISTS (SELECT 1 FROM scan);
+    """,
 )
 
 

@@ -54,11 +54,13 @@ CREATE TABLE observed_rows (
 ) WITHOUT ROWID;
 
 -- Rooms we were told of. counts: whether sharing it is an interest now (Z-19). join_rule: NULL where it was
--- never told. Each join or leave is one row of room_members.
+-- never told. from_homeserver: whether the homeserver beside us told who is in it, and not the admin API (Z-11).
+-- Each join or leave is one row of room_members.
 CREATE TABLE rooms (
     room_id TEXT PRIMARY KEY,
     counts INTEGER NOT NULL,
-    join_rule TEXT
+    join_rule TEXT,
+    from_homeserver INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE room_members (
     room_id TEXT NOT NULL REFERENCES rooms (room_id) ON DELETE CASCADE,

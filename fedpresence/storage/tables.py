@@ -39,8 +39,8 @@ _SAVE_ORIGIN = (
     "ON CONFLICT (origin) DO UPDATE SET newest_ts = max(newest_ts, excluded.newest_ts)"
 )
 _SAVE_ROOM = (
-    "INSERT INTO rooms VALUES (?,?,?) "
-    "ON CONFLICT (room_id) DO UPDATE SET counts = excluded.counts, join_rule = excluded.join_rule"
+    "INSERT INTO rooms VALUES (?,?,?,?) ON CONFLICT (room_id) DO UPDATE SET counts = excluded.counts, "
+    "join_rule = excluded.join_rule, from_homeserver = excluded.from_homeserver"
 )
 # What nearly all rows are: read by fewer columns and without an object for each, in half the time.
 _IS_GRANTED = "stage = 'granted' AND owed IS NULL AND NOT (muted OR blocked OR by_room OR denials)"
@@ -139,7 +139,12 @@ def _write_rooms(cursor: Cursor, changes: Changes) -> None:
     """Rooms before their members. A room that goes takes its members along, be it back in the same turn."""
     cursor.executemany("DELETE FROM rooms WHERE room_id = ?", ((room_id,) for room_id in changes.emptied))
     cursor.executemany(
-        _SAVE_ROOM, ((r.room_id, r.counts, r.join_rule) for r in changes.rooms.values() if r is not None)
+        _SAVE_ROOM,
+        (
+            (r.room_id, r.counts, r.join_rule, r.from_homeserver)
+            for r in changes.rooms.values()
+            if r is not None
+        ),
     )
     for room_id, members in changes.members.items():
         cursor.executemany(
@@ -232,8 +237,8 @@ def read_stored(cursor: Cursor) -> Stored:
         ],
         pairs=reader.pairs(),
         rooms=[
-            StoredRoom(room_id, join_rule, bool(counts), members.get(room_id, ()))
-            for room_id, join_rule, counts in reader.rows("SELECT room_id, join_rule, counts FROM rooms")
+            StoredRoom(room_id, join_rule, bool(counts), members.get(room_id, ()), bool(from_homeserver))
+            for room_id, counts, join_rule, from_homeserver in reader.rows("SELECT * FROM rooms")
         ],
         answers=[
             SaveAnswer(reader.one(origin), txn_id, at_ms, origin_server_ts)

@@ -14,6 +14,7 @@ from fedpresence.engine.events import (
     SettingsChanged,
 )
 from fedpresence.engine.outgoing import Wanted
+from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.queries import RoomDetail
 from fedpresence.engine.settings import HOUR_MS, EngineSettings, InvitePolicy, RoomPolicy, ServerLists
 from fedpresence.engine.subscription import ObservedStage
@@ -62,6 +63,8 @@ class NaiveRoom:
     members: set[UserID] = field(default_factory=set)
     join_rule: str | None = None
     counts: bool = False
+    from_homeserver: bool = False
+    doubted: bool = False
 
 
 class NaiveRooms:
@@ -97,8 +100,14 @@ class NaiveRooms:
 
     def rights(self) -> set[tuple[ServerName, UserID]]:
         """Every (server, user of ours) whose presence may be told it, by rooms."""
-        permit = self.settings.servers.permit
-        return {(server_of(x), o) for o, x in self.sights() if server_of(x) != HERE and permit(server_of(x))}
+        permit, allowed = self.settings.servers.permit, self.settings.room_policy.servers.permit
+        return {
+            (server_of(x), o)
+            for room in self.rooms.values()
+            for o in room.members & set(OURS)
+            for x in room.members & set(THEIRS)
+            if room.counts and not room.doubted and permit(server_of(x)) and allowed(server_of(x))
+        }
 
 
 class Rooms(RuleBasedStateMachine):
@@ -108,7 +117,8 @@ class Rooms(RuleBasedStateMachine):
         super().__init__()
         self.naive = NaiveRooms()
         self.side = Side(max_room_members=LIMIT, invite_policy=InvitePolicy.ACCEPT_SHARED_ROOM)
-        self.side.do(a_stream(), a_put())
+        self.heard: dict[ServerName, PresenceState] = {}  # of Alice
+        self._note(self.side.do(a_stream(), a_put()))
 
     # --- what is told ---
 
@@ -117,7 +127,7 @@ class Rooms(RuleBasedStateMachine):
         """One change, as a homeserver tells it."""
 
         def change() -> None:
-            room = self.naive.rooms.setdefault(room_id, NaiveRoom())
+            room = self.naive.rooms.setdefault(room_id, NaiveRoom(from_homeserver=True))
             if joined == (user_id in room.members):
                 self._forget_nothing(room_id)
                 return
@@ -131,25 +141,33 @@ class Rooms(RuleBasedStateMachine):
 
         self._step(RoomMemberChanged(room_id, user_id, joined), change)
 
-    @rule(room_id=rooms, members=st.frozensets(users))
-    def a_whole_set_is_told(self, room_id: RoomID, members: frozenset[UserID]) -> None:
+    @rule(room_id=rooms, members=st.frozensets(users), from_homeserver=st.booleans())
+    def a_whole_set_is_told(self, room_id: RoomID, members: frozenset[UserID], from_homeserver: bool) -> None:
         """As the admin API and a scan tell it."""
 
         def change() -> None:
             if not members:
                 self.naive.rooms.pop(room_id, None)
                 return
-            self.naive.rooms.setdefault(room_id, NaiveRoom()).members = set(members)
+            room = self.naive.rooms.setdefault(room_id, NaiveRoom())
+            room.members, room.from_homeserver, room.doubted = set(members), from_homeserver, False
             self.naive.judge(only=room_id)
 
-        self._step(RoomMembersSet(room_id, members), change)
+        self._step(RoomMembersSet(room_id, members, from_homeserver), change)
+
+    @rule(room_id=rooms)
+    def a_room_is_read_again(self, room_id: RoomID) -> None:
+        """Nobody has come or gone."""
+        room = self.naive.rooms.get(room_id)
+        if room is not None and room.members:
+            self.a_whole_set_is_told(room_id, frozenset(room.members), room.from_homeserver)
 
     @rule(room_id=rooms, join_rule=st.sampled_from([None, "invite", "public"]))
     def a_join_rule_is_told(self, room_id: RoomID, join_rule: str | None) -> None:
         """It may be the first that we hear of a room."""
 
         def change() -> None:
-            room = self.naive.rooms.setdefault(room_id, NaiveRoom())
+            room = self.naive.rooms.setdefault(room_id, NaiveRoom(from_homeserver=True))
             if room.join_rule != join_rule:
                 room.join_rule = join_rule
                 self.naive.judge(only=room_id)
@@ -181,21 +199,46 @@ class Rooms(RuleBasedStateMachine):
         before = self.naive.sights()
         self.naive.judge()
         effects = self.side.wait(HOUR_MS + 1)
+        self._note(effects)
         assert _gone(effects) == set()
         assert before <= self.naive.sights()
 
     @rule()
     def the_server_restarts(self) -> None:
         """What is stored is enough."""
+        for room in self.naive.rooms.values():
+            room.doubted = room.from_homeserver
         self.naive.judge()
         new = self.naive.settings
-        self.side.restart(
+        effects = self.side.restart(
             max_room_members=LIMIT,
             invite_policy=new.invite_policy,
             room_policy=new.room_policy,
             share_presence_in_rooms=new.share_presence_in_rooms,
             servers=new.servers,
         )
+        self._note(effects)
+
+    @rule(state=st.sampled_from([PresenceState.ONLINE, PresenceState.UNAVAILABLE, PresenceState.OFFLINE]))
+    def alice_says_how_she_is(self, state: PresenceState) -> None:
+        """Whoever has no right at the moment is not told, and must not be left with what was before."""
+        self._note(self.side.do(a_put(state)))
+
+    @rule(
+        state=st.sampled_from([PresenceState.UNAVAILABLE, PresenceState.OFFLINE]),
+        joins=st.none() | users,
+        rooms=st.permutations(ROOMS),
+    )
+    def all_is_read_again_after_a_restart(
+        self, state: PresenceState, joins: UserID | None, rooms: list[RoomID]
+    ) -> None:
+        """Alice's state changes meanwhile, and somebody may join the room that is read last."""
+        self.the_server_restarts()
+        self.alice_says_how_she_is(state)
+        if joins is not None and self.naive.rooms.get(rooms[-1]) is not None:
+            self.somebody_joins_or_leaves(rooms[-1], joins, joined=True)
+        for room_id in rooms:
+            self.a_room_is_read_again(room_id)
 
     @rule(user_id=st.sampled_from(THEIRS))
     def a_push_comes(self, user_id: UserID) -> None:
@@ -205,7 +248,7 @@ class Rooms(RuleBasedStateMachine):
     @rule()
     def bob_asks_for_alice(self) -> None:
         """The policy lets him in for a room they share, and for nothing else."""
-        self.side.hear(an_invite())
+        self._note(self.side.hear(an_invite()))
 
     # --- what must be so ---
 
@@ -235,9 +278,23 @@ class Rooms(RuleBasedStateMachine):
         """Members, rules, and which of them count."""
         engine = self.side.engine
         assert {room_id: engine.room(room_id) for room_id in engine.rooms()} == {
-            room_id: RoomDetail(len(r.members), len(r.members & set(OURS)), r.join_rule, r.counts)
+            room_id: RoomDetail(len(r.members), len(r.members & set(OURS)), r.join_rule, r.counts, r.doubted)
             for room_id, r in self.naive.rooms.items()
         }
+
+    @invariant()
+    def whoever_has_a_right_has_heard_the_newest(self) -> None:
+        """Also what changed while there was none; nothing at all is as good as offline."""
+        detail = self.side.engine.user_detail(ALICE, self.side.now_ms)
+        assert detail is not None
+        for server in {name for name, user_id in self.naive.rights() if user_id == ALICE}:
+            assert self.heard.get(server, PresenceState.OFFLINE) is detail.view.state
+
+    def _note(self, effects: tuple[Effect, ...]) -> None:
+        """What leaves is the newest."""
+        for destination, user_id in pushed(effects):
+            composed = self.side.engine.compose(destination, Wanted(users=(user_id,)), self.side.now_ms)
+            self.heard.update((destination, p.state) for p in composed.pushes if p.user_id == ALICE)
 
     def _step(self, event: Event, change: Any) -> None:
         """What begins and ends with the event is told, once, and counted."""
@@ -247,10 +304,12 @@ class Rooms(RuleBasedStateMachine):
         heard = {x for x in THEIRS if (detail := engine.user_detail(x, self.side.now_ms)) and detail.heard_ms}
         change()
         effects = self.side.do(event)
+        self._note(effects)
         began = self.naive.sights() - sights
         assert _gone(effects) == sights - self.naive.sights()
         assert {(o, x) for o, x in began if x in OURS or x in heard} <= _told(effects)
-        assert {(server, o) for server, o in self.naive.rights() - rights if o == ALICE} <= {*pushed(effects)}
+        gained = {(server, o) for server, o in self.naive.rights() - rights if o == ALICE}
+        assert gained - {(server_of(x), o) for o, x in sights} <= {*pushed(effects)}
         for server in {server for server, _ in rights - self.naive.rights()}:
             assert engine.rights(server) > counters[server]
 

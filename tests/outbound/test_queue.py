@@ -467,6 +467,39 @@ def test_after_a_restart_users_are_told_again_within_the_first_fifth() -> None:
     assert queue.refresh_by_ms() == NOW_MS + 0.2 * REFRESH_MS
 
 
+def test_whoever_is_to_be_told_again_goes_with_those_who_wait_longest() -> None:
+    """Rooms are read again one after the other: that must not put off the first, nor send each by itself."""
+    queue = a_queue()
+    push(queue, NOW_MS, CAROL)
+    deliver(queue, NOW_MS)
+    for number, user in enumerate(USERS):
+        queue.add_again(user, NOW_MS + number * 10_000)
+
+    assert queue.news_due_ms() is None
+    assert queue.refresh_by_ms() == NOW_MS + 0.2 * REFRESH_MS
+    assert set(queue.take(NOW_MS + 50_000, 500).users) == set(USERS)
+
+
+def test_who_is_told_again_may_be_known_already() -> None:
+    """What the destination confirmed a moment ago is not said once more."""
+    queue = a_queue()
+    push(queue, NOW_MS)
+    deliver(queue, NOW_MS)
+
+    queue.add_again(ALICE, NOW_MS + 1_000)
+
+    assert queue.take(NOW_MS + 2_000, 500).users == ()
+
+
+def test_who_is_to_be_told_again_rides_along_with_news() -> None:
+    """Whatever goes first takes them along."""
+    queue = a_queue()
+    queue.add_again(ALICE, NOW_MS)
+    push(queue, NOW_MS + 1, CAROL)
+
+    assert set(deliver(queue, NOW_MS + 1).users) == {ALICE, CAROL}
+
+
 def test_a_refresh_alone_is_no_news() -> None:
     """News leaves by its urgency, a refresh when it is its turn: one must not be taken for the other."""
     queue = a_queue()
@@ -568,7 +601,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["add", "deliver", "fail", "refuse", "prune"]),
         st.sampled_from(USERS),
-        st.sampled_from(list(Urgency)),
+        st.sampled_from([urgency for urgency in Urgency if urgency is not Urgency.AGAIN]),
         st.integers(0, REFRESH_MS),
     ),
     max_size=60,

@@ -28,7 +28,7 @@ from fedpresence.storage.migrations import APPLICATION_ID, is_ready, migrate, ne
 from fedpresence.storage.migrations import STEPS as CURRENT_STEPS
 from fedpresence.storage.sqlite import SQLiteStore
 from fedpresence.storage.store import Stored, TokenOwner
-from fedpresence.storage.tables import Cursor
+from fedpresence.storage.tables import Cursor, read_stored
 from tests.storage.threads import ThreadReactor
 
 NOW_MS = 1_700_000_000_000
@@ -366,9 +366,10 @@ SCHEMA_2 = Path(__file__).with_name("schema_2.sql").read_text(encoding="utf-8")
 (CONFIRMED_MS,) = [line for line in SCHEMA_2.splitlines() if "last invite of the observer" in line]
 SCHEMA_1 = SCHEMA_2.replace(CONFIRMED_MS + "\n", "")
 SCHEMA_3 = SCHEMA_2.replace("counts INTEGER NOT NULL\n", "counts INTEGER NOT NULL,\n    join_rule TEXT\n")
+SCHEMA_4 = SCHEMA_3 + CURRENT_STEPS[2]
 
 
-@pytest.mark.parametrize(("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2), (3, SCHEMA_3)])
+@pytest.mark.parametrize(("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2), (3, SCHEMA_3), (4, SCHEMA_4)])
 def test_the_schema_of_each_version_leads_to_this_one(path: Path, version: int, schema: str) -> None:
     """Whoever upgrades has the same tables as whoever begins."""
     old, fresh = connect(path), connect(path.with_name("fresh.db"))
@@ -407,6 +408,21 @@ def test_rooms_of_version_2_keep_their_members(path: Path, reactor: ThreadReacto
     found = {r.room_id: (r.join_rule, r.counts, set(r.members)) for r in reactor.wait(store.load()).rooms}
     assert found == {room: ("invite", True, {ALICE})}
     reactor.wait(store.close())
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_rooms_of_version_4_are_the_homeservers_where_one_was_asked(path: Path, is_beside: bool) -> None:
+    """Z-11: in doubt is the safe side; where no homeserver is, nobody would ever end the doubt."""
+    connection = connect(path)
+    migrate(connection, SCHEMA_4, CURRENT_STEPS[:3])
+    connection.execute("INSERT INTO rooms VALUES ('!room:here.test', 1, 'invite')")
+    if is_beside:
+        connection.execute("INSERT INTO scan VALUES ('begun', '', 0)")
+
+    migrate(connection, newest_schema())
+
+    assert [room.from_homeserver for room in read_stored(connection.cursor()).rooms] == [is_beside]
+    connection.close()
 
 
 def test_a_step_that_fails_leaves_the_version_before(path: Path) -> None:

@@ -317,6 +317,15 @@ def test_a_rule_changes_without_its_members(world: World) -> None:
     assert rooms_in(world) == {ROOM: ("invite", True, {ALICE})}
 
 
+def test_it_is_kept_who_told_of_a_room(world: World) -> None:
+    """A homeserver's is in doubt after a start (Z-11)."""
+    commit(world, SaveRoom(ROOM, None, True, from_homeserver=True))
+    assert [room.from_homeserver for room in stored(world).rooms] == [True]
+
+    commit(world, SaveRoom(ROOM, None, True))
+    assert [room.from_homeserver for room in stored(world).rooms] == [False]
+
+
 def test_a_room_without_members_is_kept_for_its_rule(world: World) -> None:
     """The rule may be told before the first member."""
     commit(world, SaveRoom(ROOM, "invite", False))
