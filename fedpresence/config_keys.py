@@ -381,7 +381,8 @@ KEYS: tuple[Key, ...] = (
         "appservice_scan_rate",
         parse.whole(1, 1000),
         "20",
-        "How many times a second the homeserver is asked at most while we find out who is in which room.",
+        "How many times a second the homeserver is asked at most while we find out who is in which room. "
+        "After each start that is two questions a room before presence is shared by it.",
     ),
     Key(
         "admin.token",

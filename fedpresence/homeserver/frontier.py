@@ -7,11 +7,13 @@ Always true:
 - a room that the engine does not know is told to it whole or not at all, so it never seems smaller than it
   is (Z-19);
 - of a room too large to count only its size is kept, and it is asked for again when as many have left as
-  would make it small.
+  would make it small;
+- rooms in doubt (Z-11) and what was newly found are asked for in turn, so neither waits for all of the other.
 
-Source: H:3; Z-19.
+Source: H:3; Z-11, Z-19.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -33,6 +35,7 @@ class Meanwhile:
 
     joined: dict[UserID, bool] = field(default_factory=dict)
     is_rule_told: bool = False
+    is_doubted: bool = False
 
     def applied(self, members: Iterable[UserID]) -> frozenset[UserID]:
         """The answer, brought up to date."""
@@ -49,6 +52,8 @@ class Frontier:
         self.max_members = max_members
         self._users: dict[UserID, None] = {}
         self._rooms: dict[RoomID, None] = {}
+        self._doubted: OrderedDict[RoomID, None] = OrderedDict()
+        self._was_doubted = False  # what was taken last
         self._large: dict[RoomID, int] = {}
         self._begun = False
         self._beginning = False
@@ -74,6 +79,12 @@ class Frontier:
         if not self._begun and not self._beginning:
             self._beginning = True
             return (None,)
+        is_new_waiting = bool(self._rooms or self._users)
+        self._was_doubted = bool(self._doubted) and not (self._was_doubted and is_new_waiting)
+        if self._was_doubted:
+            room_id, _ = self._doubted.popitem(last=False)
+            self._asking[room_id] = Meanwhile(is_doubted=True)
+            return (room_id,)
         if self._rooms:  # first: a room is told of, and its users are new questions
             room_id = next(iter(self._rooms))
             del self._rooms[room_id]
@@ -88,7 +99,8 @@ class Frontier:
 
     def waiting(self) -> tuple[int, int]:
         """How many users and rooms are not answered for."""
-        return len(self._users) + len(self._asking_users), len(self._rooms) + len(self._asking)
+        rooms = len(self._rooms) + len(self._doubted) + len(self._asking)
+        return len(self._users) + len(self._asking_users), rooms
 
     @property
     def is_done(self) -> bool:
@@ -116,6 +128,7 @@ class Frontier:
 
     def again(self, item: Item, *, is_its_fault: bool) -> bool:
         """Ask once more, later; False where the question has failed too often by itself."""
+        is_doubted = item in self._asking and self._asking[RoomID(item)].is_doubted
         self._let_go(item)
         if item is None:
             return True
@@ -124,7 +137,11 @@ class Frontier:
             if tries >= MAX_TRIES:
                 del self._tries[item]
                 return False
-        self._put(item)
+        if is_doubted:
+            self._doubted[RoomID(item)] = None
+            self._doubted.move_to_end(RoomID(item), last=is_its_fault)
+        else:
+            self._put(item)
         return True
 
     def nobody_there(self, room_id: RoomID, now_ms: int) -> None:
@@ -144,12 +161,40 @@ class Frontier:
             del self._large[room_id]
             self._put(room_id)
 
+    # --- rooms in doubt -------------------------------------------------------------------------
+
+    def doubt(self, rooms: Iterable[RoomID]) -> None:
+        """Rooms to be read again, in that order; what is on disk of the question stays there until then."""
+        for room_id in rooms:
+            self._rooms.pop(room_id, None)
+            if not self.is_to_be_asked(room_id):
+                self._doubted[room_id] = None
+
+    def hurry(self, room_id: RoomID) -> None:
+        """Something happens in the room: if it waits to be read again, it is the next."""
+        if room_id in self._doubted:
+            self._doubted.move_to_end(room_id, last=False)
+
     # --- what was found, and what the stream says -----------------------------------------------
 
     def is_to_be_asked(self, item: UserID | RoomID) -> bool:
         """Whether the question waits or is being asked."""
         return (
-            item in self._users or item in self._rooms or item in self._asking_users or item in self._asking
+            item in self._users
+            or item in self._rooms
+            or item in self._doubted
+            or item in self._asking_users
+            or item in self._asking
+        )
+
+    def is_kept(self, item: UserID | RoomID) -> bool:
+        """Whether the question is on disk: that of a room in doubt is not, and is asked all the same."""
+        asking = self._asking.get(RoomID(item))
+        return (
+            item in self._users
+            or item in self._rooms
+            or item in self._asking_users
+            or (asking is not None and not asking.is_doubted)
         )
 
     def is_large(self, room_id: RoomID) -> bool:

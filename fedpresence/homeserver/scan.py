@@ -4,6 +4,8 @@ Always true:
 - the homeserver's stream is taken before, during and after, and no answer overwrites what it said later;
 - what is still to be asked is on disk before anything rests on it, so a restart goes on where it was and
   asks nothing twice that was told to the engine;
+- a room that the engine doubts (Z-11) is read again in this run, before the next of its events where one
+  comes; nothing about that is on disk, because the next run doubts anew;
 - never more than `MAX_IN_FLIGHT` questions are open, and no more a second than the operator allows;
 - a homeserver that is away is asked again for ever, with a backoff; nothing of it stops the daemon;
 - every room that we know is asked for again daily, so a change of members that the stream does not show
@@ -78,6 +80,13 @@ class Known(Protocol):
     def rooms(self) -> Sequence[RoomID]:
         """All that are known."""
 
+    def doubted(self) -> Sequence[RoomID]:
+        """Those to be read again, the most important first."""
+
+    @property
+    def rooms_doubted(self) -> int:
+        """How many these are."""
+
 
 class Kept(Protocol):
     """The store, as far as it is used here."""
@@ -91,13 +100,17 @@ class Kept(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScanProgress:
-    """How far it is. `state` is `scanning`, `waiting` (for the homeserver) or `following` (its stream)."""
+    """How far it is. `state` is `scanning`, `waiting` (for the homeserver) or `following` (its stream).
+
+    By `rooms_doubted` of the rooms no presence is shared until they were asked for (Z-11).
+    """
 
     state: str
     users_to_ask: int
     rooms_to_ask: int
     users_asked: int
     rooms_asked: int
+    rooms_doubted: int
 
 
 class Scan:
@@ -151,14 +164,17 @@ class Scan:
     def start(self) -> None:
         """Ask, from here on."""
         self._running = True
+        self._frontier.doubt(self._engine.doubted())
         self._is_told_done = self._frontier.is_done
         self._told_ms = now_ms(self._clock)
         if not self._is_told_done:
             users, rooms = self._frontier.waiting()
             _log.info(
-                "finding out who is in which room: {users} users and {rooms} rooms to ask for so far",
+                "finding out who is in which room: {users} users and {rooms} rooms to ask for so far; "
+                "by {doubted} rooms no presence is shared yet",
                 users=users,
                 rooms=rooms,
+                doubted=self._engine.rooms_doubted,
             )
         self._daily = self._clock.callLater(READ_AGAIN_S, self._read_again)
         self._pump()
@@ -181,7 +197,8 @@ class Scan:
         state = (
             "following" if self._frontier.is_done else "waiting" if self._pause is not None else "scanning"
         )
-        return ScanProgress(state, users, rooms, self._users_asked, self._rooms_asked)
+        doubted = self._engine.rooms_doubted
+        return ScanProgress(state, users, rooms, self._users_asked, self._rooms_asked, doubted)
 
     def reload(self, max_members: int) -> None:
         """Rooms may be larger now: some that did not count are asked for again."""
@@ -206,6 +223,8 @@ class Scan:
     async def expect(self, happened: Happened) -> None:
         """Keep the questions that a transaction raises, before anything of it is told to the engine."""
         now, frontier = now_ms(self._clock), self._frontier
+        for room_id in (*happened.rooms, *(change.room_id for change in happened.changes)):
+            frontier.hurry(room_id)
         found: dict[UserID | RoomID, None] = {}
         for room_id in happened.rooms:
             known = self._engine.has_our_people(room_id) or frontier.is_large(room_id)
@@ -231,7 +250,7 @@ class Scan:
         self._pump()
 
     async def _ask_for(self, items: Iterable[UserID | RoomID]) -> None:
-        new = [item for item in items if not self._frontier.is_to_be_asked(item)]
+        new = [item for item in items if not self._frontier.is_kept(item)]
         if new:
             await self._store.save_scan(tuple(rows_of(new)), ())
             self._frontier.add(new)
@@ -311,14 +330,13 @@ class Scan:
         try:
             rooms = await self._api.joined_rooms(None if user_id == self._bot else user_id)
         except HomeserverRefused as error:
-            if error.status >= 500:
-                raise
+            _raise_unless_meant(error)
             rooms = ()  # not ours to act for, or gone
         new = [
             room_id
             for room_id in rooms
             if not (self._engine.has_our_people(room_id) or self._frontier.is_large(room_id))
-            and not self._frontier.is_to_be_asked(room_id)
+            and not self._frontier.is_kept(room_id)
         ]
         await self._store.save_scan(tuple(rows_of(new)), tuple(rows_of([user_id])))
         self._frontier.answered(user_id)
@@ -329,8 +347,7 @@ class Scan:
         try:
             found = await self._api.joined_members(room_id)
         except HomeserverRefused as error:
-            if error.status >= 500:
-                raise
+            _raise_unless_meant(error)
             if error.errcode == "M_TOO_LARGE":
                 await self._too_large(room_id, UNTOLD_SIZE)
                 return
@@ -360,7 +377,7 @@ class Scan:
             self._frontier.nobody_there(room_id, now_ms(self._clock))
         # From here to the engine in one go: what the stream says next comes after it.
         self._frontier.answered(room_id)
-        await self._submit(*events, RoomMembersSet(room_id, members))
+        await self._submit(*events, RoomMembersSet(room_id, members, from_homeserver=True))
         await self._store.save_scan((), (*rows_of([room_id]), ScanRow(ScanKind.LARGE, room_id)))
 
     async def _too_large(self, room_id: RoomID, members: int) -> None:
@@ -426,8 +443,18 @@ class Scan:
             self._told_ms = now
             users, rooms = self._frontier.waiting()
             _log.info(
-                "who is in which room: {users} users and {rooms} rooms to ask for, {done} are asked",
+                "who is in which room: {users} users and {rooms} rooms to ask for, {done} are asked; "
+                "by {doubted} rooms no presence is shared yet",
                 users=users,
                 rooms=rooms,
                 done=self._users_asked + self._rooms_asked,
+                doubted=self._engine.rooms_doubted,
             )
+
+
+def _raise_unless_meant(error: HomeserverRefused) -> None:
+    """A homeserver's refusal means that nobody of ours is there; a fault or a proxy's page means nothing."""
+    if error.status >= 500:
+        raise error
+    if error.errcode is None:
+        raise HomeserverUnavailable(f"it answered {error.status}, and not as Matrix does") from error

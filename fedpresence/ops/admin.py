@@ -200,6 +200,7 @@ class _Admin:
             },
             "subscriptions": subscriptions(counts),
             "rooms": counts.rooms,
+            "rooms_doubted": counts.rooms_doubted,
             "destinations": summary(self._parts.destinations.describe(None).values()),
         }
 

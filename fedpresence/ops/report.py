@@ -13,6 +13,7 @@ NONE = "-"
 
 def status_text(status: dict[str, Any], destinations: dict[str, Any], now_ms: int) -> str:
     """The daemon at a glance."""
+    doubted = int(status.get("rooms_doubted") or 0)
     lines = [
         f"{plain(status.get('server_name'))}  fedpresence {plain(status.get('version'))}  "
         f"up {length(int(status.get('uptime_ms') or 0))}",
@@ -23,6 +24,7 @@ def status_text(status: dict[str, Any], destinations: dict[str, Any], now_ms: in
                 ["subscriptions", _counts(status.get("subscriptions"))],
                 ["destinations", _counts(status.get("destinations"))],
                 *([["scan", _counts(status["scan"])]] if "scan" in status else []),
+                *([["rooms to be read again", str(doubted)]] if doubted else []),
             ]
         ),
     ]

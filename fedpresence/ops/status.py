@@ -174,6 +174,11 @@ class _Gauges(Collector):
             users,
             pushes,
             GaugeMetricFamily(PREFIX + "remote_users", "Remote users kept.", value=counts.remote),
+            GaugeMetricFamily(
+                PREFIX + "rooms_doubted",
+                "Rooms by which no presence is shared until their members were read again.",
+                value=counts.rooms_doubted,
+            ),
             pairs,
             queues,
             GaugeMetricFamily(PREFIX + "pending_users", "News that waits, in all queues.", value=pending),

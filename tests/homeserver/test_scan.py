@@ -4,10 +4,12 @@ from collections.abc import Sequence
 import pytest
 from twisted.internet.defer import Deferred, fail
 
+from fedpresence.clock import now_ms
 from fedpresence.engine.effects import Durable
+from fedpresence.engine.outgoing import Wanted
 from fedpresence.errors import HomeserverRefused, HomeserverUnavailable, StoreError
 from fedpresence.homeserver.scan import READ_AGAIN_S
-from fedpresence.ids import RoomID, UserID
+from fedpresence.ids import RoomID, UserID, server_of
 from fedpresence.storage.memory import MemoryStore
 from fedpresence.storage.store import ScanKind, ScanRow
 from tests.asynchronous import as_deferred, result_of
@@ -94,14 +96,14 @@ def test_where_we_may_all_users_are_listed() -> None:
 
 
 def test_a_finished_scan_is_not_repeated_at_the_next_start() -> None:
-    """A large server must not be asked everything at each restart: its queue tells what was missed."""
+    """A large server must not be asked everything at each restart: its queue tells which rooms are new."""
     homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
     first = Beside(homeserver).started()
     homeserver.asked.clear()
 
     second = first.restarted().started()
 
-    assert homeserver.asked == []
+    assert homeserver.asked == [f"members of {ROOM}", f"rule of {ROOM}"]
     assert second.members(ROOM) == {ALICE, BOB}
 
 
@@ -120,7 +122,7 @@ def test_a_restart_in_the_middle_goes_on_where_it_was() -> None:
     second = first.restarted().started()
 
     assert second.members(OTHER) == {ALICE, CAROL}
-    assert f"members of {ROOM}" not in homeserver.asked and "register" not in homeserver.asked
+    assert "register" not in homeserver.asked
 
 
 def test_what_the_stream_says_while_we_ask_wins_over_the_answer() -> None:
@@ -318,3 +320,162 @@ def test_members_are_read_again_daily() -> None:
     assert (before, beside.members(ROOM)) == ([], {ALICE})
     assert homeserver.asked == [f"members of {ROOM}", f"rule of {ROOM}"]
     result_of(beside.scan.stop())
+
+
+# --- after a start (Z-11) -----------------------------------------------------------------------------
+
+
+def hears(beside: Beside, user_id: UserID = ALICE) -> bool:
+    """Whether Bob's server would be told of the user now."""
+    wanted = Wanted(users=(user_id,))
+    return bool(beside.engine.compose(server_of(BOB), wanted, now_ms(beside.clock)).pushes)
+
+
+def test_nothing_is_shared_by_a_room_before_it_was_read_again() -> None:
+    """Bob may have been banned while we were away."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}, OTHER: {BOT, CAROL, BOB}})
+    first = Beside(homeserver).started()
+    assert hears(first)
+    homeserver.rooms[OTHER] = {BOT, CAROL}
+    homeserver.holds = True
+
+    second = first.restarted().started()
+
+    assert not hears(second)
+    assert (second.scan.progress().state, second.scan.progress().rooms_doubted) == ("scanning", 2)
+    homeserver.holds = False
+    for held in homeserver.held:
+        held.callback(None)
+    second.settle()
+    assert (hears(second), hears(second, CAROL)) == (True, False)
+    assert (second.scan.progress().state, second.scan.progress().rooms_doubted) == ("following", 0)
+
+
+def test_a_room_that_we_may_no_longer_read_ends() -> None:
+    """All of ours have left it, or it was deleted."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    first = Beside(homeserver).started()
+    homeserver.rooms = {ROOM: {BOB}}
+
+    second = first.restarted().started()
+
+    assert second.members(ROOM) == set()
+    assert not hears(second)
+
+
+def test_the_page_of_a_proxy_ends_no_room() -> None:
+    """A homeserver that is being upgraded is away: it has not said that anybody left."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    first = Beside(homeserver).started()
+    homeserver.errors = [HomeserverRefused(404) for _ in range(3)]
+
+    second = first.restarted().started()
+
+    assert (second.scan.progress().state, hears(second)) == ("waiting", False)
+    assert second.members(ROOM) == {ALICE, BOB}
+    second.settle(60)
+    assert hears(second)
+
+
+def test_a_room_in_which_something_happens_is_read_next() -> None:
+    """There somebody is."""
+    rooms = {RoomID(f"!{number}:here.test"): {BOT, ALICE, BOB} for number in range(20)}
+    homeserver = PlayedHomeserver(rooms)
+    second = Beside(homeserver).started().restarted()
+    homeserver.asked.clear()
+    second.scan._interval_s = 1.0
+    second.scan.start()
+    last = second.engine.known.doubted()[-1]
+
+    tell(second, message(BOB, last))
+    second.settle(10)
+
+    asked = [question for question in homeserver.asked if question.startswith("members")]
+    assert f"members of {last}" in asked[:6]
+    result_of(second.scan.stop())
+
+
+def test_rooms_that_are_new_do_not_wait_for_all_that_are_read_again() -> None:
+    """Nor the other way round: they take turns."""
+    rooms = {RoomID(f"!{number}:here.test"): {BOT, ALICE, BOB} for number in range(20)}
+    homeserver = PlayedHomeserver(rooms)
+    second = Beside(homeserver).started().restarted()
+    homeserver.rooms[ROOM] = {ALICE, BOB}
+    homeserver.asked.clear()
+    second.scan._interval_s = 1.0
+    second.scan.start()
+
+    tell(second, member(ALICE, "join"))
+    second.settle(12)
+
+    asked = [question for question in homeserver.asked if question.startswith("members")]
+    assert f"members of {ROOM}" in asked[:6]
+    result_of(second.scan.stop())
+
+
+def test_a_room_that_cannot_be_read_holds_up_no_other_and_stays_in_doubt() -> None:
+    """A homeserver with a broken room has others; the next day it is asked for again."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}, OTHER: {CAROL, BOB, BOT}})
+    second = Beside(homeserver).started().restarted()
+    ask, broken = homeserver._ask, [f"members of {ROOM}"]
+
+    async def break_some(question: str) -> None:
+        await ask(question)
+        if question in broken:
+            raise HomeserverRefused(500, "M_UNKNOWN")
+
+    homeserver._ask = break_some  # type: ignore[method-assign]  # a homeserver with a bug
+    second.started()
+
+    assert (hears(second, CAROL), hears(second, ALICE)) == (True, False)
+    assert second.scan.progress().rooms_doubted == 1
+    broken.clear()
+    second.clock.advance(READ_AGAIN_S)
+    second.settle()
+    assert hears(second, ALICE)
+    result_of(second.scan.stop())
+
+
+def test_what_the_stream_says_while_a_room_is_read_again_wins() -> None:
+    """He is banned in this very moment."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    second = Beside(homeserver).started().restarted()
+    homeserver.holds = True
+    second.started()
+
+    tell(second, member(BOB, "ban"))
+    homeserver.holds = False
+    homeserver.held.pop().callback(None)
+    second.settle()
+
+    assert second.members(ROOM) == {ALICE}
+    assert not hears(second)
+
+
+def test_a_homeserver_that_was_away_at_the_start_is_asked_when_it_is_back() -> None:
+    """Both were restarted together; the room that was first in line is the first again."""
+    rooms = {RoomID(f"!{number}:here.test"): {BOT, ALICE, BOB} for number in range(6)}
+    homeserver = PlayedHomeserver(rooms)
+    second = Beside(homeserver).started().restarted()
+    homeserver.errors = [HomeserverUnavailable("away") for _ in range(3)]
+    homeserver.asked.clear()
+
+    second.started()
+    second.settle(60)
+
+    assert second.scan.progress().rooms_doubted == 0
+    assert len(set(homeserver.asked[:4])) == 1
+
+
+def test_a_room_that_is_left_and_joined_again_in_doubt_is_kept_on_disk() -> None:
+    """We are told nothing of a room with nobody of ours, and must not forget that it is to be asked for."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    second = Beside(homeserver).started().restarted()
+
+    tell(second, member(ALICE, "leave"), txn_id="1")
+    tell(second, member(ALICE, "join"), txn_id="2")
+
+    assert ScanRow(ScanKind.ROOM, ROOM) in result_of(second.store.load_scan())
+    third = second.restarted().started()
+    assert third.members(ROOM) == {ALICE, BOB}
+    assert result_of(third.store.load_scan()) == [ScanRow(ScanKind.BEGUN)]
