@@ -8,7 +8,7 @@ Source: decisions 16 and 22; subscriptions.md 5 (safety invariant); Z-7.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from fedpresence.engine.effects import (
     SaveInbox,
     SaveObservedRow,
     SaveObserverRow,
+    SaveRoom,
     SaveRoomMembers,
 )
 from fedpresence.engine.events import ListEduReceived
@@ -44,6 +45,7 @@ class Kept:
     observer_rows: dict[Pair, ObserverRow] = field(default_factory=dict)
     observed_rows: dict[Pair, ObservedRow] = field(default_factory=dict)
     rooms: dict[RoomID, frozenset[UserID]] = field(default_factory=dict)
+    of_homeserver: set[RoomID] = field(default_factory=set)
     hidden: set[tuple[UserID, DeviceID | None]] = field(default_factory=set)
     answers: set[tuple[ServerName, str]] = field(default_factory=set)
     inbox: dict[int, tuple[ListEduReceived, ...]] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Kept:
             {(row.observer, row.observed): row for row in stored.pairs.observer_rows()},
             {(row.observer, row.observed): row for row in stored.pairs.observed_rows()},
             {room.room_id: frozenset(room.members) for room in stored.rooms if room.members},
+            {room.room_id for room in stored.rooms if room.from_homeserver},
             set(stored.hidden),
             {(answer.origin, answer.txn_id) for answer in stored.answers},
             {entry.entry_id: entry.edus for entry in stored.inbox},
@@ -74,8 +77,11 @@ class Kept:
                     self.observed_rows.pop((observer, observed), None)
                 case SaveRoomMembers(room_id=room_id, joined=joined, left=left):
                     self.rooms[room_id] = self.rooms.get(room_id, frozenset()).difference(left).union(joined)
+                case SaveRoom(room_id=room_id, from_homeserver=from_homeserver):
+                    (self.of_homeserver.add if from_homeserver else self.of_homeserver.discard)(room_id)
                 case ForgetRoom(room_id=room_id):
                     self.rooms.pop(room_id, None)
+                    self.of_homeserver.discard(room_id)
                 case SaveHidden(user_id=user_id, device_id=device_id, hidden=hidden):
                     (self.hidden.add if hidden else self.hidden.discard)((user_id, device_id))
                 case SaveAnswer(origin=origin, txn_id=txn_id):
@@ -87,14 +93,17 @@ class Kept:
                 case ForgetInbox(entry_id=entry_id):
                     self.inbox.pop(entry_id, None)
 
-    def rights(self, our_name: ServerName) -> set[Right]:
-        """Who of ours may be told about to which server: the safety invariant's two grounds."""
+    def rights(self, our_name: ServerName, doubted: Set[RoomID] = frozenset()) -> set[Right]:
+        """Who of ours may be told about to which server: the safety invariant's two grounds.
+
+        Rooms in doubt are none (Z-11), and a grant that rests on a room is none of its own.
+        """
         rights = {
             (observed, server_of(observer))
             for (observer, observed), row in self.observed_rows.items()
-            if row.stage is ObservedStage.GRANTED and not row.muted
+            if row.stage is ObservedStage.GRANTED and not row.muted and not row.by_room
         }
-        for members in self.rooms.values():
+        for members in (members for room_id, members in self.rooms.items() if room_id not in doubted):
             servers = {server_of(member) for member in members}
             rights.update((m, server) for m in members if server_of(m) == our_name for server in servers)
         return {(user_id, server) for user_id, server in rights if server != our_name}
@@ -113,6 +122,7 @@ class Ledger:
         self.right_ended_ms: dict[Right, int] = {}
         self.row_changed_ms: dict[tuple[Pair, bool], int] = {}  # True: the observer's half
         self.row_changes: Counter[tuple[Pair, bool]] = Counter()
+        self.doubted: set[RoomID] = set()  # a homeserver's rooms, not told again since the start
         self._now_ms = now_ms
         self._complain = complain
         self._unclear: list[Sequence[Durable]] = []  # asked for, not yet said to be done
@@ -136,8 +146,12 @@ class Ledger:
             self._complain(f"{self.name} forgot something: {_difference(self.kept, found)}")
         self._may_lose = False
         self._unclear.clear()
-        self._become(found)
+        self._become(found, found.of_homeserver)
         return stored
+
+    def told(self, room_id: RoomID) -> None:
+        """A room's members are about to be told."""
+        self.doubted.discard(room_id)
 
     def asked(self, effects: Sequence[Durable]) -> None:
         """A commit was asked for."""
@@ -158,11 +172,12 @@ class Ledger:
                     self._row_changed((theirs.observer, theirs.observed), False)
                 case ForgetObservedRow(observer=observer, observed=observed):
                     self._row_changed((observer, observed), False)
-        self._become(after)
+        self._become(after, self.doubted)
 
     def may_tell(self, right: Right) -> bool:
         """Whether the right stands, or ended in this very millisecond: bytes take no time to the path."""
-        return right in self.kept.rights(self.name) or self.right_ended_ms.get(right) == self._now_ms()
+        stands = right in self.kept.rights(self.name, self.doubted)
+        return stands or self.right_ended_ms.get(right) == self._now_ms()
 
     def changed_now(self, pair: Pair, observers: bool) -> bool:
         """Whether that half changed in this very millisecond."""
@@ -179,10 +194,10 @@ class Ledger:
         self.row_changed_ms[pair, observers] = self._now_ms()
         self.row_changes[pair, observers] += 1
 
-    def _become(self, kept: Kept) -> None:
-        for right in self.kept.rights(self.name) - kept.rights(self.name):
+    def _become(self, kept: Kept, doubted: Set[RoomID]) -> None:
+        for right in self.kept.rights(self.name, self.doubted) - kept.rights(self.name, doubted):
             self.right_ended_ms[right] = self._now_ms()
-        self.kept = kept
+        self.kept, self.doubted = kept, set(doubted)
 
 
 class WatchedStore:
@@ -215,6 +230,7 @@ def copy_of(kept: Kept) -> Kept:
         dict(kept.observer_rows),
         dict(kept.observed_rows),
         dict(kept.rooms),
+        set(kept.of_homeserver),
         set(kept.hidden),
         set(kept.answers),
         dict(kept.inbox),

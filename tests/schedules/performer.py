@@ -25,7 +25,7 @@ from fedpresence.engine.presence import PresenceState, View
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, MINUTE_MS
 from fedpresence.engine.subscription import ObservedStage, ObserverStage
 from fedpresence.errors import BadRequest
-from fedpresence.ids import DeviceID, ServerName, UserID, server_of
+from fedpresence.ids import DeviceID, RoomID, ServerName, UserID, server_of
 from fedpresence.parts import Parts
 from fedpresence.storage.store import Store
 from fedpresence.testing.rig.faults import NO_FAULTS
@@ -40,6 +40,7 @@ from tests.schedules.invariants import (
 from tests.schedules.kept import Ledger, Pair, WatchedStore
 from tests.schedules.schedule import (
     NOBODY,
+    ROOMS,
     SERVERS,
     USERS,
     Act,
@@ -109,6 +110,7 @@ class Performer:
         self._ledgers = {name: Ledger(name, self._now_ms, self._complain) for name in SERVERS}
         self._wire = WireWatch(self._ledgers, self, self._complain)
         self._backups: set[ServerName] = set()
+        self._members: dict[tuple[ServerName, RoomID], frozenset[UserID]] = {}  # as told, or missed
         self._ends: Counter[str] = Counter()
         self._times: Counter[tuple[Pair, bool]] = Counter()
 
@@ -192,7 +194,8 @@ class Performer:
                 ensureDeferred(streaming).addErrback(self._failed)
             case Members(room_id, members, servers):
                 for name in servers:
-                    self._tell_room(name, RoomMembersSet(room_id, members))
+                    self._members[name, room_id] = members
+                    self._tell_room(name, room_id)
             case Path(origin, destination, faults):
                 rig.set_faults(origin, destination, faults)
             case Operate():
@@ -201,6 +204,7 @@ class Performer:
                 await rig.servers[name].set_clock(offset_ms)
             case Pass(ms):
                 await rig.advance(ms)
+                self._read_again()
             case _:
                 assert_never(action)
 
@@ -238,10 +242,20 @@ class Performer:
             changing.addCallback(lambda _: self._look_for_hidden(user_id, state))
             changing.addErrback(self._failed)
 
-    def _tell_room(self, name: ServerName, event: RoomMembersSet) -> None:
+    def _tell_room(self, name: ServerName, room_id: RoomID) -> None:
+        """The last of the rooms is a homeserver's, the others are given by the admin API."""
         parts = self._parts(name)
         if parts is not None:
+            members = self._members.get((name, room_id), frozenset())
+            self._ledgers[name].told(room_id)
+            event = RoomMembersSet(room_id, members, from_homeserver=room_id == ROOMS[-1])
             parts.hub.submit(event).addErrback(self._failed)
+
+    def _read_again(self) -> None:
+        """Rooms in doubt, a while after a start: what was to be told meanwhile was missed."""
+        for name, ledger in self._ledgers.items():
+            for room_id in sorted(ledger.doubted):
+                self._tell_room(name, room_id)
 
     def _submit(self, user_id: UserID, event: Any) -> "Deferred[bool] | None":
         """True once it is answered with 200, False where it is refused; None where nobody answers."""
@@ -308,6 +322,7 @@ class Performer:
             rig.set_faults(origin, destination, NO_FAULTS)
         for name in SERVERS:
             await rig.servers[name].start()
+        self._read_again()
         for user_id in USERS:
             awake = user_id in self.schedule.awake
             await rig.set_stream(user_id, is_open=awake, device_id=DEVICE)

@@ -1,6 +1,7 @@
 """The judges themselves: a check that never complains proves nothing."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from fedpresence.engine.effects import (
     SaveObserverRow,
     SaveRoomMembers,
 )
+from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.settings import InvitePolicy
 from fedpresence.engine.subscription import (
     EduKind,
@@ -108,6 +110,26 @@ def test_presence_without_either_is_a_leak(world: World, row: ObservedRow | None
     """The safety invariant."""
     if row is not None:
         world.commit(B, SaveObservedRow(row))
+
+    assert "LEAK" in world.send(push())
+
+
+def test_presence_by_a_homeservers_room_is_a_leak_until_it_is_told_again(world: World) -> None:
+    """Z-11."""
+    room = StoredRoom(ROOMS[0], None, True, (ALICE, BOB), from_homeserver=True)
+    world.ledgers[B].data_replaced()
+    world.ledgers[B].loaded(Stored(rooms=[room]))
+    assert "LEAK" in world.send(push())
+    world.complaints.clear()
+
+    world.ledgers[B].told(ROOMS[0])
+
+    assert not world.send(push(), txn_id="t2")
+
+
+def test_a_grant_that_rests_on_a_room_is_no_ground_of_its_own(world: World) -> None:
+    """Z-10: what it gives, the room gives."""
+    world.commit(B, SaveObservedRow(replace(GRANTED, by_room=True)))
 
     assert "LEAK" in world.send(push())
 
