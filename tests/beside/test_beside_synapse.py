@@ -108,6 +108,27 @@ def test_who_leaves_the_last_shared_room_is_told_nothing_more(two: list[Domain])
     eventually(lambda: alice.status_of(bob.user_id).status == 403, "and here")
 
 
+def test_a_server_banned_while_we_are_down_hears_nothing_more(town: Town, two: list[Domain]) -> None:
+    """Presence is among the first that leaves after a start: by then it is known who is there (Z-11)."""
+    (here, there), (banned,) = two, town.build(False)
+    alice, bob, erin = people((here, "alice"), (there, "bob"), (banned, "erin"))
+    room_id = share_a_room(alice, bob, erin)
+    alice.put_status("online", "before")
+    for observer in (bob, erin):
+        observer.presence_of(alice.user_id, 30, status_msg="before")
+    assert here.daemon is not None
+
+    here.daemon.stop()
+    ban = here.synapse.call(alice.token, "POST", f"/rooms/{room_id}/ban", {"user_id": erin.user_id})
+    here.daemon.start()
+    eventually(lambda: alice.put_status("online", "after").status == 200, "a PUT")
+
+    assert ban.status == 200
+    bob.presence_of(alice.user_id, 30, status_msg="after")
+    told = alice.server.admin("GET", "/destinations").body["destinations"]
+    assert there.name in told and banned.name not in told
+
+
 def test_messages_invites_and_devices_pass_under_load(two: list[Domain]) -> None:
     """Losing a device list or a to-device message breaks encryption: the one thing that must never happen."""
     here, there = two
