@@ -34,6 +34,11 @@ class Known:
         room = self._world.rooms.get(room_id)
         return room is not None and bool(room.ours)
 
+    def has_member(self, room_id: RoomID, user_id: UserID) -> bool:
+        """Whether somebody is known to be in a room."""
+        room = self._world.rooms.get(room_id)
+        return room is not None and user_id in room.members
+
     def rooms(self) -> tuple[RoomID, ...]:
         """Every room we were told of."""
         return tuple(room_id for room_id, _ in self._world.rooms.all())

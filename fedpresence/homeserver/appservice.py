@@ -65,7 +65,7 @@ class AppService:
         self._submit = submit
         self._clock = clock
         self._counters = counters
-        self._happenings = Happenings(server_name, registration.bot(server_name))
+        self._happenings = Happenings(server_name, registration.bot(server_name), now_ms(clock))
         self._turn = DeferredLock()
         self._taken: OrderedDict[tuple[str, bytes], None] = OrderedDict()
 
@@ -120,7 +120,7 @@ class AppService:
         await self._scan.expect(happened)
         events = [
             *(UserAdded(user_id) for user_id in happened.people if not self._engine.knows_user(user_id)),
-            *self._scan.passed(happened.changes),  # who leaves hears nothing of what follows
+            *self._scan.passed(happened),  # who leaves hears nothing of what follows
             *happened.activities(),
         ]
         if events:

@@ -36,6 +36,7 @@ class Meanwhile:
     joined: dict[UserID, bool] = field(default_factory=dict)
     is_rule_told: bool = False
     is_doubted: bool = False
+    is_outdated: bool = False
 
     def applied(self, members: Iterable[UserID]) -> frozenset[UserID]:
         """The answer, brought up to date."""
@@ -169,6 +170,11 @@ class Frontier:
             self._rooms.pop(room_id, None)
             if not self.is_to_be_asked(room_id):
                 self._doubted[room_id] = None
+
+    def ask_once_more(self, room_id: RoomID) -> None:
+        """The answer that is on its way may be older than what has just been heard."""
+        if room_id in self._asking:
+            self._asking[room_id].is_outdated = True
 
     def hurry(self, room_id: RoomID) -> None:
         """Something happens in the room: if it waits to be read again, it is the next."""

@@ -5,7 +5,9 @@ Always true:
   transaction changes nothing that the first did not;
 - a malformed item is skipped and counted, and spoils no other;
 - our own bot acts and is joined nowhere;
-- what is remembered is bounded: who types in which room, and when we were last up to date.
+- what is remembered is bounded: who types in which room, and when we were last up to date;
+- what may have happened before we started is called old (`is_old`): the stream is in order, so it is until
+  one of our own users did something since the start, by our own homeserver's clock.
 
 A typing list has no moment. It counts only while something with a moment, of a local user, came in time
 shortly before: else it may be part of a backlog.
@@ -39,7 +41,7 @@ class Happened:
     `changes` are the rooms' in their order. `active` is each user's newest moment. `people` are local users
     of whom the transaction proves that they exist, `rooms` those in which somebody of ours must be, for the
     homeserver tells us of no others. `joined` are rooms that somebody of ours joined. `counted` is how many
-    items were read as what, `skipped` those that made no sense.
+    items were read as what, `skipped` those that made no sense. `is_old`: it may be from before the start.
     """
 
     changes: list[RoomChange] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Happened:
     joined: dict[RoomID, None] = field(default_factory=dict)
     counted: Counter[str] = field(default_factory=Counter)
     skipped: int = 0
+    is_old: bool = False
 
     def activities(self) -> Iterator[Activity]:
         """As the engine is told: no device, because the homeserver names none (P:D-7)."""
@@ -57,17 +60,19 @@ class Happened:
 
 
 class Happenings:
-    """Reads transactions in their order."""
+    """Reads transactions in their order; `started_ms` is when this run began."""
 
-    def __init__(self, server_name: ServerName, bot: UserID) -> None:
+    def __init__(self, server_name: ServerName, bot: UserID, started_ms: int = 0) -> None:
         self._server_name = server_name
         self._bot = bot
         self._typing: OrderedDict[RoomID, frozenset[UserID]] = OrderedDict()
         self._in_time_ms = -UP_TO_DATE_FOR_MS  # when something last came in time
+        self._started_ms = started_ms
+        self._is_old = True  # whether what comes next may be from before that
 
     def read(self, body: Mapping[str, Any], now_ms: int) -> Happened:
         """What happened, by the body of one transaction."""
-        happened = Happened()
+        happened = Happened(is_old=self._is_old)
         for event in _items(body.get("events"), happened):
             try:
                 self._event(event, happened, now_ms)
@@ -97,7 +102,9 @@ class Happenings:
             happened.changes.append(RoomJoinRuleChanged(room_id, rule if isinstance(rule, str) else None))
         if self._is_ours(sender):
             happened.people[sender] = None
-            self._acted(sender, event.get("origin_server_ts"), happened, now_ms)
+            at_ms = event.get("origin_server_ts")
+            self._is_old = self._is_old and not (type(at_ms) is int and at_ms >= self._started_ms)
+            self._acted(sender, at_ms, happened, now_ms)
 
     def _member(self, room_id: RoomID, user_id: UserID, content: dict[str, Any], happened: Happened) -> None:
         membership = content.get("membership")

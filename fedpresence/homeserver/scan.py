@@ -1,7 +1,8 @@
 """Who is in which room, asked of the homeserver: at first everything, then whatever the stream newly names.
 
 Always true:
-- the homeserver's stream is taken before, during and after, and no answer overwrites what it said later;
+- the homeserver's stream is taken before, during and after, and no answer overwrites what it said later; but
+  a join from before the start may be over since: for one that was not known the room is asked for again;
 - what is still to be asked is on disk before anything rests on it, so a restart goes on where it was and
   asks nothing twice that was told to the engine;
 - a room that the engine doubts (Z-11) is read again in this run, before the next of its events where one
@@ -27,7 +28,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, Timer, now_ms
-from fedpresence.engine.events import Event, RoomJoinRuleChanged, RoomMembersSet, UserAdded
+from fedpresence.engine.events import (
+    Event,
+    RoomJoinRuleChanged,
+    RoomMemberChanged,
+    RoomMembersSet,
+    UserAdded,
+)
 from fedpresence.errors import HomeserverRefused, HomeserverUnavailable, StoreError
 from fedpresence.homeserver.frontier import Frontier, Item, rows_of
 from fedpresence.homeserver.happenings import Happened, RoomChange
@@ -73,6 +80,9 @@ class Known(Protocol):
 
     def users(self) -> Sequence[UserID]:
         """All that exist."""
+
+    def has_member(self, room_id: RoomID, user_id: UserID) -> bool:
+        """Whether the user is known to be in the room."""
 
     def has_our_people(self, room_id: RoomID) -> bool:
         """Whether the room is known, with somebody of ours."""
@@ -230,6 +240,11 @@ class Scan:
             known = self._engine.has_our_people(room_id) or frontier.is_large(room_id)
             if not known and (room_id in happened.joined or not frontier.was_asked_lately(room_id, now)):
                 found[room_id] = None
+        for change in happened.changes:
+            if self._is_outdated(change, happened):
+                frontier.ask_once_more(change.room_id)
+                if self._engine.has_our_people(change.room_id):
+                    found[change.room_id] = None
         await self._ask_for([*found, *(u for u in happened.people if not self._engine.knows_user(u))])
 
     async def meet(self, user_id: UserID) -> None:
@@ -237,13 +252,23 @@ class Scan:
         if not self._engine.knows_user(user_id):
             await self._ask_for([user_id])
 
-    def passed(self, changes: Iterable[RoomChange]) -> list[RoomChange]:
+    def passed(self, happened: Happened) -> list[RoomChange]:
         """Those changes that the engine is to be told of; in the same moment as they are told to it."""
-        return [
-            change
-            for change in changes
-            if self._frontier.passes(change, is_known=self._engine.has_our_people(change.room_id))
-        ]
+        passed: list[RoomChange] = []
+        for change in happened.changes:
+            is_known = self._engine.has_our_people(change.room_id)
+            if not self._is_outdated(change, happened) and self._frontier.passes(change, is_known=is_known):
+                passed.append(change)
+        return passed
+
+    def _is_outdated(self, change: RoomChange, happened: Happened) -> bool:
+        """Whether it is a join, of somebody who was not there, that may be over since (Z-11)."""
+        return (
+            happened.is_old
+            and isinstance(change, RoomMemberChanged)
+            and change.joined
+            and not self._engine.has_member(change.room_id, change.user_id)
+        )
 
     def go_on(self) -> None:
         """A transaction was told to the engine: ask whatever it made worth asking."""
@@ -377,8 +402,11 @@ class Scan:
             self._frontier.nobody_there(room_id, now_ms(self._clock))
         # From here to the engine in one go: what the stream says next comes after it.
         self._frontier.answered(room_id)
+        if meanwhile.is_outdated:
+            self._frontier.add((room_id,))
         await self._submit(*events, RoomMembersSet(room_id, members, from_homeserver=True))
-        await self._store.save_scan((), (*rows_of([room_id]), ScanRow(ScanKind.LARGE, room_id)))
+        if not self._frontier.is_kept(room_id):
+            await self._store.save_scan((), (*rows_of([room_id]), ScanRow(ScanKind.LARGE, room_id)))
 
     async def _too_large(self, room_id: RoomID, members: int) -> None:
         """Only its size is kept; who was in it is forgotten, if it was known."""

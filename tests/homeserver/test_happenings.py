@@ -157,7 +157,7 @@ def test_a_body_without_lists_is_nothing() -> None:
     by = happenings()
 
     for body in ({}, {"events": None}, {"events": {}, "ephemeral": 1}):
-        assert by.read(body, NOW_MS) == Happened()
+        assert by.read(body, NOW_MS) == Happened(is_old=True)
 
 
 def test_a_receipt_is_active_at_its_own_moment() -> None:
@@ -213,3 +213,16 @@ def test_what_is_remembered_of_typing_is_bounded() -> None:
         by.read({"ephemeral": [{**typing(ALICE), "room_id": f"!{number}:here.test"}]}, NOW_MS)
 
     assert len(by._typing) == MAX_TYPING_ROOMS
+
+
+def test_the_stream_is_old_until_one_of_ours_has_done_something_since_the_start() -> None:
+    """What others say of the time is theirs to choose, and a moment before the start may stand behind it."""
+    by = Happenings(HERE, BOT, started_ms=NOW_MS)
+
+    def read(sender: UserID, at_ms: int) -> bool:
+        return by.read({"events": [event(sender, NOW_MS - at_ms)]}, NOW_MS).is_old
+
+    assert read(ALICE, NOW_MS - 1)
+    assert read(BOB, NOW_MS + 1_000)
+    assert read(ALICE, NOW_MS)  # what stood before it in the same transaction is old
+    assert not read(BOB, NOW_MS - 1_000)

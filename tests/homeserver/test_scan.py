@@ -479,3 +479,60 @@ def test_a_room_that_is_left_and_joined_again_in_doubt_is_kept_on_disk() -> None
     third = second.restarted().started()
     assert third.members(ROOM) == {ALICE, BOB}
     assert result_of(third.store.load_scan()) == [ScanRow(ScanKind.BEGUN)]
+
+
+def test_a_join_from_before_the_start_lets_nobody_in_again() -> None:
+    """He joined, and was banned, while we were away: the stream repeats both, the room was read between."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE}})
+    second = Beside(homeserver).started().restarted().started(is_caught_up=False)
+    homeserver.asked.clear()
+
+    tell(second, {**member(BOB, "join"), "origin_server_ts": NOW_MS + 3_600_000}, txn_id="1")
+    heard_at_once = hears(second)
+    second.settle()
+    heard = hears(second)
+    tell(second, member(BOB, "ban"), txn_id="2")
+
+    assert (heard_at_once, heard, hears(second)) == (False, False, False)
+    assert homeserver.asked == [f"members of {ROOM}", f"rule of {ROOM}"]
+
+
+def test_a_join_that_may_be_old_counts_when_the_room_says_so() -> None:
+    """Nobody of ours has said anything for hours; a room mate still comes in."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE}})
+    second = Beside(homeserver).started().restarted().started(is_caught_up=False)
+    homeserver.rooms[ROOM] |= {BOB}
+
+    tell(second, member(BOB, "join"))
+    second.settle()
+
+    assert hears(second)
+
+
+def test_a_join_that_comes_while_its_room_is_read_is_asked_for_once_more() -> None:
+    """The answer may be older than the join."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE}})
+    second = Beside(homeserver).started().restarted()
+    homeserver.holds = True
+    second.started(is_caught_up=False)
+    homeserver.rooms[ROOM] |= {BOB}
+    tell(second, member(BOB, "join"))
+    homeserver.holds = False
+
+    homeserver.held.pop().callback(None)
+    second.settle()
+
+    assert second.members(ROOM) == {ALICE, BOB}
+    assert result_of(second.store.load_scan()) == [ScanRow(ScanKind.BEGUN)]
+
+
+def test_who_is_known_to_be_there_is_not_asked_for() -> None:
+    """Profiles change by joins too."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    second = Beside(homeserver).started().restarted().started(is_caught_up=False)
+    homeserver.asked.clear()
+
+    tell(second, member(BOB, "join"))
+    second.settle()
+
+    assert homeserver.asked == []

@@ -119,10 +119,11 @@ class Beside:
             HERE, REGISTRATION, self.scan, known, self.hub.submit, self.clock, NullCounters()
         )
 
-    def started(self) -> "Beside":
-        """The scan has run as far as it can."""
+    def started(self, *, is_caught_up: bool = True) -> "Beside":
+        """The scan has run as far as it can, and (`is_caught_up`) the stream tells what happens now."""
         self.scan.start()
         self.settle()
+        self.appservice._happenings._is_old = not is_caught_up
         return self
 
     def settle(self, seconds: float = 1.0) -> None:
