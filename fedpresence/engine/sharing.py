@@ -246,6 +246,8 @@ class Sharing:
                     others = set(world.destinations_of(user_id))
                     if theirs := [s for s in servers if s not in others]:
                         due.append((user_id, theirs, urgency))
+        else:
+            self._met_in_doubt.pop(room_id, None)  # all meet should it count later
         world.rooms.trust(room_id)
         self._end_missing()
         self._tell_some(turn, due)

@@ -64,6 +64,7 @@ class FakeEngine:
             requests=7,
             grants=8,
             rooms=9,
+            rooms_doubted=10,
         )
 
     def unwanted(self) -> dict[ServerName, int]:

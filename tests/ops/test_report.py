@@ -54,6 +54,14 @@ def test_status_tells_what_fails_and_when_it_is_tried_again() -> None:
     assert line.endswith("refused")
 
 
+def test_status_says_how_many_rooms_are_still_to_be_read_again() -> None:
+    """Z-11: why the others hear nothing yet; and no word of it where all is well."""
+    status = {"server_name": "here.test", "version": "1", "uptime_ms": 1}
+
+    assert "rooms to be read again  12" in status_text({**status, "rooms_doubted": 12}, {}, NOW_MS)
+    assert "again" not in status_text({**status, "rooms_doubted": 0}, {}, NOW_MS)
+
+
 def test_subscriptions_are_told_in_three_parts() -> None:
     """Whom I watch, who asks, who watches me."""
     text = subscriptions_text(

@@ -85,6 +85,7 @@ def test_gauges_are_read_when_they_are_asked_for() -> None:
 
     assert 'fedpresence_users{state="online"} 1.0' in lines
     assert "fedpresence_remote_users 4.0" in lines
+    assert "fedpresence_rooms_doubted 10.0" in lines
     assert 'fedpresence_subscriptions{stage="granted"} 8.0' in lines
     assert 'fedpresence_destinations{state="failing"} 1.0' in lines
     assert 'fedpresence_destinations{state="idle"} 0.0' in lines
