@@ -77,6 +77,21 @@ def test_after_a_restart_everybody_is_told_again_spread_over_the_first_minutes()
     assert sorted(rig.server.pushed()[[s.destination for s in rig.seen].index(THERE)]) == [ALICE, CAROL]
 
 
+def test_who_is_to_be_told_again_later_in_the_run_is_spread_as_at_its_start() -> None:
+    """Z-11: rooms are read again one after the other, which must be no herd, and not one transaction each."""
+    rig = Rig().start()
+    destinations = tuple(ServerName(f"{n}.test") for n in range(20))
+    for user_id in (ALICE, CAROL):
+        rig.outbound.enqueue(SendPush(destinations, user_id, Urgency.AGAIN))
+        rig.wait(0.2)
+    rig.wait(301)
+
+    first = {seen.destination: seen.sent_ms - START_MS for seen in reversed(rig.seen)}
+    assert len(first) == 20
+    assert len({moment // 10_000 for moment in first.values()}) > 10
+    assert all(sorted(users) == [ALICE, CAROL] for users in rig.server.pushed()[:20])
+
+
 def test_transaction_ids_never_repeat_and_name_the_run() -> None:
     """A restored snapshot must not get the answers of its other self (F:X-1, Z-22)."""
     ids = []
