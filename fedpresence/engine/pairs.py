@@ -2,20 +2,21 @@
 
 Always true:
 - what is put is what is read: a row is packed and unpacked without loss;
-- a pair is found from its observed user, and from its observer where we keep that half; both halves of
-  two users of ours are one object, found from either.
+- a pair is found from its observed user, and from its observer where we keep that half;
+- what a start found at rest, nearly everything, stays where it was loaded (`loaded.py`), changed or not; what
+  came later is in dictionaries, both halves of two users of ours as one object.
 
-As dataclasses in dictionaries a subscription took 697 bytes, packed it takes 292, remote users and timers
-included (`python -m benchmarks memory`). What is asked all the time, the stage, is read where it lies; a
-whole row is made when somebody wants it.
+What is asked all the time, the stage, is read where it lies; a whole row is made when somebody wants it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, KeysView, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import repeat
+from itertools import chain, repeat
 from struct import Struct
+from typing import Any
 
+from fedpresence.engine.loaded import NOWHERE, Loaded, Numbers
 from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow, ObserverStage, OwedEdu
 from fedpresence.ids import UserID
 
@@ -24,13 +25,12 @@ PairKey = tuple[UserID, UserID, Side]  # observer, observed, which row
 Owed = tuple[OwedEdu, ...]
 
 # A pair is the observer's half and then the observed user's; each begins with its stage, 1 to 4, or is all
-# zero where we do not keep it: pairs of one size fill each other's gaps in memory. Moments have eight bytes;
-# what is owed is rare and kept beside.
+# zero where we do not keep it: pairs of one size fill each other's gaps in memory. Loaded halves lie each
+# among its like. Moments have eight bytes; what is owed is rare and kept beside.
 _OBSERVER = "BI5q"  # stage; generation; created, changed, invite, confirmed, check
 _OBSERVED = "BBI3q"  # stage and flags; denials; generation; created, changed, confirmed
 _OBSERVER_HALF, _OBSERVED_HALF = Struct("<" + _OBSERVER), Struct("<" + _OBSERVED)
 _SIZE = _OBSERVER_HALF.size
-_OBSERVED_ALONE = Struct(f"<{_SIZE}x{_OBSERVED}")
 _NO_OBSERVER, _NO_OBSERVED = bytes(_SIZE), bytes(_OBSERVED_HALF.size)
 _NO_PAIR = _NO_OBSERVER + _NO_OBSERVED
 _MUTED, _BLOCKED, _BY_ROOM = 8, 16, 32  # flags beside the observed user's stage
@@ -44,7 +44,8 @@ _OBSERVED_CODES = {stage: code for code, stage in _OBSERVED_STAGES.items()}
 _ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
 _GRANTED = _OBSERVED_CODES[ObservedStage.GRANTED]
 
-Column = Sequence[int]
+Packed = bytes | bytearray
+Columns = Sequence[Sequence[Any]]  # two of users, owners and others, and then numbers
 
 
 class Pairs:
@@ -58,6 +59,10 @@ class Pairs:
             PairKey
         ] = []  # loaded rows that are not at rest: neither ACCEPTED nor GRANTED, or owing
         self.newest_ms = 0  # of all moments that were loaded
+        self._numbers = Numbers()
+        self._loaded_observer = Loaded(self._numbers, _OBSERVER_HALF.size)
+        self._loaded_observed = Loaded(self._numbers, _OBSERVED_HALF.size)
+        self._loaded_watching = self._loaded_observer.by_other()
         self._by_observer: dict[UserID, dict[UserID, bytes]] = {}
         self._by_observed: dict[UserID, dict[UserID, bytes]] = {}
         self._owed: dict[PairKey, Owed] = {}
@@ -68,24 +73,22 @@ class Pairs:
 
     def observer_row(self, observer: UserID, observed: UserID) -> ObserverRow | None:
         """The observer's half, if any."""
-        pair = self._by_observer.get(observer, {}).get(observed)
-        return None if pair is None else self._unpack_observer(observer, observed, pair)
+        packed, place = self._observer_half(observer, observed)
+        return self._unpack_observer(observer, observed, packed, place) if packed[place] else None
 
     def observed_row(self, observed: UserID, observer: UserID) -> ObservedRow | None:
         """The observed user's half, if any."""
-        pair = self._by_observed.get(observed, {}).get(observer)
-        return None if pair is None or not pair[_SIZE] else self._unpack_observed(observer, observed, pair)
+        packed, place = self._observed_half(observed, observer)
+        return self._unpack_observed(observer, observed, packed, place) if packed[place] else None
 
     def observer_stage(self, observer: UserID, observed: UserID) -> ObserverStage | None:
         """The stage of the observer's half, if any."""
-        mine = self._by_observer.get(observer)
-        pair = None if mine is None else mine.get(observed)
-        return None if pair is None else _OBSERVER_STAGES[pair[0]]
+        packed, place = self._observer_half(observer, observed)
+        return _OBSERVER_STAGES.get(packed[place])
 
     def put_observer_row(self, row: ObserverRow) -> None:
         """Keep the observer's half."""
-        pair = self._pair(row.observer, row.observed)
-        self._count(_OBSERVER_STAGES.get(pair[0]), row.stage)
+        self._count(self.observer_stage(row.observer, row.observed), row.stage)
         self._keep_owed((row.observer, row.observed, True), row.owed)
         half = _OBSERVER_HALF.pack(
             _OBSERVER_CODES[row.stage],
@@ -96,12 +99,11 @@ class Pairs:
             row.confirmed_ms,
             row.check_ms,
         )
-        self._put(row.observer, row.observed, half + pair[_SIZE:])
+        self._put_observer_half(row.observer, row.observed, half)
 
     def put_observed_row(self, row: ObservedRow) -> None:
         """Keep the observed user's half."""
-        pair = self._pair(row.observer, row.observed)
-        self._count(_OBSERVED_STAGES.get(pair[_SIZE] & _STAGE), row.stage)
+        self._count(self._observed_stage(row.observed, row.observer), row.stage)
         self._keep_owed((row.observer, row.observed, False), row.owed)
         self._note_room(row.observed, row.observer, row.by_room)
         half = _OBSERVED_HALF.pack(
@@ -112,72 +114,71 @@ class Pairs:
             row.changed_ms,
             row.confirmed_ms,
         )
-        self._put(row.observer, row.observed, pair[:_SIZE] + half)
+        self._put_observed_half(row.observed, row.observer, half)
 
     def remove_observer_row(self, observer: UserID, observed: UserID) -> None:
         """Forget the observer's half."""
-        pair = self._pair(observer, observed)
-        self._count(_OBSERVER_STAGES[pair[0]], None)
+        self._count(self.observer_stage(observer, observed), None)
         self._keep_owed((observer, observed, True), ())
-        self._put(observer, observed, _NO_OBSERVER + pair[_SIZE:])
+        self._put_observer_half(observer, observed, _NO_OBSERVER)
 
     def remove_observed_row(self, observed: UserID, observer: UserID) -> None:
         """Forget the observed user's half."""
-        pair = self._pair(observer, observed)
-        self._count(_OBSERVED_STAGES[pair[_SIZE] & _STAGE], None)
+        self._count(self._observed_stage(observed, observer), None)
         self._keep_owed((observer, observed, False), ())
         self._note_room(observed, observer, False)
-        self._put(observer, observed, pair[:_SIZE] + _NO_OBSERVED)
+        self._put_observed_half(observed, observer, _NO_OBSERVED)
 
-    # --- many, in the order in which they came ----------------------------------------------------
+    # --- many: what was loaded in its order, then what came later in that in which it came ----------
 
     def listed(self, observer: UserID, *stages: ObserverStage) -> list[UserID]:
         """Whom a local observer has a row about; with `stages` only in those."""
-        if not stages:
-            return list(self._by_observer.get(observer, ()))
-        codes = [_OBSERVER_CODES[stage] for stage in stages]
-        return [
-            observed for observed, pair in self._by_observer.get(observer, {}).items() if pair[0] in codes
-        ]
+        codes = [_OBSERVER_CODES[stage] for stage in stages or ObserverStage]
+        later = ((observed, pair[0]) for observed, pair in self._by_observer.get(observer, {}).items())
+        rows = chain(self._loaded_observer.of(observer), later)
+        return [observed for observed, code in rows if code in codes]
 
     def watching(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`."""
         codes = [_OBSERVER_CODES[stage] for stage in stages]
-        return [
-            observer for observer, pair in self._by_observed.get(observed, {}).items() if pair[0] in codes
-        ]
+        later = ((observer, pair[0]) for observer, pair in self._by_observed.get(observed, {}).items())
+        rows = chain(self._loaded_watching.of(observed), later)
+        return [observer for observer, code in rows if code in codes]
 
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""
         granted, mask = _GRANTED, _STAGE | _MUTED | _BY_ROOM
-        return [
-            observer
-            for observer, pair in self._by_observed.get(observed, {}).items()
-            if pair[_SIZE] & mask == granted
-        ]
+        return [observer for observer, code in self._observed_codes(observed) if code & mask == granted]
 
     def observer_rows(self, observer: UserID | None = None) -> Iterator[ObserverRow]:
-        """The rows of one observer, or of all; do not put or remove any meanwhile."""
+        """The rows of one observer, or of all; add or remove none meanwhile."""
+        packed = self._loaded_observer.packed
+        for name, observed, place in self._loaded_observer.all(observer):
+            yield self._unpack_observer(name, observed, packed, place)
         for name in self._by_observer if observer is None else (observer,):
             for observed, pair in self._by_observer.get(name, {}).items():
-                yield self._unpack_observer(name, observed, pair)
+                yield self._unpack_observer(name, observed, pair, 0)
 
     def observed_rows(self, observed: UserID | None = None, *stages: ObservedStage) -> Iterator[ObservedRow]:
-        """The rows of one observed user, or of all; with `stages` only those; change none meanwhile."""
+        """The rows of one observed user, or of all; with `stages` only those; add or remove none."""
         codes = [_OBSERVED_CODES[stage] for stage in stages or ObservedStage]
+        packed = self._loaded_observed.packed
+        for name, observer, place in self._loaded_observed.all(observed):
+            if packed[place] & _STAGE in codes:
+                yield self._unpack_observed(observer, name, packed, place)
         for name in self._by_observed if observed is None else (observed,):
             for observer, pair in self._by_observed.get(name, {}).items():
                 if pair[_SIZE] & _STAGE in codes:
-                    yield self._unpack_observed(observer, name, pair)
+                    yield self._unpack_observed(observer, name, pair, _SIZE)
 
     def blocked_by(self, observed: UserID) -> int:
         """How many observers are blocked."""
-        pairs = self._by_observed.get(observed, {}).values()
-        return sum(bool(pair[_SIZE] & _BLOCKED) for pair in pairs)
+        return sum(bool(code & _BLOCKED) for _, code in self._observed_codes(observed))
 
-    def everybody_observed(self) -> KeysView[UserID]:
-        """Every user of a pair's observed side, ours and others."""
-        return self._by_observed.keys()
+    def everybody_observed(self) -> Iterable[UserID]:
+        """Every user of a pair's observed side, ours and others, each once."""
+        loaded = chain(self._loaded_observed.owners(), self._loaded_watching.users())
+        return dict.fromkeys(chain(loaded, self._by_observed))
 
     def granted_by_room(self) -> list[tuple[UserID, UserID]]:
         """(observed, observer) of every grant that rests on a room."""
@@ -205,66 +206,40 @@ class Pairs:
             if theirs.stage is not ObservedStage.GRANTED or theirs.owed:
                 self._loaded((theirs.observer, theirs.observed, False), theirs.owed)
 
-    def load_granted(
-        self,
-        observed: Sequence[UserID],
-        observers: Sequence[UserID],
-        generations: Column,
-        created: Column,
-        changed: Column,
-        confirmed: Column,
-    ) -> None:
-        """What most observed rows are: granted, nothing else ever said, nothing owed. By columns."""
-        self.newest_ms = max(self.newest_ms, *created, *changed, *confirmed)
-        self.stages[ObservedStage.GRANTED] += len(observed)
-        halves = map(
-            _OBSERVED_ALONE.pack, repeat(_GRANTED), repeat(0), generations, created, changed, confirmed
-        )
-        last = None
-        for user, observer, pair in zip(observed, observers, halves, strict=False):
-            if user is not last:
-                last, theirs = user, self._by_observed.setdefault(user, {})
-            theirs[observer] = pair
+    def load_granted(self, rows: Iterable[Columns]) -> None:
+        """What most observed rows are: granted, nothing else ever said, nothing owed.
 
-    def load_accepted(
-        self,
-        observers: Sequence[UserID],
-        observed: Sequence[UserID],
-        generations: Column,
-        created: Column,
-        changed: Column,
-        invite: Column,
-        confirmed: Column,
-    ) -> None:
-        """What most observer rows are: accepted, not being checked, nothing owed. By columns."""
-        self.newest_ms = max(self.newest_ms, *created, *changed, *invite, *confirmed)
-        self.stages[ObserverStage.ACCEPTED] += len(observers)
-        halves = map(
-            _OBSERVER_HALF.pack,
-            repeat(_ACCEPTED),
-            generations,
-            created,
-            changed,
-            invite,
-            confirmed,
-            repeat(0),
-        )
-        last = None
-        for observer, user, half in zip(observers, observed, halves, strict=False):
-            if observer is not last:
-                last, mine = observer, self._by_observer.setdefault(observer, {})
-            theirs = self._by_observed.get(user)
-            if theirs is None:
-                theirs = self._by_observed[user] = {}
-            mine[user] = theirs[observer] = half + theirs.get(observer, _NO_PAIR)[_SIZE:]
+        Some rows at a time, as columns: observed users, observers, generations, then moments as in the row.
+        All of them are sorted by observed user and observer. Called once, before `load_accepted`.
+        """
+        pack = _OBSERVED_HALF.pack
+        for observed, observers, generations, *moments in rows:
+            halves = map(pack, repeat(_GRANTED), repeat(0), generations, *moments)
+            self._loaded_observed.append(observed, observers, halves)
+            self.stages[ObservedStage.GRANTED] += len(observed)
+            self.newest_ms = max(self.newest_ms, *map(max, moments))
+
+    def load_accepted(self, rows: Iterable[Columns]) -> None:
+        """What most observer rows are: accepted, not being checked, nothing owed; `load_granted` says how."""
+        pack = _OBSERVER_HALF.pack
+        for observers, observed, generations, *moments in rows:
+            halves = map(pack, repeat(_ACCEPTED), generations, *moments, repeat(0))
+            self._loaded_observer.append(observers, observed, halves)
+            self.stages[ObserverStage.ACCEPTED] += len(observers)
+            self.newest_ms = max(self.newest_ms, *map(max, moments))
+        self._loaded_watching = self._loaded_observer.by_other()
+
+    def loaded_users(self) -> Sequence[UserID]:
+        """Every user of a row loaded so: the one object that each has in memory."""
+        return self._numbers.users
 
     def clamp(self, now_ms: int) -> None:
         """No moment that was loaded is in the future (Z-21)."""
         if self.newest_ms <= now_ms:
             return
-        for mine in list(self.observer_rows()):
+        for mine in self.observer_rows():  # each is put where it was
             self.put_observer_row(_clamped_observer(mine, now_ms))
-        for theirs in list(self.observed_rows()):
+        for theirs in self.observed_rows():
             self.put_observed_row(_clamped_observed(theirs, now_ms))
         self.newest_ms = now_ms
 
@@ -272,6 +247,43 @@ class Pairs:
 
     def _pair(self, observer: UserID, observed: UserID) -> bytes:
         return self._by_observed.get(observed, {}).get(observer, _NO_PAIR)
+
+    def _observer_half(self, observer: UserID, observed: UserID) -> tuple[Packed, int]:
+        """Where the half is to be read; zero stands there where there is none."""
+        place = self._loaded_observer.place(observer, observed)
+        return (
+            (self._pair(observer, observed), 0) if place == NOWHERE else (self._loaded_observer.packed, place)
+        )
+
+    def _observed_half(self, observed: UserID, observer: UserID) -> tuple[Packed, int]:
+        """The same of the observed user's."""
+        place = self._loaded_observed.place(observed, observer)
+        if place == NOWHERE:
+            return self._pair(observer, observed), _SIZE
+        return self._loaded_observed.packed, place
+
+    def _observed_stage(self, observed: UserID, observer: UserID) -> ObservedStage | None:
+        packed, place = self._observed_half(observed, observer)
+        return _OBSERVED_STAGES.get(packed[place] & _STAGE)
+
+    def _observed_codes(self, observed: UserID) -> Iterator[tuple[UserID, int]]:
+        """Each observer, with stage and flags."""
+        later = ((observer, pair[_SIZE]) for observer, pair in self._by_observed.get(observed, {}).items())
+        return chain(self._loaded_observed.of(observed), later)
+
+    def _put_observer_half(self, observer: UserID, observed: UserID, half: bytes) -> None:
+        packed, place = self._observer_half(observer, observed)
+        if isinstance(packed, bytearray):
+            packed[place : place + _SIZE] = half
+        else:
+            self._put(observer, observed, half + packed[_SIZE:])
+
+    def _put_observed_half(self, observed: UserID, observer: UserID, half: bytes) -> None:
+        packed, place = self._observed_half(observed, observer)
+        if isinstance(packed, bytearray):
+            packed[place : place + len(half)] = half
+        else:
+            self._put(observer, observed, packed[:_SIZE] + half)
 
     def _put(self, observer: UserID, observed: UserID, pair: bytes) -> None:
         _put(self._by_observer, observer, observed, pair if pair[0] else None)
@@ -305,16 +317,17 @@ class Pairs:
         self._keep_owed(key, owed)
         self.newest_ms = max(self.newest_ms, *(edu.since_ms for edu in owed), 0)
 
-    def _unpack_observer(self, observer: UserID, observed: UserID, pair: bytes) -> ObserverRow:
-        code, generation, created, changed, invite, confirmed, check = _OBSERVER_HALF.unpack_from(pair)
+    def _unpack_observer(self, observer: UserID, observed: UserID, packed: Packed, place: int) -> ObserverRow:
+        half = _OBSERVER_HALF.unpack_from(packed, place)
+        code, generation, created, changed, invite, confirmed, check = half
         owed = self._owed.get((observer, observed, True), ())
         stage = _OBSERVER_STAGES[code]
         return ObserverRow(
             observer, observed, stage, created, changed, invite, confirmed, check, generation, owed
         )
 
-    def _unpack_observed(self, observer: UserID, observed: UserID, pair: bytes) -> ObservedRow:
-        half = _OBSERVED_HALF.unpack_from(pair, _SIZE)
+    def _unpack_observed(self, observer: UserID, observed: UserID, packed: Packed, place: int) -> ObservedRow:
+        half = _OBSERVED_HALF.unpack_from(packed, place)
         code, denials, generation, created, changed, confirmed = half
         return ObservedRow(
             observer,

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from fedpresence.engine.effects import SaveAnswer, SaveInbox
 from fedpresence.engine.events import ListEduReceived
-from fedpresence.engine.pairs import Pairs
+from fedpresence.engine.pairs import Columns, Pairs
 from fedpresence.engine.presence import PresenceRecord, PresenceState
 from fedpresence.engine.rooms import StoredRoom
 from fedpresence.engine.subscription import (
@@ -46,13 +46,13 @@ _SAVE_ROOM = (
 _IS_GRANTED = "stage = 'granted' AND owed IS NULL AND NOT (muted OR blocked OR by_room OR denials)"
 _GRANTED = (
     "SELECT observed, observer, generation, created_ms, changed_ms, confirmed_ms "
-    f"FROM observed_rows WHERE {_IS_GRANTED}"
+    f"FROM observed_rows WHERE {_IS_GRANTED} ORDER BY observed, observer"
 )
 _OTHER_OBSERVED_ROWS = f"SELECT * FROM observed_rows WHERE NOT ({_IS_GRANTED})"
 _IS_ACCEPTED = "stage = 'accepted' AND owed IS NULL AND check_ms = 0"
 _ACCEPTED = (
     "SELECT observer, observed, generation, created_ms, changed_ms, invite_ms, confirmed_ms "
-    f"FROM observer_rows WHERE {_IS_ACCEPTED}"
+    f"FROM observer_rows WHERE {_IS_ACCEPTED} ORDER BY observer, observed"
 )
 _OTHER_OBSERVER_ROWS = f"SELECT * FROM observer_rows WHERE NOT ({_IS_ACCEPTED})"
 
@@ -223,6 +223,7 @@ def _compact(value: object) -> str:
 def read_stored(cursor: Cursor) -> Stored:
     """Everything, inside the transaction that is open."""
     reader = _Reader(cursor)
+    pairs = reader.pairs()  # first, because all other users are few beside these
     members: dict[RoomID, list[UserID]] = {}
     for room_id, user_id in reader.rows("SELECT room_id, user_id FROM room_members"):
         members.setdefault(room_id, []).append(reader.one(user_id))
@@ -235,7 +236,7 @@ def read_stored(cursor: Cursor) -> Stored:
             (reader.one(user_id), device_id and DeviceID(device_id))
             for user_id, device_id in reader.rows("SELECT user_id, device_id FROM hidden_devices")
         ],
-        pairs=reader.pairs(),
+        pairs=pairs,
         rooms=[
             StoredRoom(room_id, join_rule, bool(counts), members.get(room_id, ()), bool(from_homeserver))
             for room_id, counts, join_rule, from_homeserver in reader.rows("SELECT * FROM rooms")
@@ -270,24 +271,18 @@ class _Reader:
     def pairs(self) -> Pairs:
         """Both tables of rows. What nearly all rows are is read by columns: none becomes an object."""
         pairs = Pairs()
-        for columns in self._columns(_GRANTED):
-            pairs.load_granted(*columns)
+        pairs.load_granted(self._columns(_GRANTED))
+        pairs.load_accepted(self._columns(_ACCEPTED))
+        self._seen.update((user, user) for user in pairs.loaded_users())
         pairs.load(observed_rows=map(self._observed_row, self.rows(_OTHER_OBSERVED_ROWS)))
-        for columns in self._columns(_ACCEPTED):
-            pairs.load_accepted(*columns)
         pairs.load(map(self._observer_row, self.rows(_OTHER_OBSERVER_ROWS)))
         return pairs
 
-    def _columns(self, sql: str) -> Iterator[tuple[Any, ...]]:
+    def _columns(self, sql: str) -> Iterator[Columns]:
         """Two users first; then numbers."""
         self._cursor.execute(sql)
         while chunk := self._cursor.fetchmany(COLUMNS_CHUNK):
-            mine, others, *numbers = zip(*chunk, strict=True)
-            yield self._all(mine), self._all(others), *numbers
-
-    def _all(self, column: Sequence[Any]) -> Sequence[UserID]:
-        """`one` for each value."""
-        return list(map(self._seen.setdefault, column, column))
+            yield tuple(zip(*chunk, strict=True))
 
     def _observer_row(self, row: Sequence[Any]) -> ObserverRow:
         mine, other, stage, created, changed, invite, confirmed, check, generation, owed = row

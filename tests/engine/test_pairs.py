@@ -1,11 +1,12 @@
 """Rows go in and come out the same, however they are packed and from whichever side they are asked for."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpresence.engine.pairs import Pairs
+from fedpresence.engine.pairs import Columns, Pairs
 from fedpresence.engine.subscription import (
     EduKind,
     ObservedRow,
@@ -55,12 +56,23 @@ observed_rows = st.builds(
 steps = st.lists(st.one_of(observer_rows, observed_rows, st.tuples(users, users, flags)), max_size=30)
 
 
-@given(steps)
-def test_what_is_kept_is_what_was_put_last(steps: list[object]) -> None:
-    """Both halves of two users of ours are one object: neither may touch the other."""
-    pairs = Pairs()
-    mine: dict[tuple[UserID, UserID], ObserverRow] = {}
-    theirs: dict[tuple[UserID, UserID], ObservedRow] = {}
+accepted_rows = st.builds(
+    ObserverRow, users, users, st.just(ObserverStage.ACCEPTED), *[moments] * 4, generation=st.integers(0, 3)
+)
+granted_rows = st.builds(
+    ObservedRow, users, users, st.just(ObservedStage.GRANTED), moments, moments, confirmed_ms=moments
+)
+
+
+@given(st.lists(accepted_rows, max_size=9), st.lists(granted_rows, max_size=9), steps)
+def test_what_is_kept_is_what_was_put_last(
+    accepted: list[ObserverRow], granted: list[ObservedRow], steps: list[object]
+) -> None:
+    """Both halves of two users of ours may be one object, or loaded apart: neither touches the other."""
+    mine = {(row.observer, row.observed): row for row in accepted}
+    theirs = {(row.observer, row.observed): row for row in granted}
+    pairs = loaded(mine.values(), theirs.values())
+    _agree(pairs, mine, theirs)
 
     for step in steps:
         if isinstance(step, ObserverRow):
@@ -82,12 +94,23 @@ def test_what_is_kept_is_what_was_put_last(steps: list[object]) -> None:
     _agree(pairs, mine, theirs)
 
 
-@given(st.lists(observer_rows, max_size=9), st.lists(observed_rows, max_size=9))
+@given(
+    st.lists(observer_rows, max_size=9),
+    st.lists(observed_rows, max_size=9),
+    st.lists(accepted_rows, max_size=9),
+    st.lists(granted_rows, max_size=9),
+)
 def test_no_moment_that_was_loaded_is_in_the_future(
-    mine: list[ObserverRow], theirs: list[ObservedRow]
+    mine: list[ObserverRow],
+    theirs: list[ObservedRow],
+    accepted: list[ObserverRow],
+    granted: list[ObservedRow],
 ) -> None:
     """Z-21: a clock that stood ahead yesterday must not hold rows for years."""
-    pairs = Pairs(mine, theirs)
+    at_rest = {(row.observer, row.observed): row for row in accepted}
+    given = {(row.observer, row.observed): row for row in granted}
+    pairs = loaded(at_rest.values(), given.values())
+    pairs.load(mine, theirs)
 
     pairs.clamp(LATER_MS)
 
@@ -110,6 +133,52 @@ def test_nothing_is_left_of_a_pair_that_is_gone() -> None:
     assert not pairs._owed
 
 
+def test_rows_of_one_user_may_come_in_any_number_of_parts() -> None:
+    """The store reads some rows at a time: where it stops has nothing to do with whose rows they are."""
+    others = [UserID(f"@user{number}:here.test") for number in range(5)]
+    rows = [
+        ObservedRow(other, USERS[0], ObservedStage.GRANTED, 1, number) for number, other in enumerate(others)
+    ]
+    rows += [ObservedRow(USERS[0], USERS[2], ObservedStage.GRANTED, 2, 2)]
+
+    for part in range(1, len(rows) + 1):
+        pairs = Pairs()
+        pairs.load_granted(granted_columns(rows[at : at + part]) for at in range(0, len(rows), part))
+        assert list(pairs.observed_rows()) == rows
+        assert pairs.entitled(USERS[0]) == others
+        assert [pairs.observed_row(row.observed, row.observer) for row in rows] == rows
+
+
+def loaded(mine: Iterable[ObserverRow], theirs: Iterable[ObservedRow]) -> Pairs:
+    """What a start finds at rest, as the store hands it over."""
+    pairs = Pairs()
+    granted = sorted(theirs, key=lambda row: (row.observed, row.observer))
+    accepted = sorted(mine, key=lambda row: (row.observer, row.observed))
+    pairs.load_granted([granted_columns(granted)] if granted else [])
+    columns = (
+        [row.observer for row in accepted],
+        [row.observed for row in accepted],
+        [row.generation for row in accepted],
+        [row.created_ms for row in accepted],
+        [row.changed_ms for row in accepted],
+        [row.invite_ms for row in accepted],
+        [row.confirmed_ms for row in accepted],
+    )
+    pairs.load_accepted([columns] if accepted else [])
+    return pairs
+
+
+def granted_columns(rows: list[ObservedRow]) -> Columns:
+    return (
+        [row.observed for row in rows],
+        [row.observer for row in rows],
+        [row.generation for row in rows],
+        [row.created_ms for row in rows],
+        [row.changed_ms for row in rows],
+        [row.confirmed_ms for row in rows],
+    )
+
+
 def _agree(
     pairs: Pairs,
     mine: dict[tuple[UserID, UserID], ObserverRow],
@@ -122,6 +191,9 @@ def _agree(
         assert pairs.stages[stage] == sum(row.stage is stage for row in mine.values())
     for a in USERS:
         assert set(pairs.listed(a)) == {observed for observer, observed in mine if observer == a}
+        assert set(pairs.listed(a, accepted)) == {
+            row.observed for row in mine.values() if row.observer == a and row.stage is accepted
+        }
         assert set(pairs.watching(a, accepted)) == {
             row.observer for row in mine.values() if row.observed == a and row.stage is accepted
         }
@@ -137,3 +209,4 @@ def _agree(
         for b in USERS:
             assert pairs.observer_row(a, b) == mine.get((a, b))
             assert pairs.observed_row(b, a) == theirs.get((a, b))
+    assert {observed for _, observed in [*mine, *theirs]} <= set(pairs.everybody_observed())
