@@ -32,6 +32,7 @@ from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.schedules import (
     EXPIRIES,
     REPEAT_MS,
+    confirm_at_ms,
     next_repeat_ms,
     observed_moments,
     observer_moments,
@@ -280,10 +281,12 @@ class Lists:
         accepted: list[UserID] = []
         for observed in world.pairs.everybody_observed():
             if not world.is_local(observed):
-                observers = world.pairs.watching(observed, ObserverStage.ACCEPTED)
-                for observer in observers:
-                    self._schedule(turn, (observer, observed, True))  # to be confirmed (S:O-25)
-                if observers:
+                at_rest = world.pairs.at_rest(observed)
+                for observer, ms in at_rest:
+                    world.deadlines.set(
+                        (observer, observed, True), confirm_at_ms(observer, observed, ms, world)
+                    )
+                if at_rest or world.pairs.watching(observed, ObserverStage.ACCEPTED):
                     accepted.append(observed)
         self.watching.started(turn.now_ms, accepted)
         requests = [

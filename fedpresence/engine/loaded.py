@@ -119,14 +119,14 @@ class ByOther:
             ends[other] = end + 1
 
     def of(self, other: UserID) -> Iterator[tuple[UserID, int]]:
-        """The owner and the first byte of each row about this user that is there."""
+        """The owner and the place of each row about this user that is there."""
         number = self._numbers.get(other, len(self._begins))
         if number + 1 >= len(self._begins):
             return
         users, owners, packed, size = self._numbers.users, self._owners, self._packed, self._size
         for row in self._rows[self._begins[number] : self._begins[number + 1]]:
-            if code := packed[row * size]:
-                yield users[owners[row]], code
+            if packed[row * size]:
+                yield users[owners[row]], row * size
 
     def users(self) -> Iterator[UserID]:
         """Every user whom a row is about, be it gone meanwhile."""

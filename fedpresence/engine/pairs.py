@@ -55,9 +55,8 @@ class Pairs:
         self, observer_rows: Iterable[ObserverRow] = (), observed_rows: Iterable[ObservedRow] = ()
     ) -> None:
         self.stages: Counter[ObserverStage | ObservedStage] = Counter()
-        self.restless: list[
-            PairKey
-        ] = []  # loaded rows that are not at rest: neither ACCEPTED nor GRANTED, or owing
+        # Loaded rows that are not at rest: neither ACCEPTED nor GRANTED, or owing or waiting for something.
+        self.restless: list[PairKey] = []
         self.newest_ms = 0  # of all moments that were loaded
         self._numbers = Numbers()
         self._loaded_observer = Loaded(self._numbers, _OBSERVER_HALF.size)
@@ -141,9 +140,16 @@ class Pairs:
     def watching(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`."""
         codes = [_OBSERVER_CODES[stage] for stage in stages]
-        later = ((observer, pair[0]) for observer, pair in self._by_observed.get(observed, {}).items())
-        rows = chain(self._loaded_watching.of(observed), later)
-        return [observer for observer, code in rows if code in codes]
+        return [observer for observer, packed, place in self._rows_about(observed) if packed[place] in codes]
+
+    def at_rest(self, observed: UserID) -> list[tuple[UserID, int]]:
+        """Local observers who were accepted, and when last; but not whose row owes or waits for something."""
+        rows = []
+        for observer, packed, place in self._rows_about(observed):
+            code, _, _, _, _, confirmed_ms, check_ms = _OBSERVER_HALF.unpack_from(packed, place)
+            if code == _ACCEPTED and not check_ms and (observer, observed, True) not in self._owed:
+                rows.append((observer, confirmed_ms))
+        return rows
 
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""
@@ -198,7 +204,7 @@ class Pairs:
             self.put_observer_row(mine)
             moments = (mine.created_ms, mine.changed_ms, mine.invite_ms, mine.confirmed_ms, mine.check_ms)
             self.newest_ms = max(self.newest_ms, *moments)
-            if mine.stage is not ObserverStage.ACCEPTED or mine.owed:
+            if mine.stage is not ObserverStage.ACCEPTED or mine.owed or mine.check_ms:
                 self._loaded((mine.observer, mine.observed, True), mine.owed)
         for theirs in observed_rows:
             self.put_observed_row(theirs)
@@ -265,6 +271,14 @@ class Pairs:
     def _observed_stage(self, observed: UserID, observer: UserID) -> ObservedStage | None:
         packed, place = self._observed_half(observed, observer)
         return _OBSERVED_STAGES.get(packed[place] & _STAGE)
+
+    def _rows_about(self, observed: UserID) -> Iterator[tuple[UserID, Packed, int]]:
+        """Each local observer, and where the observer's half is to be read, if it is there."""
+        packed = self._loaded_observer.packed
+        for observer, place in self._loaded_watching.of(observed):
+            yield observer, packed, place
+        for observer, pair in self._by_observed.get(observed, {}).items():
+            yield observer, pair, 0
 
     def _observed_codes(self, observed: UserID) -> Iterator[tuple[UserID, int]]:
         """Each observer, with stage and flags."""

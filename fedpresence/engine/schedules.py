@@ -16,6 +16,7 @@ from fedpresence.engine.subscription import (
     ObserverStage,
 )
 from fedpresence.engine.world import World, phase
+from fedpresence.ids import UserID
 
 REQUEST_LIFE_MS = 180 * DAY_MS  # S:O-17, T-18
 TOMBSTONE_LIFE_MS = 30 * DAY_MS  # S:O-34, T-37, and the notes of S:5
@@ -61,14 +62,19 @@ def observer_moments(row: ObserverRow, world: World) -> list[tuple[int, Observer
                 unconfirmed_ms = row.check_ms + UNCONFIRMED_AFTER_MS
                 moments.append((max(held_ms, unconfirmed_ms), ObserverMove.UNCONFIRMED))
         case ObserverStage.ACCEPTED if remote:
-            phase_ms = phase(CONFIRM_PHASE_MS, row.observer, row.observed)
-            check_ms = row.confirmed_ms + CONFIRM_AFTER_MS + phase_ms
-            moments.append((max(check_ms, world.started_ms + phase_ms // 12), ObserverMove.CHECK))
+            at_ms = confirm_at_ms(row.observer, row.observed, row.confirmed_ms, world)
+            moments.append((at_ms, ObserverMove.CHECK))
         case ObserverStage.DENIED:
             moments.append((max(held_ms, row.changed_ms + TOMBSTONE_LIFE_MS), ObserverMove.FORGET))
         case ObserverStage.ACCEPTED:
             pass  # both users are ours: nothing can be lost between them
     return moments
+
+
+def confirm_at_ms(observer: UserID, observed: UserID, confirmed_ms: int, world: World) -> int:
+    """When an accepted remote user is to be asked whether that still holds (S:O-25)."""
+    phase_ms = phase(CONFIRM_PHASE_MS, observer, observed)
+    return max(confirmed_ms + CONFIRM_AFTER_MS + phase_ms, world.started_ms + phase_ms // 12)
 
 
 def observed_moments(row: ObservedRow, world: World) -> list[tuple[int, ObservedMove]]:
