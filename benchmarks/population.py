@@ -31,22 +31,27 @@ _MOMENTS = f"""
         :now_ms - number * 104729 % {6 * DAY_MS} AS confirmed_ms  -- within the week: no check is overdue
     FROM pairs
 """
+_NAMES = "INSERT INTO names (user_id) SELECT observer FROM pairs UNION SELECT observed FROM pairs ORDER BY 1"
 _OBSERVER_ROWS = f"""
     INSERT INTO observer_rows
         (observer, observed, stage, created_ms, changed_ms, invite_ms, confirmed_ms, check_ms, generation)
-    SELECT observer, observed, '{ObserverStage.ACCEPTED.value}',
+    SELECT mine.id, other.id, '{ObserverStage.ACCEPTED.value}',
         since_ms, since_ms + waited_ms, since_ms, confirmed_ms, 0, 0
-    FROM ({_MOMENTS}) WHERE substr(observer, instr(observer, ':') + 1) = :server_name
-    ORDER BY observer, observed
+    FROM ({_MOMENTS}) CROSS JOIN names AS mine ON mine.user_id = observer
+        CROSS JOIN names AS other ON other.user_id = observed
+    WHERE substr(observer, instr(observer, ':') + 1) = :server_name
+    ORDER BY mine.id, other.id
 """
 _OBSERVED_ROWS = f"""
     INSERT INTO observed_rows
         (observed, observer, stage, created_ms, changed_ms,
          muted, blocked, by_room, denials, generation, confirmed_ms)
-    SELECT observed, observer, '{ObservedStage.GRANTED.value}',
+    SELECT mine.id, other.id, '{ObservedStage.GRANTED.value}',
         since_ms, since_ms + waited_ms, 0, 0, 0, 0, 0, confirmed_ms
-    FROM ({_MOMENTS}) WHERE substr(observed, instr(observed, ':') + 1) = :server_name
-    ORDER BY observed, observer
+    FROM ({_MOMENTS}) CROSS JOIN names AS mine ON mine.user_id = observed
+        CROSS JOIN names AS other ON other.user_id = observer
+    WHERE substr(observed, instr(observed, ':') + 1) = :server_name
+    ORDER BY mine.id, other.id
 """
 
 T = TypeVar("T")
@@ -106,6 +111,7 @@ def _write_pairs(cursor: sqlite3.Cursor, server_name: ServerName, pairs: Iterabl
     """
     cursor.execute("CREATE TEMP TABLE pairs (number INTEGER PRIMARY KEY, observer TEXT, observed TEXT)")
     cursor.executemany("INSERT INTO pairs (observer, observed) VALUES (?,?)", pairs)
+    cursor.execute(_NAMES)
     for statement in (_OBSERVER_ROWS, _OBSERVED_ROWS):
         cursor.execute(statement, {"server_name": server_name, "now_ms": now_ms})
     cursor.execute("DROP TABLE pairs")

@@ -278,5 +278,9 @@ def test_a_population_is_what_the_engine_would_have_stored(tmp_path: Path) -> No
     saved: list[Durable] = [*map(SaveObserverRow, mine), *map(SaveObservedRow, theirs)]
     write_changes(again.cursor(), Changes.of(saved))
     for table in ("observer_rows", "observed_rows"):
-        rows = f"SELECT * FROM {table}"
+        rows = (
+            "SELECT a.user_id, b.user_id, stage, created_ms, changed_ms, confirmed_ms, generation, owed "
+            f"FROM {table} JOIN names AS a ON a.id = observer JOIN names AS b ON b.id = observed "
+            "ORDER BY 1, 2"
+        )
         assert made.execute(rows).fetchall() == again.execute(rows).fetchall()

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from struct import Struct
-from typing import Any
 
-from fedpresence.engine.loaded import NOWHERE, Loaded, Numbers
+from fedpresence.engine.loaded import NOWHERE, Loaded
 from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverRow, ObserverStage, OwedEdu
 from fedpresence.ids import UserID
 
@@ -45,22 +44,30 @@ _ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
 _GRANTED = _OBSERVED_CODES[ObservedStage.GRANTED]
 
 Packed = bytes | bytearray
-Columns = Sequence[Sequence[Any]]  # two of users, owners and others, and then numbers
+Columns = Sequence[Sequence[int]]  # owners, others, generations, and then moments
 
 
 class Pairs:
-    """Rows of both kinds, by user. `stages` counts them; `restless` is for the start alone."""
+    """Rows of both kinds, by user. `stages` counts them; `restless` is for the start alone.
+
+    `users` are those of the rows that `load_granted` and `load_accepted` take, which have their places in it.
+    """
 
     def __init__(
-        self, observer_rows: Iterable[ObserverRow] = (), observed_rows: Iterable[ObservedRow] = ()
+        self,
+        observer_rows: Iterable[ObserverRow] = (),
+        observed_rows: Iterable[ObservedRow] = (),
+        *,
+        users: Sequence[UserID] = (),
     ) -> None:
         self.stages: Counter[ObserverStage | ObservedStage] = Counter()
         # Loaded rows that are not at rest: neither ACCEPTED nor GRANTED, or owing or waiting for something.
         self.restless: list[PairKey] = []
         self.newest_ms = 0  # of all moments that were loaded
-        self._numbers = Numbers()
-        self._loaded_observer = Loaded(self._numbers, _OBSERVER_HALF.size)
-        self._loaded_observed = Loaded(self._numbers, _OBSERVED_HALF.size)
+        self._users = users
+        numbers = {user: number for number, user in enumerate(users)}
+        self._loaded_observer = Loaded(users, numbers, _OBSERVER_HALF.size)
+        self._loaded_observed = Loaded(users, numbers, _OBSERVED_HALF.size)
         self._loaded_watching = self._loaded_observer.by_other()
         self._by_observer: dict[UserID, dict[UserID, bytes]] = {}
         self._by_observed: dict[UserID, dict[UserID, bytes]] = {}
@@ -215,8 +222,8 @@ class Pairs:
     def load_granted(self, rows: Iterable[Columns]) -> None:
         """What most observed rows are: granted, nothing else ever said, nothing owed.
 
-        Some rows at a time, as columns: observed users, observers, generations, then moments as in the row.
-        All of them are sorted by observed user and observer. Called once, before `load_accepted`.
+        Some rows at a time, as columns: places of observed users and of observers, generations, then moments
+        as in the row. All of them are sorted by observed user and observer. Called once.
         """
         pack = _OBSERVED_HALF.pack
         for observed, observers, generations, *moments in rows:
@@ -235,9 +242,13 @@ class Pairs:
             self.newest_ms = max(self.newest_ms, *map(max, moments))
         self._loaded_watching = self._loaded_observer.by_other()
 
-    def loaded_users(self) -> Sequence[UserID]:
-        """Every user of a row loaded so: the one object that each has in memory."""
-        return self._numbers.users
+    def unpaired(self) -> list[UserID]:
+        """Those of `users` who stand in no row, once all are loaded."""
+        paired = {*self._loaded_observer.users(), *self._loaded_observed.users()}
+        paired.update(self._by_observer, self._by_observed)
+        for theirs in self._by_observed.values():
+            paired.update(theirs)
+        return [user for user in self._users if user not in paired]
 
     def clamp(self, now_ms: int) -> None:
         """No moment that was loaded is in the future (Z-21)."""

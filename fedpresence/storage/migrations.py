@@ -31,6 +31,64 @@ STEPS: tuple[str, ...] = (  # STEPS[0] turns version 1 into 2, and so on
     ALTER TABLE rooms ADD COLUMN from_homeserver INTEGER NOT NULL DEFAULT 0;
     UPDATE rooms SET from_homeserver = 1 WHERE EXISTS (SELECT 1 FROM scan);
     """,
+    # Names in the order of the rows, and rows in the order in which they lie: nothing is sorted, and each
+    # table is filled from one end to the other.
+    """
+    CREATE TABLE names (
+        id INTEGER PRIMARY KEY,
+        user_id TEXT NOT NULL UNIQUE
+    );
+    INSERT OR IGNORE INTO names (user_id) SELECT DISTINCT observer FROM observer_rows ORDER BY 1;
+    INSERT OR IGNORE INTO names (user_id) SELECT DISTINCT observed FROM observed_rows ORDER BY 1;
+    INSERT OR IGNORE INTO names (user_id) SELECT observed FROM observer_rows;
+    INSERT OR IGNORE INTO names (user_id) SELECT observer FROM observed_rows;
+
+    ALTER TABLE observer_rows RENAME TO observer_rows_5;
+    CREATE TABLE observer_rows (
+        observer INTEGER NOT NULL,
+        observed INTEGER NOT NULL,
+        stage TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        changed_ms INTEGER NOT NULL,
+        invite_ms INTEGER NOT NULL,
+        confirmed_ms INTEGER NOT NULL,
+        check_ms INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        owed TEXT,
+        PRIMARY KEY (observer, observed)
+    ) WITHOUT ROWID;
+    INSERT INTO observer_rows
+        SELECT mine.id, other.id,
+            stage, created_ms, changed_ms, invite_ms, confirmed_ms, check_ms, generation, owed
+        FROM observer_rows_5
+        CROSS JOIN names AS mine ON mine.user_id = observer
+        CROSS JOIN names AS other ON other.user_id = observed;
+    DROP TABLE observer_rows_5;
+
+    ALTER TABLE observed_rows RENAME TO observed_rows_5;
+    CREATE TABLE observed_rows (
+        observed INTEGER NOT NULL,
+        observer INTEGER NOT NULL,
+        stage TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        changed_ms INTEGER NOT NULL,
+        muted INTEGER NOT NULL,
+        blocked INTEGER NOT NULL,
+        by_room INTEGER NOT NULL,
+        denials INTEGER NOT NULL,
+        generation INTEGER NOT NULL,
+        owed TEXT,
+        confirmed_ms INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (observed, observer)
+    ) WITHOUT ROWID;
+    INSERT INTO observed_rows
+        SELECT mine.id, other.id, stage, created_ms, changed_ms,
+            muted, blocked, by_room, denials, generation, owed, confirmed_ms
+        FROM observed_rows_5
+        CROSS JOIN names AS mine ON mine.user_id = observed
+        CROSS JOIN names AS other ON other.user_id = observer;
+    DROP TABLE observed_rows_5;
+    """,
 )
 
 

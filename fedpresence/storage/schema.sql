@@ -21,10 +21,17 @@ CREATE TABLE hidden_devices (
 );
 CREATE INDEX hidden_devices_by_user ON hidden_devices (user_id);
 
--- The observer's half of each pair (S:2). owed: [[kind, generation, since_ms, flags], ...] or NULL.
+-- Whoever stands in the rows of pairs, each once: ten million rows name some million users. Who stands in none
+-- any more goes at the next start.
+CREATE TABLE names (
+    id INTEGER PRIMARY KEY,
+    user_id TEXT NOT NULL UNIQUE
+);
+
+-- The observer's half of each pair (S:2); both are ids of names. owed: [[kind, generation, since_ms, flags], ...] or NULL.
 CREATE TABLE observer_rows (
-    observer TEXT NOT NULL,
-    observed TEXT NOT NULL,
+    observer INTEGER NOT NULL,
+    observed INTEGER NOT NULL,
     stage TEXT NOT NULL,
     created_ms INTEGER NOT NULL,
     changed_ms INTEGER NOT NULL,
@@ -38,8 +45,8 @@ CREATE TABLE observer_rows (
 
 -- The observed user's half of each pair (S:2).
 CREATE TABLE observed_rows (
-    observed TEXT NOT NULL,
-    observer TEXT NOT NULL,
+    observed INTEGER NOT NULL,
+    observer INTEGER NOT NULL,
     stage TEXT NOT NULL,
     created_ms INTEGER NOT NULL,
     changed_ms INTEGER NOT NULL,

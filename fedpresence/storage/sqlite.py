@@ -14,6 +14,7 @@ Source: decision 22; Z-22.
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,15 +30,16 @@ from fedpresence.errors import ConfigError, StoreError
 from fedpresence.ids import DeviceID, ServerName, UserID
 from fedpresence.storage.changes import Changes
 from fedpresence.storage.lock import DatabaseLock
-from fedpresence.storage.migrations import is_ready, migrate, newest_schema
+from fedpresence.storage.migrations import is_ready, migrate, newest_schema, stored_version
 from fedpresence.storage.store import MAX_SERVER_KEYS, ScanKind, ScanRow, Stored, TokenOwner, token_hash
-from fedpresence.storage.tables import Cursor, read_stored, write_changes, write_presence
+from fedpresence.storage.tables import Cursor, forget_names, read_stored, write_changes, write_presence
 from fedpresence.storage.written import Written
 
 _log = Logger()
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 10.0  # another process's token takes milliseconds; a stopped one must not hang us for ever
+MIGRATION_CACHE_KIB = 262_144  # the names of two million users, so that each is looked up in memory
 _MENDABLE = frozenset(  # primary result codes that mean a wrong path, owner or file, not a failing disk
     (
         sqlite3.SQLITE_AUTH,
@@ -143,6 +145,10 @@ class SQLiteStore:
         self._newest_user = cursor.fetchone()[0]
         self._own_users.clear()
         self._own_token = False
+        if unnamed := stored.pairs.unpaired():
+            cursor.execute("COMMIT")  # what was read may be older than what another process wrote meanwhile
+            cursor.execute("BEGIN IMMEDIATE")
+            forget_names(cursor, unnamed)
         return stored
 
     def commit(self, effects: Sequence[Durable], now_ms: int) -> Deferred[None]:
@@ -405,7 +411,7 @@ def _prepare(path: Path, lock: DatabaseLock | None) -> None:
                 # A daemon of the version before may be at work in it; it would hold this lock.
                 for_now = DatabaseLock.take(path) if lock is None else None
                 try:
-                    migrate(connection, newest_schema())
+                    _migrate(connection, path)
                 finally:
                     if for_now is not None:
                         for_now.release()
@@ -420,6 +426,20 @@ def _prepare(path: Path, lock: DatabaseLock | None) -> None:
                 "writable for the user that runs fedpresence.",
             ) from error
         raise _store_error(path, error) from error
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the schema to this version's; where there are rows, that may take minutes, and is told."""
+    version = stored_version(connection)
+    if version:
+        _log.info(
+            "{path} has schema {version} and is brought to this version's", path=str(path), version=version
+        )
+    began = time.monotonic()
+    connection.execute(f"PRAGMA cache_size = -{MIGRATION_CACHE_KIB}")
+    migrate(connection, newest_schema())
+    if version:
+        _log.info("{path}: done in {seconds} s", path=str(path), seconds=round(time.monotonic() - began, 1))
 
 
 def _create(path: Path) -> None:

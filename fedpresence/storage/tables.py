@@ -1,7 +1,7 @@
 """Values and SQL rows: how the tables of schema.sql are written and read.
 
 Always true: reading undoes writing. Equal user IDs read together are one object in memory, because
-each stands in many rows (a million rows name some ten thousand users).
+each stands in many rows (a million rows name some ten thousand users); rows of pairs have numbers instead.
 """
 
 import json
@@ -21,13 +21,15 @@ from fedpresence.engine.subscription import (
     ObserverStage,
     OwedEdu,
 )
+from fedpresence.errors import StoreError
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 from fedpresence.storage.changes import Changes, Pair
 from fedpresence.storage.store import Stored
 
 # Every table's key comes first in its rows. `?` is the only way a value gets into a statement.
-_SAVE_OBSERVER_ROW = "INSERT OR REPLACE INTO observer_rows VALUES (?,?,?,?,?,?,?,?,?,?)"
-_SAVE_OBSERVED_ROW = "INSERT OR REPLACE INTO observed_rows VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_ID = "(SELECT id FROM names WHERE user_id = ?)"
+_SAVE_OBSERVER_ROW = f"INSERT OR REPLACE INTO observer_rows VALUES ({_ID},{_ID},?,?,?,?,?,?,?,?)"
+_SAVE_OBSERVED_ROW = f"INSERT OR REPLACE INTO observed_rows VALUES ({_ID},{_ID},?,?,?,?,?,?,?,?,?,?)"
 _SAVE_PRESENCE = "INSERT OR REPLACE INTO presence VALUES (?,?,?,?,?,?)"
 _SAVE_ANSWER = "INSERT OR REPLACE INTO answers VALUES (?,?,?,?)"
 _SAVE_USER = (
@@ -90,14 +92,8 @@ class Cursor(Protocol):
 
 def write_changes(cursor: Cursor, changes: Changes) -> None:
     """A turn's changes, inside the transaction that is open."""
-    if changes.observer_rows:
-        saved, gone = _split(changes.observer_rows)
-        cursor.executemany("DELETE FROM observer_rows WHERE observer = ? AND observed = ?", gone)
-        cursor.executemany(_SAVE_OBSERVER_ROW, map(_encode_observer_row, saved))
-    if changes.observed_rows:
-        saved_observed, gone = _split(changes.observed_rows)
-        cursor.executemany("DELETE FROM observed_rows WHERE observer = ? AND observed = ?", gone)
-        cursor.executemany(_SAVE_OBSERVED_ROW, map(_encode_observed_row, saved_observed))
+    if changes.observer_rows or changes.observed_rows:
+        _write_pairs(cursor, changes)
     if changes.answers:
         answers, gone_answers = _split(changes.answers)
         cursor.executemany("DELETE FROM answers WHERE origin = ? AND txn_id = ?", gone_answers)
@@ -133,6 +129,24 @@ def write_presence(cursor: Cursor, records: Iterable[PresenceRecord]) -> None:
             for r in records
         ),
     )
+
+
+def forget_names(cursor: Cursor, user_ids: Iterable[UserID]) -> None:
+    """Users whom no row of a pair names any more."""
+    cursor.executemany("DELETE FROM names WHERE user_id = ?", ((user_id,) for user_id in user_ids))
+
+
+def _write_pairs(cursor: Cursor, changes: Changes) -> None:
+    """Names before the rows that refer to them."""
+    mine, mine_gone = _split(changes.observer_rows)
+    theirs, theirs_gone = _split(changes.observed_rows)
+    saved: list[ObserverRow | ObservedRow] = [*mine, *theirs]
+    names = dict.fromkeys(name for row in saved for name in (row.observer, row.observed))
+    cursor.executemany("INSERT OR IGNORE INTO names (user_id) VALUES (?)", ((name,) for name in names))
+    cursor.executemany(f"DELETE FROM observer_rows WHERE observer = {_ID} AND observed = {_ID}", mine_gone)
+    cursor.executemany(_SAVE_OBSERVER_ROW, map(_encode_observer_row, mine))
+    cursor.executemany(f"DELETE FROM observed_rows WHERE observer = {_ID} AND observed = {_ID}", theirs_gone)
+    cursor.executemany(_SAVE_OBSERVED_ROW, map(_encode_observed_row, theirs))
 
 
 def _write_rooms(cursor: Cursor, changes: Changes) -> None:
@@ -257,6 +271,8 @@ class _Reader:
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
+        self._users: list[UserID] = []  # of `names`
+        self._places: dict[int, int] = {}  # by id: where in them
         self._seen: dict[Any, Any] = {}
 
     def rows(self, sql: str) -> Iterator[Any]:
@@ -270,23 +286,39 @@ class _Reader:
 
     def pairs(self) -> Pairs:
         """Both tables of rows. What nearly all rows are is read by columns: none becomes an object."""
-        pairs = Pairs()
+        for user_number, user_id in self.rows("SELECT id, user_id FROM names ORDER BY id"):
+            self._places[user_number] = len(self._users)
+            self._users.append(user_id)
+        self._seen.update(zip(self._users, self._users, strict=True))
+        pairs = Pairs(users=self._users)
         pairs.load_granted(self._columns(_GRANTED))
         pairs.load_accepted(self._columns(_ACCEPTED))
-        self._seen.update((user, user) for user in pairs.loaded_users())
         pairs.load(observed_rows=map(self._observed_row, self.rows(_OTHER_OBSERVED_ROWS)))
         pairs.load(map(self._observer_row, self.rows(_OTHER_OBSERVER_ROWS)))
         return pairs
 
     def _columns(self, sql: str) -> Iterator[Columns]:
-        """Two users first; then numbers."""
+        """Two users first, by their places in `names`; then numbers."""
         self._cursor.execute(sql)
         while chunk := self._cursor.fetchmany(COLUMNS_CHUNK):
-            yield tuple(zip(*chunk, strict=True))
+            owners, others, *numbers = zip(*chunk, strict=True)
+            yield self._all(owners), self._all(others), *numbers
+
+    def _all(self, column: Sequence[int]) -> list[int]:
+        try:
+            return list(map(self._places.__getitem__, column))
+        except KeyError as missing:
+            raise _nameless(missing) from missing
+
+    def _user(self, user_number: int) -> UserID:
+        try:
+            return self._users[self._places[user_number]]
+        except KeyError as missing:
+            raise _nameless(missing) from missing
 
     def _observer_row(self, row: Sequence[Any]) -> ObserverRow:
         mine, other, stage, created, changed, invite, confirmed, check, generation, owed = row
-        observer, observed = self.one(mine), self.one(other)
+        observer, observed = self._user(mine), self._user(other)
         owes = _decode_owed(owed, observer, observed)
         return ObserverRow(
             observer,
@@ -304,7 +336,7 @@ class _Reader:
     def _observed_row(self, row: Sequence[Any]) -> ObservedRow:
         mine, other, stage, created, changed, *flags, denials, generation, owed, confirmed = row
         muted, blocked, by_room = map(bool, flags)
-        observed, observer = self.one(mine), self.one(other)
+        observed, observer = self._user(mine), self._user(other)
         return ObservedRow(
             observer,
             observed,
@@ -341,6 +373,10 @@ class _Reader:
         return PresenceRecord(
             self.one(user_id), _STATES[state], last_active_ms, status_msg, bool(currently_active), heard_ms
         )
+
+
+def _nameless(missing: KeyError) -> StoreError:
+    return StoreError(f"the database is damaged: a pair has user {missing}, whose name is not there")
 
 
 def _decode_owed(text: str | None, observer: UserID, observed: UserID) -> tuple[OwedEdu, ...]:

@@ -1,6 +1,6 @@
 """Rows go in and come out the same, however they are packed and from whichever side they are asked for."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from hypothesis import given
@@ -136,28 +136,40 @@ def test_nothing_is_left_of_a_pair_that_is_gone() -> None:
 def test_rows_of_one_user_may_come_in_any_number_of_parts() -> None:
     """The store reads some rows at a time: where it stops has nothing to do with whose rows they are."""
     others = [UserID(f"@user{number}:here.test") for number in range(5)]
-    rows = [
-        ObservedRow(other, USERS[0], ObservedStage.GRANTED, 1, number) for number, other in enumerate(others)
-    ]
+    rows = [ObservedRow(other, USERS[0], ObservedStage.GRANTED, 1, at) for at, other in enumerate(others)]
     rows += [ObservedRow(USERS[0], USERS[2], ObservedStage.GRANTED, 2, 2)]
+    users = [*USERS, *others]
 
     for part in range(1, len(rows) + 1):
-        pairs = Pairs()
-        pairs.load_granted(granted_columns(rows[at : at + part]) for at in range(0, len(rows), part))
+        pairs = Pairs(users=users)
+        pairs.load_granted(granted_columns(users, rows[at : at + part]) for at in range(0, len(rows), part))
         assert list(pairs.observed_rows()) == rows
         assert pairs.entitled(USERS[0]) == others
         assert [pairs.observed_row(row.observed, row.observer) for row in rows] == rows
 
 
+def test_who_stands_in_no_row_is_told_apart() -> None:
+    """The store forgets their names: invented users must not fill the disk."""
+    accepted = ObserverRow(USERS[0], USERS[1], ObserverStage.ACCEPTED, 1, 1)
+    requested = ObservedRow(USERS[3], USERS[0], ObservedStage.REQUESTED, 1, 1)
+
+    pairs = loaded([accepted], [])
+    assert pairs.unpaired() == [USERS[2], USERS[3]]
+    pairs.load(observed_rows=[requested])
+
+    assert pairs.unpaired() == [USERS[2]]
+
+
 def loaded(mine: Iterable[ObserverRow], theirs: Iterable[ObservedRow]) -> Pairs:
     """What a start finds at rest, as the store hands it over."""
-    pairs = Pairs()
-    granted = sorted(theirs, key=lambda row: (row.observed, row.observer))
-    accepted = sorted(mine, key=lambda row: (row.observer, row.observed))
-    pairs.load_granted([granted_columns(granted)] if granted else [])
+    pairs = Pairs(users=USERS)
+    place = USERS.index
+    granted = sorted(theirs, key=lambda row: (place(row.observed), place(row.observer)))
+    accepted = sorted(mine, key=lambda row: (place(row.observer), place(row.observed)))
+    pairs.load_granted([granted_columns(USERS, granted)] if granted else [])
     columns = (
-        [row.observer for row in accepted],
-        [row.observed for row in accepted],
+        [place(row.observer) for row in accepted],
+        [place(row.observed) for row in accepted],
         [row.generation for row in accepted],
         [row.created_ms for row in accepted],
         [row.changed_ms for row in accepted],
@@ -168,10 +180,10 @@ def loaded(mine: Iterable[ObserverRow], theirs: Iterable[ObservedRow]) -> Pairs:
     return pairs
 
 
-def granted_columns(rows: list[ObservedRow]) -> Columns:
+def granted_columns(users: Sequence[UserID], rows: list[ObservedRow]) -> Columns:
     return (
-        [row.observed for row in rows],
-        [row.observer for row in rows],
+        [users.index(row.observed) for row in rows],
+        [users.index(row.observer) for row in rows],
         [row.generation for row in rows],
         [row.created_ms for row in rows],
         [row.changed_ms for row in rows],

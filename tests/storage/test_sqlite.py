@@ -7,12 +7,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fedpresence.engine.effects import (
     Durable,
+    ForgetObserverRow,
     ForgetRoom,
     SaveAnswer,
     SaveObserverRow,
@@ -20,7 +22,14 @@ from fedpresence.engine.effects import (
     SaveRoomMembers,
     SaveUser,
 )
-from fedpresence.engine.subscription import ObserverRow, ObserverStage
+from fedpresence.engine.subscription import (
+    EduKind,
+    ObservedRow,
+    ObservedStage,
+    ObserverRow,
+    ObserverStage,
+    OwedEdu,
+)
 from fedpresence.errors import ConfigError, StoreError
 from fedpresence.ids import RoomID, ServerName, UserID
 from fedpresence.storage.lock import DatabaseLock
@@ -367,9 +376,12 @@ SCHEMA_2 = Path(__file__).with_name("schema_2.sql").read_text(encoding="utf-8")
 SCHEMA_1 = SCHEMA_2.replace(CONFIRMED_MS + "\n", "")
 SCHEMA_3 = SCHEMA_2.replace("counts INTEGER NOT NULL\n", "counts INTEGER NOT NULL,\n    join_rule TEXT\n")
 SCHEMA_4 = SCHEMA_3 + CURRENT_STEPS[2]
+SCHEMA_5 = SCHEMA_4 + CURRENT_STEPS[3]
 
 
-@pytest.mark.parametrize(("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2), (3, SCHEMA_3), (4, SCHEMA_4)])
+@pytest.mark.parametrize(
+    ("version", "schema"), [(1, SCHEMA_1), (2, SCHEMA_2), (3, SCHEMA_3), (4, SCHEMA_4), (5, SCHEMA_5)]
+)
 def test_the_schema_of_each_version_leads_to_this_one(path: Path, version: int, schema: str) -> None:
     """Whoever upgrades has the same tables as whoever begins."""
     old, fresh = connect(path), connect(path.with_name("fresh.db"))
@@ -423,6 +435,83 @@ def test_rooms_of_version_4_are_the_homeservers_where_one_was_asked(path: Path, 
 
     assert [room.from_homeserver for room in read_stored(connection.cursor()).rooms] == [is_beside]
     connection.close()
+
+
+def test_pairs_of_version_5_keep_both_halves(path: Path, reactor: ThreadReactor) -> None:
+    """A grant that an upgrade lost would be asked for again, one that it gave to another user be a leak."""
+    carol, a, z = (UserID(name) for name in ("@carol:here.test", "@a:there.test", "@z:there.test"))
+    connection = connect(path)
+    migrate(connection, SCHEMA_5, CURRENT_STEPS[:4])
+    owed = '[["m.presence_accept",3,7,0]]'
+    mine = [
+        (ALICE, BOB, "accepted", 1, 2, 3, 4, 0, 5, None),
+        (ALICE, carol, "pending", 1, 1, 1, 0, 0, 1, None),
+        (carol, ALICE, "accepted", 6, 7, 8, 9, 10, 11, None),
+    ]
+    theirs = [
+        (ALICE, carol, "granted", 1, 2, 0, 0, 0, 0, 3, owed, 4),
+        (ALICE, a, "granted", 1, 2, 0, 0, 0, 0, 0, None, 5),
+        (carol, z, "denied", 1, 2, 1, 1, 1, 2, 4, None, 6),
+    ]
+    connection.executemany("INSERT INTO observer_rows VALUES (?,?,?,?,?,?,?,?,?,?)", mine)
+    connection.executemany("INSERT INTO observed_rows VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", theirs)
+    connection.close()
+
+    pairs = reload(path, reactor).pairs
+
+    assert set(pairs.observer_rows()) == {
+        ObserverRow(ALICE, BOB, ObserverStage.ACCEPTED, 1, 2, 3, 4, 0, 5),
+        ObserverRow(ALICE, carol, ObserverStage.PENDING, 1, 1, 1, generation=1),
+        ObserverRow(carol, ALICE, ObserverStage.ACCEPTED, 6, 7, 8, 9, 10, 11),
+    }
+    edu = OwedEdu(EduKind.ACCEPT, carol, ALICE, 3, 7)
+    granted, denied = ObservedStage.GRANTED, ObservedStage.DENIED
+    assert set(pairs.observed_rows()) == {
+        ObservedRow(carol, ALICE, granted, 1, 2, generation=3, owed=(edu,), confirmed_ms=4),
+        ObservedRow(a, ALICE, granted, 1, 2, confirmed_ms=5),
+        ObservedRow(z, carol, denied, 1, 2, True, True, True, 2, 4, confirmed_ms=6),
+    }
+
+
+def test_names_of_no_pair_go_at_the_next_start(path: Path, reactor: ThreadReactor) -> None:
+    """Strangers who ask and are forgotten may be invented, and as many as somebody likes (decision 19)."""
+    rows = [
+        ObserverRow(ALICE, UserID(f"@user{n}:there.test"), ObserverStage.PENDING, NOW_MS, NOW_MS)
+        for n in range(3)
+    ]
+    store = SQLiteStore.open(path, reactor)
+    reactor.wait(store.commit([SaveObserverRow(row) for row in rows], NOW_MS))
+    reactor.wait(store.commit([ForgetObserverRow(ALICE, row.observed) for row in rows[:2]], NOW_MS))
+    reactor.wait(store.close())
+
+    store = SQLiteStore.open(path, reactor)
+    assert list(reactor.wait(store.load()).pairs.observer_rows()) == rows[2:]
+    again = replace(rows[0], created_ms=NOW_MS + 1)
+    reactor.wait(store.commit([SaveObserverRow(again)], NOW_MS))
+    reactor.wait(store.close())
+
+    names = connect(path).execute("SELECT user_id FROM names ORDER BY user_id").fetchall()
+    assert names == [(ALICE,), (rows[0].observed,), (rows[2].observed,)]
+    assert set(reload(path, reactor).pairs.observer_rows()) == {again, rows[2]}
+
+
+@pytest.mark.parametrize("stage", ["accepted", "pending"])
+def test_a_pair_whose_user_has_no_name_is_a_store_error(
+    path: Path, reactor: ThreadReactor, stage: str
+) -> None:
+    """A damaged database is said to be one; a right must never go to whoever stands next to it."""
+    store = SQLiteStore.open(path, reactor)
+    row = ObserverRow(ALICE, BOB, ObserverStage(stage), NOW_MS, NOW_MS)
+    reactor.wait(store.commit([SaveObserverRow(row)], NOW_MS))
+    reactor.wait(store.close())
+    connection = connect(path)
+    connection.execute("DELETE FROM names WHERE user_id = ?", (BOB,))
+    connection.close()
+
+    store = SQLiteStore.open(path, reactor)
+    with pytest.raises(StoreError, match="damaged"):
+        reactor.wait(store.load())
+    reactor.wait(store.close())
 
 
 def test_a_step_that_fails_leaves_the_version_before(path: Path) -> None:
