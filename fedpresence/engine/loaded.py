@@ -37,13 +37,18 @@ class Loaded:
         self._ends = array("I", bytes(_ITEM * len(users)))
 
     def append(self, owners: Sequence[int], others: Sequence[int], rows: Iterable[bytes]) -> None:
-        """More rows, all sorted by the numbers of owner and other user, as those before them were."""
+        """More rows, all sorted by the numbers of owner and other user, as those before them were.
+
+        ValueError where an owner's rows are apart: those between would be taken for the owner's too.
+        """
         end = len(self._owners)
         for owner, same in groupby(owners):
             begin = end
             end += len(list(same))
-            if not self._ends[owner]:  # else the rows before were this owner's too
+            if not self._ends[owner]:
                 self._begins[owner] = begin
+            elif self._ends[owner] != begin:
+                raise ValueError("rows of one user are apart")
             self._ends[owner] = end
         self._owners.extend(array("I", owners))
         self._others.extend(array("I", others))

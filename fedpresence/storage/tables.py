@@ -291,8 +291,11 @@ class _Reader:
             self._users.append(user_id)
         self._seen.update(zip(self._users, self._users, strict=True))
         pairs = Pairs(users=self._users)
-        pairs.load_granted(self._columns(_GRANTED))
-        pairs.load_accepted(self._columns(_ACCEPTED))
+        try:
+            pairs.load_granted(self._columns(_GRANTED))
+            pairs.load_accepted(self._columns(_ACCEPTED))
+        except ValueError as error:
+            raise StoreError(f"the database is damaged: {error}") from error
         pairs.load(observed_rows=map(self._observed_row, self.rows(_OTHER_OBSERVED_ROWS)))
         pairs.load(map(self._observer_row, self.rows(_OTHER_OBSERVER_ROWS)))
         return pairs

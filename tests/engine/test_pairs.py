@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,6 +149,14 @@ def test_rows_of_one_user_may_come_in_any_number_of_parts() -> None:
         assert [pairs.observed_row(row.observed, row.observer) for row in rows] == rows
 
 
+def test_rows_of_one_user_that_are_apart_are_refused() -> None:
+    """Whoever stands between them would share their presence with observers of somebody else."""
+    rows = [ObservedRow(USERS[1], USERS[n], ObservedStage.GRANTED, 1, 1) for n in (0, 2, 0)]
+
+    with pytest.raises(ValueError, match="apart"):
+        Pairs(users=USERS).load_granted([granted_columns(USERS, rows)])
+
+
 def test_who_stands_in_no_row_is_told_apart() -> None:
     """The store forgets their names: invented users must not fill the disk."""
     accepted = ObserverRow(USERS[0], USERS[1], ObserverStage.ACCEPTED, 1, 1)
@@ -212,7 +221,7 @@ def _agree(
         assert set(pairs.entitled(a)) == {
             row.observer
             for row in theirs.values()
-            if row.observed == a and row.stage is granted and not row.muted
+            if row.observed == a and row.stage is granted and not (row.muted or row.by_room)
         }
         assert pairs.blocked_by(a) == sum(row.observed == a and row.blocked for row in theirs.values())
         assert set(pairs.granted_by_room_of(a)) == {
