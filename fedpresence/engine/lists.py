@@ -32,10 +32,10 @@ from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.schedules import (
     EXPIRIES,
     REPEAT_MS,
-    confirm_at_ms,
     next_repeat_ms,
     observed_moments,
     observer_moments,
+    plan_confirmations,
 )
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, InvitePolicy
 from fedpresence.engine.subscription import (
@@ -278,17 +278,7 @@ class Lists:
         restless, world.pairs.restless = world.pairs.restless, []
         for key in restless:
             self._schedule(turn, key)
-        accepted: list[UserID] = []
-        for observed in world.pairs.everybody_observed():
-            if not world.is_local(observed):
-                at_rest = world.pairs.at_rest(observed)
-                for observer, ms in at_rest:
-                    world.deadlines.set(
-                        (observer, observed, True), confirm_at_ms(observer, observed, ms, world)
-                    )
-                if at_rest or world.pairs.watching(observed, ObserverStage.ACCEPTED):
-                    accepted.append(observed)
-        self.watching.started(turn.now_ms, accepted)
+        self.watching.started(turn.now_ms, plan_confirmations(world))
         requests = [
             world.observed_row(observed, observer)
             for observer, observed, observers_side in restless

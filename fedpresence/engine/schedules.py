@@ -45,6 +45,20 @@ def next_repeat_ms(since_ms: int, after_ms: int) -> int:
     return since_ms + weeks * 7 * DAY_MS
 
 
+def plan_confirmations(world: World) -> list[UserID]:
+    """After a start: each pair at rest with a remote user gets its moment. Answers who is accepted there."""
+    accepted = []
+    for observed in world.pairs.everybody_observed():
+        if not world.is_local(observed):
+            at_rest = world.pairs.at_rest(observed)
+            for observer, confirmed_ms in at_rest:
+                at_ms = _confirm_at_ms(observer, observed, confirmed_ms, world)
+                world.deadlines.set((observer, observed, True), at_ms)
+            if at_rest or world.pairs.watching(observed, ObserverStage.ACCEPTED):
+                accepted.append(observed)
+    return accepted
+
+
 def observer_moments(row: ObserverRow, world: World) -> list[tuple[int, ObserverMove]]:
     """What time will do to an observer's row, each with its moment; the first due is done."""
     held_ms = world.hold_expiries_until_ms
@@ -62,19 +76,13 @@ def observer_moments(row: ObserverRow, world: World) -> list[tuple[int, Observer
                 unconfirmed_ms = row.check_ms + UNCONFIRMED_AFTER_MS
                 moments.append((max(held_ms, unconfirmed_ms), ObserverMove.UNCONFIRMED))
         case ObserverStage.ACCEPTED if remote:
-            at_ms = confirm_at_ms(row.observer, row.observed, row.confirmed_ms, world)
+            at_ms = _confirm_at_ms(row.observer, row.observed, row.confirmed_ms, world)
             moments.append((at_ms, ObserverMove.CHECK))
         case ObserverStage.DENIED:
             moments.append((max(held_ms, row.changed_ms + TOMBSTONE_LIFE_MS), ObserverMove.FORGET))
         case ObserverStage.ACCEPTED:
             pass  # both users are ours: nothing can be lost between them
     return moments
-
-
-def confirm_at_ms(observer: UserID, observed: UserID, confirmed_ms: int, world: World) -> int:
-    """When an accepted remote user is to be asked whether that still holds (S:O-25)."""
-    phase_ms = phase(CONFIRM_PHASE_MS, observer, observed)
-    return max(confirmed_ms + CONFIRM_AFTER_MS + phase_ms, world.started_ms + phase_ms // 12)
 
 
 def observed_moments(row: ObservedRow, world: World) -> list[tuple[int, ObservedMove]]:
@@ -89,6 +97,12 @@ def observed_moments(row: ObservedRow, world: World) -> list[tuple[int, Observed
             return [(max(held_ms, row.changed_ms + TOMBSTONE_LIFE_MS), ObservedMove.FORGET)]
         case _:
             return []
+
+
+def _confirm_at_ms(observer: UserID, observed: UserID, confirmed_ms: int, world: World) -> int:
+    """When an accepted remote user is to be asked whether that still holds (S:O-25)."""
+    phase_ms = phase(CONFIRM_PHASE_MS, observer, observed)
+    return max(confirmed_ms + CONFIRM_AFTER_MS + phase_ms, world.started_ms + phase_ms // 12)
 
 
 def _resend_ms(row: ObserverRow, world: World) -> int:
