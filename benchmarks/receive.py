@@ -1,7 +1,8 @@
 """What receiving costs: signed transactions of several origins against one server.
 
 Each origin has one transaction in flight. One case with one push a transaction, as from quiet servers; one
-with fifty, as from busy ones; one with the limits of origins as they are, which must answer 429.
+with twenty, and one with fifty, as from busy ones; one with the limits of origins as they are, which must
+answer 429.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from fedpresence.testing.processes import ServerProcess, free_port
 HERE = ServerName("here.test")
 THERE_HOST = "there.test"
 OBSERVER = UserID(f"@observer:{HERE}")
+SOME_PUSHES = 20  # what a homeserver sends that has something to say all the time
 PUSHES = 50  # in one EDU: what fedpresence and Synapse send
 HUGE = 2500  # pushes in one transaction: fifty full EDUs
 DEFAULT_BURST = 20_000  # limits.origin_entries
@@ -37,20 +39,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--users", type=int, default=100, help="observed users of each origin, at least fifty"
     )
     parser.add_argument("--transactions", type=int, default=10_000, help="with one push each")
+    parser.add_argument("--some-transactions", type=int, default=3000, help="with twenty pushes each")
     parser.add_argument("--large-transactions", type=int, default=2000, help="with fifty pushes each")
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Measure."""
     origins, users = arguments.origins, max(PUSHES, arguments.users)
-    single, large = arguments.transactions, arguments.large_transactions
+    single, some, large = arguments.transactions, arguments.some_transactions, arguments.large_transactions
     if arguments.smoke:
-        origins, users, single, large = 3, PUSHES, 60, 30
+        origins, users, single, some, large = 3, PUSHES, 60, 30, 30
     unlimited = {"origin_bytes": UNLIMITED, "origin_entries": UNLIMITED}
     with receiving_world(origins, users, {"limits": unlimited}) as (server, child):
         names = observed_users(origins, users)
         cases = [
             _measure("one push a transaction", server, child, names, single, 1),
+            _measure("twenty pushes a transaction", server, child, names, some, SOME_PUSHES),
             _measure("fifty pushes a transaction", server, child, names, large, PUSHES),
         ]
     with receiving_world(1, users, {}) as (_, child):
@@ -59,6 +63,7 @@ def run(arguments: argparse.Namespace) -> Report:
         "origins": origins,
         "users": users,
         "transactions": single,
+        "some_transactions": some,
         "large_transactions": large,
     }
     return Report("receive", parameters, tuple(cases))
