@@ -219,9 +219,10 @@ class Parts:
     async def _take_transaction(self, transaction: TransactionReceived) -> None:
         """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
         await self.hub.submit(transaction)
-        for edu in transaction.edus:
-            if isinstance(edu, PushReceived):
-                self.feed.heard(edu.user_id)
+        if self.feed.somebody_asks:
+            for edu in transaction.edus:
+                if isinstance(edu, PushReceived):
+                    self.feed.heard(edu.user_id)
 
     def _decisions(self) -> Decisions:
         engine, hub, clock = self.engine, self.hub, self.clock

@@ -91,6 +91,11 @@ class Feed:
         for waiter in self._waiting.pop(user_id, []):
             _wake(waiter, True)
 
+    @property
+    def somebody_asks(self) -> bool:
+        """Whether `heard` would answer anybody."""
+        return bool(self._asking)
+
     def heard(self, observed: UserID) -> None:
         """The origin has spoken of `observed`, with or without anything new: answer who asked."""
         for asking in self._asking.pop(observed, ()):

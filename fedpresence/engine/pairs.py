@@ -158,6 +158,11 @@ class Pairs:
                 rows.append((observer, confirmed_ms))
         return rows
 
+    def stages_about(self, observed: UserID) -> set[ObserverStage]:
+        """The stages of all local observers' rows about `observed`."""
+        codes = {packed[place] for _, packed, place in self._rows_about(observed)}
+        return {_OBSERVER_STAGES[code] for code in codes if code}
+
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""
         granted, mask = _GRANTED, _STAGE | _MUTED | _BY_ROOM

@@ -72,11 +72,10 @@ class RemoteUser:
 
     def next_deadline_ms(self, settings: EngineSettings) -> int | None:
         """When time alone changes something; None: never."""
-        stale_ms = 0
-        if not self.stale and self.published.state is not OFFLINE:
-            stale_ms = self.heard_ms + settings.remote_timeout_ms + 1
-        moments = [ms for ms in (stale_ms, self.poll_at_ms) if ms]
-        return min(moments, default=None)
+        if self.stale or self.published.state is OFFLINE:
+            return self.poll_at_ms or None
+        stale_ms = self.heard_ms + settings.remote_timeout_ms + 1
+        return min(stale_ms, self.poll_at_ms) if self.poll_at_ms else stale_ms
 
     def record(self, user_id: UserID) -> PresenceRecord:
         """As it is written behind."""

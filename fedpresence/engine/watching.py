@@ -29,6 +29,7 @@ FRESH_MS = 10_000  # a copy younger than this is not asked for again (decision 7
 MAX_UNWANTED_ORIGINS = 100  # that are counted by name; wildcard DNS has no end of names
 OTHERS = ServerName("")  # all further ones together: no server has this name
 BOOT_POLLS_MS = 30_000  # polls of a restart are spread over this
+LET_GO = (ObserverStage.NONE, ObserverStage.DENIED)  # an observer once did, and we know of it
 
 
 class Watching:
@@ -53,15 +54,17 @@ class Watching:
             return
         if not world.permits(push.origin):
             return
-        self._remind(turn, user_id, push.origin)
-        if world.is_wanted(user_id):
+        stages = world.pairs.stages_about(user_id)
+        if not stages.isdisjoint(LET_GO):
+            self._remind(turn, user_id, push.origin)
+        if ObserverStage.ACCEPTED in stages or world.rooms.is_near(user_id):
             self._early.pop(user_id, None)  # this one is newer
             self._take(turn, push, turn.now_ms)
             return
         self._keep_early(push, turn.now_ms)
         counted = push.origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
         self.unwanted[push.origin if counted else OTHERS] += 1
-        if world.watched_in(user_id, ObserverStage.PENDING):
+        if ObserverStage.PENDING in stages:
             return
         if self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):
             self._replies.allow(push.origin, turn.now_ms)
@@ -216,7 +219,9 @@ class Watching:
 
     def _take(self, turn: Turn, push: PushReceived, heard_ms: int) -> None:
         world, user_id = self._world, push.user_id
-        remote = world.remotes.setdefault(user_id, RemoteUser())
+        remote = world.remotes.get(user_id)
+        if remote is None:
+            remote = world.remotes[user_id] = RemoteUser()
         old = remote.shown()
         if remote.unanswered and heard_ms - remote.polled_ms <= FRESH_MS:
             self._in_vain.pop(push.origin, None)  # later ones come by themselves
@@ -235,13 +240,13 @@ class Watching:
 
     def _remind(self, turn: Turn, user_id: UserID, origin: ServerName) -> None:
         """Tell once a day that an observer let go, where the other side seems not to know (Z-12)."""
-        for observer in self._world.watched_in(user_id, ObserverStage.NONE, ObserverStage.DENIED):
+        for observer in self._world.watched_in(user_id, *LET_GO):
             self.remind(turn, observer, user_id, origin)
 
     def remind(self, turn: Turn, observer: UserID, observed: UserID, origin: ServerName) -> None:
         """One `presence_drop`, where a note or tombstone of the pair exists (Z-12, Z-14)."""
         row = self._world.observer_row(observer, observed)
-        if row is None or row.stage not in (ObserverStage.NONE, ObserverStage.DENIED) or row.owed:
+        if row is None or row.stage not in LET_GO or row.owed:
             return
         if self._may_reply(turn, origin) and self._reminders.allow((observer, observed), turn.now_ms):
             self._replies.allow(origin, turn.now_ms)

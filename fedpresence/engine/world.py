@@ -160,8 +160,8 @@ class World:
 
     def is_wanted(self, remote_user: UserID) -> bool:
         """Whether any local user may see a remote user."""
-        watching = self.pairs.watching(remote_user, ObserverStage.ACCEPTED)
-        return bool(watching) or self.rooms.is_near(remote_user)
+        is_accepted = ObserverStage.ACCEPTED in self.pairs.stages_about(remote_user)
+        return is_accepted or self.rooms.is_near(remote_user)
 
     def watched_in(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`, in a fixed order."""

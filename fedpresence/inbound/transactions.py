@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
-from fedpresence.engine.events import ListEduReceived, PushReceived, ReceivedEdu, TransactionReceived
+from fedpresence.engine.events import ListEduReceived, PushReceived, TransactionReceived
 from fedpresence.engine.subscription import EduKind
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
@@ -120,8 +120,12 @@ class Transactions:
             del self._queues[origin]
 
     def _count(self, origin: ServerName, transaction: ReceivedTransaction) -> None:
-        for edu_type, amount in Counter(map(_type_of, transaction.edus)).items():
-            self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
+        listed = [edu.kind.value for edu in transaction.edus if type(edu) is ListEduReceived]
+        amounts = Counter(listed)
+        amounts[PRESENCE] = len(transaction.edus) - len(listed)
+        for edu_type, amount in amounts.items():
+            if amount:
+                self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
         for skipped in transaction.skipped:
             edu_type = skipped.edu_type if skipped.edu_type in EDU_TYPES else "other"
             self._counters.count("inbound_edus", edu_type=edu_type, outcome="skipped")
@@ -138,9 +142,5 @@ def _entries(transaction: ReceivedTransaction) -> int:
     """What `limits.origin_entries` counts: users, not EDUs, for one `m.presence` can hold thousands."""
     entries = len(transaction.skipped)
     for edu in transaction.edus:
-        entries += 1 if isinstance(edu, ListEduReceived | PushReceived) else len(edu.user_ids)
+        entries += 1 if isinstance(edu, (PushReceived, ListEduReceived)) else len(edu.user_ids)
     return entries
-
-
-def _type_of(edu: ReceivedEdu) -> str:
-    return edu.kind.value if isinstance(edu, ListEduReceived) else PRESENCE

@@ -152,7 +152,8 @@ def _decode_presence(
         if isinstance(push, str):
             skip(push)
         else:
-            pushes.pop(push.user_id, None)  # the last of a user counts, and stands where it stood
+            if push.user_id in pushes:
+                del pushes[push.user_id]  # the last of a user counts, and stands where it stood
             pushes[push.user_id] = push
     received.extend(pushes.values())
     if poll := _user_ids(_array(content, "poll", skip), skip):
@@ -188,9 +189,11 @@ def _is_of_another(value: object, origin: ServerName) -> bool:
 
 
 def _last_active_ago(value: object) -> int | None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return None  # a float where an integer belongs makes the field invalid (Z-3)
-    return min(max(value, 0), MAX_AGO_MS)
+    if type(value) is not int:
+        return None  # a float where an integer belongs makes the field invalid (Z-3), and true is none
+    if value > MAX_AGO_MS:
+        return MAX_AGO_MS
+    return value if value > 0 else 0
 
 
 def _status_msg(value: object) -> str | None:
