@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence.clock import Clock, Timer, now_ms
+from fedpresence.clock import Alarm, Clock, now_ms
 from fedpresence.engine.effects import Durable, Effect, Outgoing, Unhurried
 from fedpresence.engine.events import Event, TimePassed
 from fedpresence.errors import FedpresenceError, StoreError
@@ -80,8 +80,8 @@ class Hub:
         self._in_turn = False
         self._dead = False
         self._stopped = False
-        self._timer: Timer | None = None
-        self._timer_ms: int | None = None
+        self._alarm = Alarm(clock, self._time_passed)
+        self._alarm_ms: int | None = None  # the moment it is set to
 
     def submit(self, *events: Event) -> Deferred[None]:
         """Run `events` in order; fires when the last is committed and performed.
@@ -130,9 +130,7 @@ class Hub:
     def stop(self) -> None:
         """Set no more timers."""
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.close()
 
     def _run(self) -> None:
         while self._waiting and not self._in_turn and not self._dead:
@@ -207,20 +205,17 @@ class Hub:
         if self._stopped:
             return
         due_ms = self._engine.next_deadline_ms()
-        if due_ms == self._timer_ms and self._timer is not None:
+        if due_ms == self._alarm_ms:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._timer_ms = due_ms
-        if due_ms is not None:
+        self._alarm_ms = due_ms
+        if due_ms is None:
+            self._alarm.set(None)
+        else:
             # Whole milliseconds: a fraction too early would be asked again, at once, for ever.
-            delay_s = max(0, due_ms - now_ms(self._clock)) / 1000
-            self._timer = self._clock.callLater(delay_s, self._time_passed)
+            self._alarm.set(max(0, due_ms - now_ms(self._clock)) / 1000)
 
     def _time_passed(self) -> None:
-        self._timer = None
-        self._timer_ms = None
+        self._alarm_ms = None
         self.submit(TimePassed()).addErrback(_unheard)
 
 

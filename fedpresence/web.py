@@ -21,6 +21,8 @@ _log = Logger()
 T = TypeVar("T")
 
 JSON = b"application/json"
+_AS_IT_IS = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ESCAPED = json.JSONEncoder(separators=(",", ":"))
 CORS_HEADERS = (
     (b"Access-Control-Allow-Origin", b"*"),
     (b"Access-Control-Allow-Methods", b"GET, POST, PUT, DELETE, OPTIONS"),
@@ -36,9 +38,9 @@ def write_json(request: Request, body: object, status: int = 200) -> None:
     if request.finished or request._disconnected:
         return
     try:
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        data = _AS_IT_IS.encode(body).encode("utf-8")
     except UnicodeEncodeError:  # half a surrogate pair: only as an escape can it be said at all
-        data = json.dumps(body, separators=(",", ":")).encode("ascii")
+        data = _ESCAPED.encode(body).encode("ascii")
     request.setResponseCode(status)
     request.setHeader(b"Content-Type", JSON)
     request.setHeader(b"Content-Length", b"%d" % len(data))

@@ -117,6 +117,8 @@ class LogWriter:
 
     def __call__(self, event: LogEvent) -> None:
         """Write `event`, if its level says so."""
+        if event.get("log_level") is LogLevel.debug and self.lowest > logging.DEBUG:
+            return  # most events, where nobody wants these
         try:
             if _is_chatter(event):
                 event = {**event, "log_level": LogLevel.debug}

@@ -308,7 +308,10 @@ def _parameters(text: str) -> dict[str, str]:
         key = name.lower()
         if key in parameters:
             raise BadRequest("M_UNAUTHORIZED", "A parameter of the X-Matrix header stands twice")
-        parameters[key] = unquoted if quoted is None else _ESCAPE.sub(r"\1", quoted)
+        if quoted is None:
+            parameters[key] = unquoted
+        else:
+            parameters[key] = _ESCAPE.sub(r"\1", quoted) if "\\" in quoted else quoted
         position = parameter.end()
         if position < len(text) and "," not in between:
             raise NotAuthentic("The X-Matrix header cannot be read")
