@@ -28,7 +28,7 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, datetimeToString
 from twisted.web.iweb import INonQueuedRequestFactory
-from twisted.web.resource import Resource
+from twisted.web.resource import Resource, getChildForRequest
 from twisted.web.server import Request, Site
 from zope.interface import provider
 
@@ -481,6 +481,11 @@ class BoundedSite(Site):
         if second != self._date[0]:
             self._date = (second, datetimeToString(second))
         return self._date[1]
+
+    def getResourceFor(self, request: Request) -> Resource:
+        """Who answers: as Twisted's, without the paths of sessions that nobody has here."""
+        found: Resource = getChildForRequest(self.resource, request)
+        return found
 
     @property
     def connections(self) -> int:

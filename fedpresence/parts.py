@@ -138,9 +138,7 @@ class Parts:
         )
         fetcher = KeyFetcher(self.client.get_unsigned, clock, config.federation.notaries)
         self.keyring = KeyRing(identity, fetcher, store, clock, around.random, self.counters)
-        self.origins = OriginCheck(
-            config.server_name, self.keyring.verify_key, engine_settings(config).servers
-        )
+        self.origins = OriginCheck(config.server_name, self.keyring, engine_settings(config).servers)
         self.origin_limits = OriginLimits(config.limits)
         self.budget = BodyBudget(config.limits.bodies_in_flight)
         self.gate = Gate(self.origins, self.origin_limits, self.budget, clock, self.counters)

@@ -52,8 +52,11 @@ class Throttle(Generic[K]):
         return min(self._burst, tokens + (now_ms - at_ms) * self._per_ms)
 
     def _keep(self, key: K, tokens: float, now_ms: int) -> None:
+        is_new = key not in self._buckets
         self._buckets[key] = (tokens, now_ms)
-        self._buckets.move_to_end(key)
+        if not is_new:
+            self._buckets.move_to_end(key)
+            return
         while len(self._buckets) > 1:
             oldest = next(iter(self._buckets))
             quiet_ms = now_ms - self._buckets[oldest][1]

@@ -14,7 +14,7 @@ from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest
 from fedpresence.inbound.limiter import OriginLimits
-from fedpresence.inbound.origin import Credentials, OriginCheck
+from fedpresence.inbound.origin import Claim, Credentials, OriginCheck
 
 SEND = [b"_matrix", b"federation", b"v1", b"send"]
 OUTCOMES = {401: "not_authentic", 403: "forbidden", 413: "too_large", 429: "limited", 500: "failed"}
@@ -37,14 +37,27 @@ class Gate:
         self._clock = clock
         self._counters = counters
 
-    def admit(self, head: RequestHead) -> Awaitable[Admitted] | None:
-        """The admission of a transaction; None for every other request, whose body stays small."""
+    def admit(self, head: RequestHead) -> Awaitable[Admitted] | Admitted | None:
+        """The admission of a transaction; None for every other request, whose body stays small.
+
+        At once where the keys are at hand, as they nearly always are. BadRequest where it is refused by its
+        head alone.
+        """
         if head.method != b"PUT" or not is_send(head.uri):
             return None
-        return self._admit_transaction(head)
+        try:
+            claim = self._claim(head)
+        except BadRequest as error:
+            self.refused(error)
+            raise
+        at_hand = self.origins.credentials_at_hand(claim)
+        return self._admit_transaction(claim, head.source) if at_hand is None else self._admitted(at_hand)
 
     async def credentials(self, head: RequestHead) -> Credentials:
         """The keys that can prove who sent `head`; BadRequest where the transaction is refused."""
+        return await self.origins.credentials(self._claim(head), head.source)
+
+    def _claim(self, head: RequestHead) -> Claim:
         claim = self.origins.claim(head.headers.getRawHeaders(b"Authorization") or ())
         size = head.content_length or 0
         if size > self._limits.max_body:
@@ -52,7 +65,7 @@ class Gate:
         if not self._budget.fits(claim.origin, size):
             raise busy()
         self._limits.expect_bytes(claim.origin, size, now_ms(self._clock))
-        return await self.origins.credentials(claim, head.source)
+        return claim
 
     def refused(self, error: BadRequest) -> None:
         """Count a transaction that was refused."""
@@ -62,12 +75,15 @@ class Gate:
         """Count a transaction that was taken, or known already."""
         self._counters.count("inbound_transactions", outcome="ok")
 
-    async def _admit_transaction(self, head: RequestHead) -> Admitted:
+    async def _admit_transaction(self, claim: Claim, source: str) -> Admitted:
         try:
-            credentials = await self.credentials(head)
+            credentials = await self.origins.credentials(claim, source)
         except BadRequest as error:
             self.refused(error)
             raise
+        return self._admitted(credentials)
+
+    def _admitted(self, credentials: Credentials) -> Admitted:
         return Admitted(self._limits.max_body, credentials.origin, credentials)
 
 

@@ -79,6 +79,14 @@ class KeyRing:
             if key_set.holds(now):
                 self._cache.put(key_set)
 
+    def key_at_hand(self, server_name: ServerName, key_id: KeyID) -> VerifyKey | None:
+        """The same key as `verify_key`'s, where nothing is to be fetched or fetched anew."""
+        now = now_ms(self._clock)
+        at_hand = self._cache.get(server_name, now)
+        if at_hand is None or now >= at_hand.refresh_at_ms:
+            return None
+        return at_hand.keys.verify_keys.get(key_id)
+
     async def verify_key(
         self, server_name: ServerName, key_id: KeyID, source: str | None = None
     ) -> VerifyKey:

@@ -36,20 +36,24 @@ class Limiter(Generic[K]):
 
     def wait_ms(self, key: K, size: float, now_ms: int) -> int:
         """How long until `size` may be taken; 0: now."""
-        missing = min(size, self.rate.burst) - self._tokens(key, now_ms)
-        if missing <= 0:
-            return 0
-        return max(1, int(missing * 1000 / self.rate.per_second) + 1)
+        return self._wait_ms(self._tokens(key, now_ms), size)
 
     def take(self, key: K, size: float, now_ms: int) -> int:
         """Take `size`, answering 0; or nothing, answering how long to wait."""
-        wait_ms = self.wait_ms(key, size, now_ms)
+        tokens = self._tokens(key, now_ms)
+        wait_ms = self._wait_ms(tokens, size)
         if wait_ms == 0:
-            self._buckets[key] = (self._tokens(key, now_ms) - size, now_ms)
+            self._buckets[key] = (tokens - size, now_ms)
             self._buckets.move_to_end(key)
             if len(self._buckets) > self._max_buckets:
                 self._buckets.popitem(last=False)
         return wait_ms
+
+    def _wait_ms(self, tokens: float, size: float) -> int:
+        missing = min(size, self.rate.burst) - tokens
+        if missing <= 0:
+            return 0
+        return max(1, int(missing * 1000 / self.rate.per_second) + 1)
 
     def _tokens(self, key: K, now_ms: int) -> float:
         tokens, at_ms = self._buckets.get(key, (float(self.rate.burst), now_ms))

@@ -9,18 +9,26 @@ Always true:
 Source: F:6.2, F:6.3; Z-1 for the order of the steps.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fedpresence.engine.settings import ServerLists
 from fedpresence.errors import BadRequest, NotAuthentic
 from fedpresence.ids import KeyID, ServerName
 from fedpresence.wire.signing import VerifyKey, XMatrix, parse_x_matrix, verify_request
 
-KeyLookup = Callable[[ServerName, KeyID, str], Awaitable[VerifyKey]]
-"""(server, key ID, address that asks) to a key that holds now; NotAuthentic, or BadRequest 429."""
-
 MAX_HEADERS = 8  # one per signing key: nobody has more, and each may cost a look-up and a check
+
+
+class KeyLookup(Protocol):
+    """Who knows other servers' keys."""
+
+    def key_at_hand(self, server_name: ServerName, key_id: KeyID) -> VerifyKey | None:
+        """A key that holds now; None where it takes more than a look."""
+
+    async def verify_key(self, server_name: ServerName, key_id: KeyID, source: str) -> VerifyKey:
+        """A key that holds now, for the address `source`; NotAuthentic, or BadRequest 429."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +50,9 @@ class Credentials:
 class OriginCheck:
     """Believes nothing but signatures, and takes requests only from servers that the lists permit."""
 
-    def __init__(self, server_name: ServerName, find_key: KeyLookup, servers: ServerLists) -> None:
+    def __init__(self, server_name: ServerName, keys: KeyLookup, servers: ServerLists) -> None:
         self.server_name = server_name
-        self._find_key = find_key
+        self._keys = keys
         self._servers = servers
 
     def reload(self, servers: ServerLists) -> None:
@@ -72,6 +80,16 @@ class OriginCheck:
             raise BadRequest("M_FORBIDDEN", "This server does not talk to yours", status=403)
         return Claim(origin, headers)
 
+    def credentials_at_hand(self, claim: Claim) -> Credentials | None:
+        """The same as `credentials`, where all keys are at hand."""
+        found = []
+        for header in claim.headers:
+            key = self._keys.key_at_hand(header.origin, header.key_id)
+            if key is None:
+                return None
+            found.append((header, key))
+        return Credentials(claim.origin, tuple(found))
+
     async def credentials(self, claim: Claim, source: str) -> Credentials:
         """The keys that `claim` needs: those that can be had. NotAuthentic where that is none.
 
@@ -81,7 +99,7 @@ class OriginCheck:
         refusal: BadRequest | None = None
         for header in claim.headers:
             try:
-                found.append((header, await self._find_key(header.origin, header.key_id, source)))
+                found.append((header, await self._keys.verify_key(header.origin, header.key_id, source)))
             except BadRequest as error:
                 refusal = error
         if not found:

@@ -61,7 +61,7 @@ class Front:
         self.budget = BodyBudget(limits.bodies_in_flight)
         clock = self.ring.clock
         origin_limits = OriginLimits(limits)
-        origins = OriginCheck(HERE, self.ring.keys.verify_key, servers)
+        origins = OriginCheck(HERE, self.ring.keys, servers)
         self.gate = Gate(origins, origin_limits, self.budget, clock, self.tally)
         self.transactions = Transactions(self._submit, origin_limits, clock, self.tally)
         self.pool: Any = build_pool(reactor)

@@ -33,6 +33,8 @@ def test_a_key_is_fetched_once_and_then_at_hand() -> None:
     second = result_of(ring.keys.verify_key(THERE, KEY_1))
 
     assert first.encode() == second.encode() == there.verify_keys[KEY_1].encode()
+    assert ring.keys.key_at_hand(THERE, KEY_1) is second
+    assert ring.keys.key_at_hand(THERE, KEY_2) is None
     assert ring.network.asked == [(THERE, "/_matrix/key/v2/server")]
 
 
@@ -109,7 +111,9 @@ def test_after_half_their_life_keys_are_refreshed_while_nobody_waits() -> None:
     result_of(ring.keys.verify_key(THERE, KEY_1))
     before = len(ring.network.asked)
     ring.network.slow = True
+    assert ring.keys.key_at_hand(THERE, KEY_1) is not None
     ring.passes(1)
+    assert ring.keys.key_at_hand(THERE, KEY_1) is None
     result_of(ring.keys.verify_key(THERE, KEY_1))
     result_of(ring.keys.verify_key(THERE, KEY_1))
 

@@ -67,7 +67,7 @@ class Here:
         limits = limits or LimitsConfig()
         clock = self.ring.clock
         self.origin_limits = OriginLimits(limits)
-        origins = OriginCheck(HERE, self.ring.keys.verify_key, servers or ServerLists())
+        origins = OriginCheck(HERE, self.ring.keys, servers or ServerLists())
         self.gate = Gate(origins, self.origin_limits, self.budget, clock, self.tally)
         self.transactions = Transactions(self._submit, self.origin_limits, clock, self.tally)
         self.root = Unknown()
