@@ -54,6 +54,8 @@ def run(
 
     reactor: Any = installed
     allow_many_files()
+    if ready_file is not None:
+        remove_stale_ready_file(ready_file)
     reactor.suggestThreadPoolSize(RESOLVER_THREADS)
     logging = start_logging(config.log, sys.stderr)
     process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
@@ -76,6 +78,27 @@ def write_ready_file(path: Path, ready: object) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(ready) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def remove_stale_ready_file(path: Path) -> None:
+    """Take away what a process that is no more left behind: who waits for the file would take it for ours."""
+    try:
+        os.kill(_pid_in(path), 0)
+    except ProcessLookupError:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # it is not there; or cannot be read; or its process is somebody else's, and lives
+
+
+def _pid_in(path: Path) -> int:
+    """Whose ready file it is; ProcessLookupError where nobody's or, in a container, our own of before."""
+    try:
+        pid = json.loads(path.read_bytes())["pid"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ProcessLookupError from error
+    if not isinstance(pid, int) or not 0 < pid < 2**31 or pid == os.getpid():
+        raise ProcessLookupError
+    return pid
 
 
 class _Process:

@@ -501,7 +501,9 @@ def _add_rig(commands: Any) -> None:
         default="virtual",
         help="virtual time passes only when the control API says so (virtual)",
     )
-    rig.add_argument("--dir", type=Path, metavar="DIR", help="where their data is kept (removed at the end)")
+    rig.add_argument(
+        "--dir", type=Path, metavar="DIR", help="keep their data there (else removed at the end)"
+    )
     rig.add_argument("--seed", type=int, metavar="N", help="of everything random (a new one, printed)")
     rig.add_argument("--config", type=Path, metavar="FILE", help="merged into every server's configuration")
     rig.add_argument(

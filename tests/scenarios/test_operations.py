@@ -39,15 +39,15 @@ def test_the_ready_file_says_where_the_listeners_are(start: Start) -> None:
     """Port 0 is usable, a file left by a crash is replaced, and a clean stop takes its file away."""
     server = start(wired=False)[HERE]
     server.kill()
-    stale = json.loads(server.ready_file.read_text())
+    stale = server.ready_file.read_text()
     listeners = [{"endpoint": "tcp:0:interface=127.0.0.1", "resources": ["client", "metrics"]}]
     server.configure({"listeners": listeners})
 
     process = a_process(server, "run", "--ready-file", str(server.ready_file))
-    ready = eventually(
-        lambda: found if (found := json.loads(server.ready_file.read_text())) != stale else None,
-        "it is ready",
-    )
+    ready_file = server.ready_file
+    eventually(lambda: not ready_file.exists() or ready_file.read_text() != stale, "the file is gone")
+    eventually(ready_file.exists, "it is ready")
+    ready = json.loads(ready_file.read_text())
     (place,) = ready["listeners"]
     health = request("GET", f"http://127.0.0.1:{place['port']}/health")
     process.terminate()

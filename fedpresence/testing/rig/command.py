@@ -10,6 +10,7 @@ Source: contract.md, "Test rig" and "Exit codes".
 import argparse
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,13 @@ from fedpresence.errors import BadRequest, ConfigError, ConfigProblem, Fedpresen
 from fedpresence.ids import ServerName, parse_server_name
 from fedpresence.ops.accounts import parse_local_user
 from fedpresence.ops.logs import start_logging
-from fedpresence.process import FAILED, RESOLVER_THREADS, allow_many_files, write_ready_file
+from fedpresence.process import (
+    FAILED,
+    RESOLVER_THREADS,
+    allow_many_files,
+    remove_stale_ready_file,
+    write_ready_file,
+)
 from fedpresence.testing.merging import merged
 from fedpresence.testing.rig.control import control_site
 from fedpresence.testing.rig.twisted import RigOptions, TwistedRig
@@ -99,12 +106,16 @@ def run_rig(arguments: argparse.Namespace) -> int:
 
     reactor: Any = installed
     allow_many_files()
+    if order.ready_file is not None:
+        remove_stale_ready_file(order.ready_file)
     reactor.suggestThreadPoolSize(RESOLVER_THREADS)
     start_logging(order.log, sys.stderr)
     print(f"seed {order.options.seed}", flush=True)
     process = _Process(order, reactor)
     reactor.callWhenRunning(process.start)
     reactor.addSystemEventTrigger("before", "shutdown", process.stop)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup has it ignored
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.end))
     reactor.run()
     if process.wrong_config is not None:
         raise process.wrong_config
@@ -139,7 +150,7 @@ class _Process:
         """Start the rig, then its control API; whatever prevents it ends the process."""
         if self._order.stop_at_eof:
             watch: Any = StandardIO
-            watch(_Input(self._nobody_is_there), reactor=self._reactor)
+            watch(_Input(self.end), reactor=self._reactor)
         self._starting = within(ensureDeferred(self._start()), START_TIMEOUT_S, self._clock)
         self._starting.addErrback(self._failed)
 
@@ -162,6 +173,11 @@ class _Process:
         stopped = within(ensureDeferred(self._stop()), STOP_TIMEOUT_S, self._clock)
         return stopped.addErrback(_abandoned).addErrback(self._failed)
 
+    def end(self) -> None:
+        """Stop, as by a signal: whoever started us has gone, or the terminal."""
+        if self._reactor.running and not self._stopping:
+            self._reactor.stop()
+
     async def _stop(self) -> None:
         if self._starting is not None and not self._starting.called:
             self._starting.cancel()  # half a rig takes itself down
@@ -173,10 +189,6 @@ class _Process:
             await rig.stop()
         if self._site is not None:
             await self._site.close()
-
-    def _nobody_is_there(self) -> None:
-        if self._reactor.running and not self._stopping:
-            self._reactor.stop()
 
     def _failed(self, failure: Failure) -> None:
         """The last line says what happened; the exit code says whose turn it is."""

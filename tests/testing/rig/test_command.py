@@ -155,14 +155,16 @@ def test_the_log_is_quiet_unless_told_otherwise(tmp_path: Path) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What is begun in the background of a shell ignores SIGINT, and so would the rigs that it begins."""
+    """What is begun in the background of a shell, or by nohup, ignores signals, and so would its rigs."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
+    signal.signal(signal.SIGHUP, before_up)
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_rig_from_its_beginning_to_its_end(tmp_path: Path, number: signal.Signals) -> None:
     """The contract's ready file, everything in it answers, and nothing is left behind."""
     child = rig(tmp_path, *SERVERS, *USERS, "--seed", 5)
@@ -206,6 +208,31 @@ def test_a_rig_that_is_stopped_while_it_starts_ends_well(tmp_path: Path) -> None
     assert child.end(signal.SIGTERM) == 0
     assert not child.ready_file.exists()
     assert "Traceback" not in child.log()
+
+
+def test_a_ready_file_that_a_crash_left_fools_nobody(tmp_path: Path) -> None:
+    """Scripts wait for the file to appear."""
+    ready_file = tmp_path / "ready.json"
+    ready_file.write_text("{}")
+    words = [
+        sys.executable,
+        "-m",
+        "fedpresence",
+        "rig",
+        "--servers",
+        "a.test",
+        "--ready-file",
+        str(ready_file),
+    ]
+
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        said = child.stdout.readline()
+        is_stale = ready_file.exists() and ready_file.read_text() == "{}"
+        child.terminate()
+
+    assert said.startswith("seed ")
+    assert not is_stale
 
 
 def test_data_in_a_folder_of_its_own_outlives_the_rig(tmp_path: Path) -> None:

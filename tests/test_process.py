@@ -1,0 +1,45 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedpresence.process import remove_stale_ready_file
+
+
+def _pid_of_nobody() -> int:
+    """A process ID that was somebody's a moment ago."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    return gone.pid
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"pid": "x"}', '{"pid": 0}', '{"pid": -1}', "\x80"])
+def test_a_ready_file_of_nobody_is_taken_away(tmp_path: Path, content: str) -> None:
+    """Whoever waits for the file to appear must not take what a crash left for the new process's word."""
+    ready_file = tmp_path / "ready.json"
+    ready_file.write_text(content)
+
+    remove_stale_ready_file(ready_file)
+
+    assert not ready_file.exists()
+
+
+@pytest.mark.parametrize(("whose", "stays"), [("nobody", False), ("ours", False), ("another", True)])
+def test_a_ready_file_goes_with_its_process(tmp_path: Path, whose: str, stays: bool) -> None:
+    """Another daemon's is not ours to take; in a container each daemon has the same process ID."""
+    pids = {"nobody": _pid_of_nobody, "ours": os.getpid, "another": os.getppid}
+    ready_file = tmp_path / "ready.json"
+    ready_file.write_text(json.dumps({"pid": pids[whose]()}))
+
+    remove_stale_ready_file(ready_file)
+
+    assert ready_file.exists() is stays
+
+
+def test_where_there_is_no_ready_file_nothing_is_done(tmp_path: Path) -> None:
+    """Nor where the path cannot be one: writing it will say so."""
+    remove_stale_ready_file(tmp_path / "ready.json")
+    remove_stale_ready_file(tmp_path)
