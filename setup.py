@@ -17,7 +17,7 @@ setup(
     packages=find_packages(include=["fedpresence", "fedpresence.*"]),
     package_data={"fedpresence": ["py.typed", "storage/schema.sql"]},
     install_requires=[
-        "Twisted[tls]>=24.7",
+        "Twisted[tls]>=25.5",
         "treq>=24.9",
         "signedjson>=1.1.4",
         "canonicaljson>=2.0",
