@@ -357,7 +357,7 @@ def _contradictions(values: dict[str, Any]) -> list[ConfigProblem]:
     ordered(
         "presence.last_active_granularity",
         "presence.idle_timeout",
-        strict=True,
+        strict=False,  # one ends before that long, the other begins after it (P:A-8, I-2)
         why="nobody is idle while still currently active",
     )
     ordered(

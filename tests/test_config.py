@@ -264,7 +264,7 @@ def test_what_nobody_could_mean_is_an_error(tmp_path: Path, text: str, key: str,
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("presence: {idle_timeout: 1m}", "presence.idle_timeout"),
+        ("presence: {idle_timeout: 59s}", "presence.idle_timeout"),
         ("presence: {refresh_interval: 30m}", "presence.remote_timeout"),
         ("presence: {remote_timeout: 25m}", "presence.remote_timeout"),
         ("federation: {batch_window: 1h}", "presence.refresh_interval"),
@@ -414,6 +414,13 @@ def test_the_environment_overrides_any_key(tmp_path: Path) -> None:
     assert config.database_path == tmp_path / "env.db"
     assert config.admin_token == "1234567890123456", "digits stay text"
     assert config.federation.ca_file is None
+
+
+def test_the_variable_in_every_guide_is_a_good_one(tmp_path: Path) -> None:
+    """The contract, the README and the example configuration show this one: whoever copies it is served."""
+    config = load(tmp_path, "", {"FEDPRESENCE_PRESENCE__IDLE_TIMEOUT": "1m"})
+
+    assert config.presence.idle_timeout_ms == config.presence.last_active_granularity_ms == 60_000
 
 
 def test_a_variable_that_is_wrong_or_unknown_is_named(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from fedpresence.engine.presence import (
@@ -22,6 +24,18 @@ def test_a_device_is_idle_after_more_than_the_idle_timeout() -> None:
     assert user.next_deadline_ms(SETTINGS) == T + 300_001
     assert at(user, T + 300_000).state is ONLINE
     assert user.settle(T + 300_001, SETTINGS) is Reason.STATE
+    assert user.published == Published(UNAVAILABLE, T)
+
+
+def test_idle_may_follow_active_in_the_next_millisecond() -> None:
+    """P:A-8, I-2: with both at a minute, as an operator may have it, neither edge swallows the other."""
+    settings = replace(SETTINGS, idle_timeout_ms=SETTINGS.last_active_granularity_ms)
+    user = online()
+
+    assert user.settle(T + MINUTE, settings) is Reason.CURRENTLY_ACTIVE
+    assert user.published == Published(ONLINE, T)
+    assert user.next_deadline_ms(settings) == T + MINUTE + 1
+    assert user.settle(T + MINUTE + 1, settings) is Reason.STATE
     assert user.published == Published(UNAVAILABLE, T)
 
 
