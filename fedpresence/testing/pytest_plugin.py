@@ -79,10 +79,13 @@ def fedpresence_rig(request: pytest.FixtureRequest) -> "Iterator[Rig]":
     from fedpresence.testing.rig.process import Rig
 
     rig = Rig(**_order(request))
+    why_not = None
     try:
         rig.start()
     except AssertionError as error:  # it holds the rig's own words
-        pytest.fail(str(error), pytrace=False)
+        why_not = str(error)
+    if why_not is not None:  # outside of the handler, or pytest would say it twice
+        pytest.fail(why_not, pytrace=False)
     request.node.stash.setdefault(_RIGS, []).append(rig)
     try:
         yield rig

@@ -3,7 +3,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import pytest
 from signedjson.key import decode_verify_key_base64, generate_signing_key
@@ -92,6 +92,16 @@ def test_every_forgery_is_seen_through(
     assert [each.verified for each in received] == [False]
     assert received[0].reason
     assert b.transactions == []
+
+
+def test_an_unknown_forgery_is_no_honest_transaction(
+    town: Town, a: FakeHomeserver, b: FakeHomeserver
+) -> None:
+    """A misspelt word would otherwise prove that forgeries are accepted."""
+    sending = a.send(B, [EDU], forge=cast(Any, "signatures"))
+
+    assert "'signatures' is none of signature, key_id" in str(failure_of(as_deferred(sending), ValueError))
+    assert b.received == []
 
 
 def test_another_name_can_be_claimed(town: Town, a: FakeHomeserver, b: FakeHomeserver) -> None:
@@ -410,6 +420,7 @@ def test_scripts_are_read_as_a_whole() -> None:
 
     for key, wrong in (
         ("next[1].status", {"next": [{}, {"status": 0}]}),
+        ("next[1]", {"next": [{}, 503]}),
         ("always.hang", {"always": {"hang": 0}}),
         ("path", {"path": "x"}),
         ("next", {"next": {}}),

@@ -269,6 +269,7 @@ def test_bad_config(fedpresence_rig):
         ]
     )
     result.stdout.no_fnmatch_line("*pytest_plugin.py:*")
+    result.stdout.no_fnmatch_line("During handling of the above exception*")
 
 
 def test_a_rig_lasts_for_the_scope_that_the_ini_file_names(pytester: pytest.Pytester) -> None:

@@ -176,6 +176,8 @@ def decode_script(obj: object) -> Script:
 
 
 def _inside(place: str, obj: object) -> FakeAnswer:
+    if not isinstance(obj, dict):
+        raise complaint(place, "must be a JSON object")
     try:
         return decode_answer(obj)
     except BadRequest as error:

@@ -19,7 +19,7 @@ class Fields:
             raise complaint(name, "must be a JSON object")
         for key in value:
             if key not in known:
-                raise complaint(str(key), f"unknown key; {name} has {', '.join(sorted(known))}")
+                raise complaint(str(key), f"unknown key; {name} has {', '.join(sorted(known)) or 'none'}")
         self._value: dict[str, Any] = value
 
     def __contains__(self, key: str) -> bool:

@@ -25,7 +25,7 @@ from fedpresence.testing.homeserver import edus as edu
 from fedpresence.testing.homeserver.answers import FakeAnswer, Script, Scripted
 from fedpresence.testing.homeserver.asking import AddressOf, Asking
 from fedpresence.testing.homeserver.edus import Json
-from fedpresence.testing.homeserver.orders import Answered, Forgery, SendOrder
+from fedpresence.testing.homeserver.orders import FORGERIES, Answered, Forgery, SendOrder
 from fedpresence.testing.homeserver.received import (
     KEY_PATH,
     SEND_PATH,
@@ -242,6 +242,8 @@ class FakeHomeserver:
         timeout_s: float = SEND_TIMEOUT_S,
     ) -> Answered:
         """Any signed request; `content` NO_BODY has no body. LookupError for an unknown destination."""
+        if forge is not None and forge not in FORGERIES:
+            raise ValueError(f"forge: {forge!r} is none of {', '.join(FORGERIES)}")
         headers: dict[str, str] = {}
         if forge != "missing":
             headers["Authorization"] = self._authorization(destination, method, uri, content, forge, claim)

@@ -33,6 +33,7 @@ from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName, split_server_name
 from fedpresence.listening import BACKLOG, Certificates
 from fedpresence.outbound.handshake import authenticated
+from fedpresence.outbound.http11 import reason_of
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.testing.rig.faults import NO_FAULTS, Fate, Faults
 from fedpresence.testing.rig.relay import Answer, Asked, Front, Message, Upstream
@@ -253,7 +254,13 @@ class _Path(ABC):
     async def _forward(self, passing: _Passing) -> None:
         asked = passing.asked
         upstream = asked.connection.upstream
-        answer = await upstream.exchange(asked.message)
+        try:
+            answer = await upstream.exchange(asked.message)
+        except CancelledError:
+            raise
+        except Exception as error:
+            self._note(passing.number, f"failed: {reason_of(error)}")
+            raise
         if passing.fate.is_doubled and not upstream.was_left:
             await self._forward_again(passing, upstream)
         if passing.number is not None and not upstream.was_left:

@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import yaml
@@ -250,7 +250,7 @@ class Rig:
         clock: str = "virtual",
         config: Mapping[str, Any] | None = None,
         seed: int | None = None,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         addressable: bool = False,
     ) -> None:
         self.clock = clock
@@ -331,9 +331,19 @@ class Rig:
         if error is None:
             self.close()
             return
-        if log := self.log():
-            error.add_note(f"--- log of the rig ---\n{log}")
+        for title, text in (("wire", self._wire_or_reason()), ("log", self.log())):
+            if text.strip():
+                error.add_note(f"--- {title} of the rig ---\n{text}")
         self.kill()
+
+    if not TYPE_CHECKING:  # which knows what there is
+
+        def __getattr__(self, name: str) -> object:
+            """What is asked for and not there: most of a rig is known only once it runs."""
+            unknown = f"a Rig has no {name}"
+            if name in ("control_url", "ca_file", "seed", "servers", "users", "_called"):
+                unknown = f"{name}: the rig was not started; use it in a with statement, or start() it"
+            raise AttributeError(unknown)
 
     # --- who is in it ----------------------------------------------------------------------------
 
@@ -353,11 +363,11 @@ class Rig:
             self._homeservers[name] = RigHomeserver(self, told)
         return self._homeservers[name]
 
-    def external(self, server_name: str, address: str, ca_file: Path | None = None) -> None:
+    def external(self, server_name: str, address: str, ca_file: str | Path | None = None) -> None:
         """Let the servers reach one that is not the rig's, at `host:port`; needs the real clock."""
         body = {"server_name": server_name, "address": address}
         if ca_file is not None:
-            body["ca_file"] = str(ca_file.absolute())
+            body["ca_file"] = str(Path(ca_file).absolute())
         self.control("POST", "/external", body)
 
     # --- time ------------------------------------------------------------------------------------
@@ -426,6 +436,12 @@ class Rig:
             reason = told.get("error", f"status {answer.status}")
             raise DeliveryFailed("the rig", reason, status=answer.status, errcode=told.get("errcode"))
         return answer
+
+    def _wire_or_reason(self) -> str:
+        try:
+            return self.wire_text()
+        except (OSError, DeliveryFailed) as error:
+            return f"the rig does not answer: {error}"
 
     def _remove(self) -> None:
         if self._own is not None:

@@ -243,7 +243,7 @@ class TwistedRig:
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(f"address: {address!r} is not host:port")
-        if name in self.servers or name in self.homeservers:
+        if name in self.homeservers or any(name in (each.name, each.alias) for each in self.servers.values()):
             raise ValueError(f"{name} is in the rig already")
         is_new = name not in self._externals
         self._externals[name] = ((host.strip("[]"), int(port)), ca_file)

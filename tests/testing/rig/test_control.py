@@ -240,6 +240,13 @@ def test_a_body_that_is_wrong_is_refused_by_the_key(
     assert rig.done == []
 
 
+def test_a_body_that_should_be_empty_is_told_so(control: Control) -> None:
+    """A list of known keys that is empty reads like a slip."""
+    _, _, reason = control.refused("POST", "/settle", {"timeout": 5})
+
+    assert reason == "timeout: unknown key; settle has none"
+
+
 def test_what_is_no_json_is_said_to_be_none(control: Control) -> None:
     """A shell script's quoting goes wrong sooner or later."""
     client = Client(control._site)

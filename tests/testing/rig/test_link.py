@@ -144,13 +144,15 @@ def test_a_body_of_megabytes_passes(scene: Scene) -> None:
 def test_a_receiver_that_is_not_who_it_should_be_gets_nothing(
     scene: Scene, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    """With /external the rig speaks to servers that are not its own: it must know them."""
+    """With /external the rig speaks to servers that are not its own: it must know them, or say why not."""
     scene.ca = ThrowawayCA(tmp_path)
     scene.link()
 
     failure_of(scene.sender.put("1"), DeliveryFailed)
 
     assert scene.receiver.heard == []
+    assert "no answer [failed: Error: " in scene.wire.text()
+    assert "certificate verify failed" in scene.wire.text()
 
 
 # --- the wire log ------------------------------------------------------------------------------------

@@ -206,12 +206,27 @@ def test_a_rig_that_cannot_start_says_why(tmp_path: Path) -> None:
         Rig(config={"presence": {"idle_tiemout": "5m"}}).start()
 
 
-def test_a_failure_inside_shows_the_log() -> None:
-    """Whatever the rig's servers warned of stands beside the failure."""
-    with pytest.raises(ValueError) as raised, Rig([HERE], [], seed=5):
+def test_a_rig_that_was_not_started_says_so() -> None:
+    """Who forgot the `with` is told that, and not that some attribute is missing."""
+    rig = Rig([HERE], ["alice@here.test"])
+
+    for use in (rig.settle, lambda: rig.user("alice@here.test"), lambda: rig[HERE]):
+        with pytest.raises(AttributeError, match="the rig was not started; use it in a with statement"):
+            use()
+    assert not hasattr(rig, "anything_else")
+
+
+def test_a_failure_inside_shows_wire_and_log() -> None:
+    """What was said, and whatever the rig's servers warned of, stands beside the failure."""
+    with pytest.raises(ValueError) as raised, Rig([HERE, "there.test"], ["alice@here.test"], seed=5) as rig:
+        rig.user("alice@here.test").change_list(invite=["@bob:there.test"])
+        rig.settle()
         raise ValueError("the test's own")
 
-    assert raised.value.__notes__[0].startswith("--- log of the rig ---\nseed 5\n")
+    wire, log = raised.value.__notes__
+    assert wire.startswith("--- wire of the rig ---\n")
+    assert "invite @alice:here.test → @bob:there.test" in wire
+    assert log.startswith("--- log of the rig ---\nseed 5\n")
 
 
 def test_a_rig_that_died_is_noticed() -> None:

@@ -311,8 +311,13 @@ def test_only_a_virtual_clock_is_turned_and_only_a_real_one_meets_the_world() ->
         with pytest.raises(ValueError, match="in the rig already"):
             await rig.add_external("here.test", "127.0.0.1:1")
 
+    async def addressable(rig: TwistedRig) -> None:
+        with pytest.raises(ValueError, match="in the rig already"):
+            await rig.add_external("here.test", "127.0.0.1:1")
+
     with_rig(virtual)
     with_rig(real, RigOptions(("here.test",), virtual=False))
+    with_rig(addressable, RigOptions(("here.test",), virtual=False, addressable=True))
 
 
 def test_with_the_real_clock_a_rig_settles_too() -> None:
