@@ -55,7 +55,7 @@ def test_what_was_counted_is_told_with_its_labels() -> None:
     counters.count("inbound_transactions", outcome="ok")
     counters.count("inbound_edus", edu_type="m.presence", outcome="received")
     counters.count("key_fetches", outcome="failed")
-    counters.count("outbound_transactions", outcome="ok")
+    counters.count("outbound_transactions", outcome="2xx")
     counters.count("outbound_pushes")
 
     lines = metrics(counters)
