@@ -1,15 +1,20 @@
 """A process of ours, started by a script or a test: its log, its ready file, its end.
 
-Always true: a process that does not do what was waited for becomes an AssertionError with its log.
+Always true:
+- a process that does not do what was waited for becomes an AssertionError with its log;
+- it runs the code that we run, whatever modules lie about in the folder where it is started.
 """
 
 import os
 import signal
+import site
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import fedpresence
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 15.0
@@ -86,5 +91,13 @@ class Child:
 
 
 def environment() -> dict[str, str]:
-    """The environment without settings of another daemon."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("FEDPRESENCE_")}
+    """The environment without settings of another daemon, in which Python finds what we are.
+
+    Without PYTHONSAFEPATH it would look into the current folder first: a bot's own `secrets.py` is no module
+    of ours.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("FEDPRESENCE_")}
+    root = str(Path(fedpresence.__file__).parents[1])
+    if root not in (*site.getsitepackages(), site.getusersitepackages()):  # a clone
+        ours["PYTHONPATH"] = os.pathsep.join(filter(None, (root, ours.get("PYTHONPATH"))))
+    return ours | {"PYTHONSAFEPATH": "1"}

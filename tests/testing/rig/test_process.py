@@ -206,6 +206,17 @@ def test_a_rig_that_cannot_start_says_why(tmp_path: Path) -> None:
         Rig(config={"presence": {"idle_tiemout": "5m"}}).start()
 
 
+def test_modules_of_the_project_are_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many a bot has a `secrets.py` where its tests are run."""
+    (tmp_path / "secrets.py").write_text("raise SystemExit('not meant for you')")
+    monkeypatch.chdir(tmp_path)
+
+    with Rig([HERE], []) as rig:
+        assert rig.settle() == 0
+
+
 def test_a_rig_that_was_not_started_says_so() -> None:
     """Who forgot the `with` is told that, and not that some attribute is missing."""
     rig = Rig([HERE], ["alice@here.test"])
