@@ -183,7 +183,11 @@ class RigServer:
             open_store=self._open_store,
             patience=patience,
         )
-        await daemon.start()
+        try:
+            await daemon.start()
+        except BaseException:  # being cancelled is one
+            await self._cut()
+            raise
         self.daemon = daemon
         place.changed(self.name)
         for (user_id, device_id), set_presence in self._streams.items():

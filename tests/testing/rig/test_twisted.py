@@ -1,8 +1,13 @@
+import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 
 from fedpresence.engine.events import Activity, ListChanged
 from fedpresence.engine.presence import PresenceState
@@ -292,6 +297,25 @@ def test_what_a_rig_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> No
 
         with pytest.raises(error, match=words):
             with_rig(story, options)
+
+
+def test_a_rig_that_is_cancelled_while_it_starts_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody presses Ctrl-C at once: no file stays, and no thread that makes one again."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def cancelled(reactor: Any, moments: int) -> list[Path]:
+        starting = Deferred.fromCoroutine(TwistedRig.start(reactor, PAIR))
+        for _ in range(moments):
+            await deferLater(reactor, 0.001)
+        starting.cancel()
+        with suppress(CancelledError):
+            await (await starting).stop()
+        return list(tmp_path.iterdir())
+
+    for moments in range(24):
+        assert in_reactor(partial(cancelled, moments=moments)) == []
 
 
 def test_only_a_virtual_clock_is_turned_and_only_a_real_one_meets_the_world() -> None:
