@@ -507,6 +507,9 @@ def _add_rig(commands: Any) -> None:
     rig.add_argument("--seed", type=int, metavar="N", help="of everything random (a new one, printed)")
     rig.add_argument("--config", type=Path, metavar="FILE", help="merged into every server's configuration")
     rig.add_argument(
+        "--remove-at-eof", type=Path, metavar="DIR", help="remove that folder too when standard input ends"
+    )
+    rig.add_argument(
         "--stop-at-eof",
         action="store_true",
         help="stop when standard input ends, so that no rig outlives whoever started it",

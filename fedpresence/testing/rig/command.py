@@ -10,6 +10,7 @@ Source: contract.md, "Test rig" and "Exit codes".
 import argparse
 import os
 import secrets
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -64,6 +65,7 @@ class Order:
     log: LogConfig
     ready_file: Path | None
     stop_at_eof: bool = False
+    remove_at_eof: Path | None = None
 
 
 def order_of(arguments: argparse.Namespace) -> Order:
@@ -93,6 +95,7 @@ def order_of(arguments: argparse.Namespace) -> Order:
         _log_config(config, Path.cwd()),
         arguments.ready_file,
         arguments.stop_at_eof,
+        arguments.remove_at_eof,
     )
 
 
@@ -117,6 +120,8 @@ def run_rig(arguments: argparse.Namespace) -> int:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup has it ignored
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.end))
     reactor.run()
+    if process.is_orphan and order.remove_at_eof is not None:
+        shutil.rmtree(order.remove_at_eof, ignore_errors=True)
     if process.wrong_config is not None:
         raise process.wrong_config
     return process.exit_code
@@ -136,6 +141,7 @@ class _Process:
     def __init__(self, order: Order, reactor: Any) -> None:
         self.exit_code = 0
         self.wrong_config: ConfigError | None = None
+        self.is_orphan = False  # whoever started us has gone
         self._order = order
         self._reactor = reactor
         self._clock = MonotonicClock(reactor)
@@ -150,7 +156,7 @@ class _Process:
         """Start the rig, then its control API; whatever prevents it ends the process."""
         if self._order.stop_at_eof:
             watch: Any = StandardIO
-            watch(_Input(self.end), reactor=self._reactor)
+            watch(_Input(self._nobody_is_there), reactor=self._reactor)
         self._starting = within(ensureDeferred(self._start()), START_TIMEOUT_S, self._clock)
         self._starting.addErrback(self._failed)
 
@@ -174,9 +180,14 @@ class _Process:
         return stopped.addErrback(_abandoned).addErrback(self._failed)
 
     def end(self) -> None:
-        """Stop, as by a signal: whoever started us has gone, or the terminal."""
+        """Stop, where that has not begun."""
         if self._reactor.running and not self._stopping:
             self._reactor.stop()
+
+    def _nobody_is_there(self) -> None:
+        if not self._stopping:  # our own end closes standard input, too
+            self.is_orphan = True
+            self.end()
 
     async def _stop(self) -> None:
         if self._starting is not None and not self._starting.called:

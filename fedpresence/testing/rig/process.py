@@ -279,7 +279,8 @@ class Rig:
             arguments.append("--addressable")
         self._child = Child("the rig", own / "log.txt", ready_file)
         try:
-            self._child.begin([*arguments, "--stop-at-eof"], with_input=True)
+            orphan = ["--stop-at-eof", "--remove-at-eof", str(own)]  # where we are killed
+            self._child.begin([*arguments, *orphan], with_input=True)
             self._child.wait_until_ready(PATIENCE_S)
             ready: dict[str, Any] = json.loads(ready_file.read_text(encoding="utf-8"))
         except BaseException:

@@ -42,6 +42,7 @@ def order(**changes: Any) -> Order:
         "config": None,
         "addressable": False,
         "stop_at_eof": False,
+        "remove_at_eof": None,
     }
     return order_of(argparse.Namespace(**arguments | changes))
 

@@ -274,16 +274,17 @@ def test_two_rigs_on_the_real_clock_reach_each_other() -> None:
 
 
 def test_a_rig_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    """A test run that is killed must not leave a rig behind for ever."""
+    """A test run that is killed must not leave a rig behind for ever, nor its folder."""
     script = (
         "import os, sys\n"
         "from fedpresence.testing import Rig\n"
         "rig = Rig(['here.test'], []).start()\n"
-        "print(rig.pid, flush=True)\n"
+        "print(rig.pid, rig.ca_file.parents[2], flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     killed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
-    pid = int(killed.stdout)
+    pid_text, own_folder = killed.stdout.decode().split()
+    pid = int(pid_text)
 
     def is_running() -> bool:
         try:
@@ -299,3 +300,4 @@ def test_a_rig_ends_with_whoever_started_it(tmp_path: Path) -> None:
 
     assert killed.returncode == -9
     assert not is_running()
+    assert not Path(own_folder).exists()
