@@ -79,7 +79,7 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} 
 
 # What Twisted tells the diary about every connection; an operator wants it at debug or not at all.
 _CHATTER = re.compile(
-    r"Starting factory|Stopping factory|Timing out client|Main loop terminated"
+    r"(?:Starting|Stopping) (?:factory|protocol)|Timing out client|Main loop terminated"
     r"|.{1,200}? starting on \S+$|\(.{1,50} Port .{1,200} Closed\)$"
 )
 _TWISTED = ("twisted.", "log_legacy")

@@ -205,6 +205,8 @@ def test_an_unknown_level_names_its_key_and_changes_nothing(
     "line",
     [
         "Starting factory <twisted.web.server.Site object at 0x7f00>",
+        "Starting protocol <twisted.names.dns.DNSDatagramProtocol object at 0x7f00>",
+        "Stopping protocol <twisted.names.dns.DNSDatagramProtocol object at 0x7f00>",
         "Timing out client: IPv4Address(type='TCP', host='127.0.0.1', port=5)",
         "Site starting on 8448",
         "Site (TLS) starting on 8448",
