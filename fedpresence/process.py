@@ -129,7 +129,7 @@ class _Process:
         """Start the daemon; whatever prevents it ends the process."""
         for warning in warnings(self._daemon.config):
             _log.warn("{warning}", warning=warning)
-        ensureDeferred(self._daemon.start()).addCallbacks(self._ready, self._fatal)
+        ensureDeferred(self._daemon.start()).addCallback(self._ready).addErrback(self._fatal)
 
     def stop(self) -> Deferred[None]:
         """What the reactor waits for before it ends."""

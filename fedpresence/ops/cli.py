@@ -408,7 +408,10 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "run the daemon in the foreground")
     run.add_argument(
-        "--ready-file", type=Path, metavar="PATH", help="written once every listener answers: pid and ports"
+        "--ready-file",
+        type=_ready_file,
+        metavar="PATH",
+        help="written once every listener answers: pid and ports",
     )
     run.add_argument(
         "--force", action="store_true", help="send even where another process answers for our server name"
@@ -493,7 +496,10 @@ def _add_rig(commands: Any) -> None:
         "--users", default="", metavar="USER,...", help="who has a token: alice@a.test or @alice:a.test"
     )
     rig.add_argument(
-        "--ready-file", type=Path, metavar="PATH", help="written once all answer: URLs, tokens and keys"
+        "--ready-file",
+        type=_ready_file,
+        metavar="PATH",
+        help="written once all answer: URLs, tokens and keys",
     )
     rig.add_argument(
         "--clock",
@@ -519,6 +525,16 @@ def _add_rig(commands: Any) -> None:
         action="store_true",
         help="name them 127.0.0.1:PORT, so that a server outside finds them; needs --clock real",
     )
+
+
+def _ready_file(text: str) -> Path:
+    """A file that can be: whoever waits for it would wait in vain for any other."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder. Name a file in it")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}. Make it first")
+    return path
 
 
 def _command(

@@ -49,6 +49,28 @@ def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.parametrize("words", [["run", "-c", "x.yaml"], ["rig", "--servers", "a.test"]])
+@pytest.mark.parametrize(("path", "fix"), [("none/x.json", "Make it first"), (".", "Name a file in it")])
+def test_a_ready_file_that_cannot_be_is_said_before_anything_runs(
+    words: list[str], path: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever waits for it would wait for ever."""
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--ready-file", path])
+
+    assert ended.value.code == 2
+    assert fix in capsys.readouterr().err
+
+
+def test_a_ready_file_that_cannot_be_written_ends_the_daemon(tmp_path: Path, config: Path) -> None:
+    """A full disk, or as here a name that is too long: whoever waits for it is told by the exit code."""
+    done = command("run", "-c", config, "--ready-file", tmp_path / ("x" * 252))
+
+    assert done.returncode == 1
+    assert "stopping: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_generated_config_and_key_are_all_that_is_needed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
