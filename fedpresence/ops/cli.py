@@ -9,6 +9,7 @@ Source: contract.md, "Command line".
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -85,6 +86,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from fedpresence.ops.demo import run_demo
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: its two servers end with it
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     return run_demo()
 
 
