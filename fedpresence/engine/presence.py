@@ -159,6 +159,7 @@ class Device:
     set_presence_ms: int = 0  # since when it is that
     shown_since_ms: int = 0  # what is reported of a hidden time later counts no more (P:D-9)
     hold_until_ms: int = 0  # after a restart: no timers before (P:M-4)
+    guessed: bool = False  # made by activity alone, until a device speaks for itself (P:D-7)
 
     @property
     def last_contact_ms(self) -> int:
@@ -230,6 +231,7 @@ class LocalUser:
         """A `PUT .../status`: the device's own word (P:D-2, S-1, I-3)."""
         self.status_msg = status_msg or None
         self.devices.pop(RESTORED, None)
+        self._end_guess()
         device = self.devices.get(device_id) or self._new_device(state, now_ms)
         self.devices[device_id] = device
         if device.hidden:
@@ -245,9 +247,10 @@ class LocalUser:
         self, device_id: DeviceID | None, set_presence: PresenceState | None, now_ms: int
     ) -> None:
         """A stream began: the device is connected, implicitly offline no more, and may declare (P:I-7)."""
+        guess = self._end_guess()
         device = self.devices.get(device_id)
         if device is None:
-            device = self._adopted(now_ms)
+            device = guess or self._adopted(now_ms)
             if device is None:
                 device = self._new_device(UNAVAILABLE if set_presence is UNAVAILABLE else ONLINE, now_ms)
                 if device.state is ONLINE:
@@ -285,6 +288,7 @@ class LocalUser:
                 if device_id is None and self.devices:
                     return  # every device is declared offline: published in nothing
                 device = self._adopted(now_ms) or Device(ONLINE)
+                device.guessed = device_id is None
                 self.devices[device_id] = device
         if device.hidden or at_ms < max(device.last_active_ms, device.shown_since_ms):
             return
@@ -397,6 +401,18 @@ class LocalUser:
         if before is None or before.hold_until_ms <= now_ms:
             return None
         return replace(self.devices.get(RESTORED, before))
+
+    def _end_guess(self) -> Device | None:
+        """The pseudo-device of activity alone; it was the one that comes now, which says itself how it is.
+
+        It stands alone (P:D-7): beside it, whoever declares themselves offline would be seen all the same.
+        """
+        guess = self.devices.get(None)
+        if guess is None or not guess.guessed:
+            return None
+        del self.devices[None]
+        guess.guessed = False
+        return guess
 
     def _most_recent(self) -> Device | None:
         visible = [device for device in self.devices.values() if not device.hidden]

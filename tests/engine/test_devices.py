@@ -163,6 +163,64 @@ def test_activity_without_any_device_makes_the_user_online_for_a_while() -> None
     assert user.devices == {}
 
 
+@pytest.mark.parametrize("state", [OFFLINE, UNAVAILABLE])
+def test_who_was_active_before_any_device_came_is_what_the_device_says(state: PresenceState) -> None:
+    """P:D-7, D-8: a room is joined, then the client says how its user wants to be seen."""
+    user = a_user()
+    user.active(None, T, T)
+
+    user.put(PHONE, state, None, T + 1000)
+
+    assert at(user, T + 1000) == Published(state, T)
+
+
+def test_who_appears_offline_does_so_whatever_they_did_before_and_do_after() -> None:
+    """P:D-7, Z-8: the pseudo-device of the first message must not carry the following ones into the open."""
+    user = a_user()
+    user.active(None, T, T)
+    user.put(PHONE, OFFLINE, None, T + 1000)
+    assert at(user, T + 1000) == Published(OFFLINE, T)
+
+    for seconds in range(2, 60, 10):
+        user.active(None, T + seconds * 1000, T + seconds * 1000)
+
+    assert at(user, T + 60_000) == Published(OFFLINE, T)
+
+
+def test_a_stream_takes_over_what_was_done_before_any_device_came() -> None:
+    """P:D-7: it was this device; its stream is no activity, for the user was online already."""
+    user = a_user()
+    user.active(None, T, T)
+
+    user.stream_opened(PHONE, None, T + 2000)
+
+    assert at(user, T + 2000) == Published(ONLINE, T, None, currently_active=True)
+    assert user.devices.keys() == {PHONE}
+    assert at(user, T + 5 * MINUTE + 1).state is UNAVAILABLE
+
+
+def test_a_stream_that_says_unavailable_is_believed_right_after_activity() -> None:
+    """P:13: `set_presence=unavailable` is seen by a room mate, of whoever has just joined the room too."""
+    user = a_user()
+    user.active(None, T, T)
+
+    user.stream_opened(PHONE, UNAVAILABLE, T + 1000)
+
+    assert at(user, T + 1000) == Published(UNAVAILABLE, T)
+
+
+def test_a_token_without_a_device_speaks_for_itself_too() -> None:
+    """An application service's user polls, and then a phone comes: neither is a guess."""
+    user = a_user()
+    user.active(None, T, T)
+    user.stream_opened(None, None, T + 1000)
+
+    user.put(PHONE, UNAVAILABLE, None, T + 2000)
+
+    assert user.devices.keys() == {None, PHONE}
+    assert at(user, T + 2000).state is ONLINE
+
+
 def test_activity_told_an_hour_late_brings_nobody_online() -> None:
     """It was an hour ago: the age moves, the state does not."""
     user = a_user()

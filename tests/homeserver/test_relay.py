@@ -277,6 +277,7 @@ def test_head_and_options_go_through() -> None:
 
         assert (head.status, head.body, options.status) == (200, b"", 204)
         assert b"X-A: b" in head.head
+        assert b"Content-Length: 7" in head.head  # how long a GET's would be: media players ask
         assert b"Access-Control-Allow-Origin: *" in options.head
 
     with_front(story)
