@@ -160,6 +160,10 @@ class HomeserverApi:
         """`/versions`, with the homeserver's clock (H:9); asks no token."""
         return await self._request("GET", "/_matrix/client/versions", None, None, with_token=False)
 
+    async def federation_version(self) -> Answered:
+        """What other servers are told of it: HomeserverRefused where it serves them nothing; no token."""
+        return await self._request("GET", "/_matrix/federation/v1/version", None, None, with_token=False)
+
     # --- one request ----------------------------------------------------------------------------
 
     def _known(self) -> Registration:

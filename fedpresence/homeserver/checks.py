@@ -75,6 +75,7 @@ class Checks:
         """Every question asked once; nothing more is asked of a homeserver that does not answer."""
         findings = list(await self.homeserver())
         if self._registration is not None and findings[0].verdict is Verdict.GOOD:
+            findings.append(await self.federation())
             findings.append(await self.registration(self._registration))
             if findings[-1].verdict is Verdict.GOOD:
                 findings.append(await self.ping(self._registration))
@@ -103,6 +104,24 @@ class Checks:
             else:
                 findings.append(Finding("clock", Verdict.GOOD, "it agrees with the homeserver's."))
         return tuple(findings)
+
+    async def federation(self) -> Finding:
+        """Does it take transactions where we pass them on to? Its clients' port alone may not."""
+        subject = "the homeserver's federation"
+        fix = (
+            "Name one of its listeners in homeserver.url that serves both (Synapse: resources of that "
+            "listener: names: [client, federation])."
+        )
+        try:
+            await self._api.federation_version()
+        except HomeserverUnavailable as error:
+            return Finding(subject, Verdict.LATER, f"it could not be asked ({error}).")
+        except HomeserverRefused as error:
+            words = (
+                f"homeserver.url takes no transactions ({error}): what other servers send is not passed on."
+            )
+            return Finding(subject, Verdict.WARNING, words, fix)
+        return Finding(subject, Verdict.GOOD, "it takes transactions at homeserver.url.")
 
     async def registration(self, registration: Registration) -> Finding:
         """Does the homeserver know us by our token, as whom we think we are?"""

@@ -33,7 +33,7 @@ def test_the_doctor_finds_nothing_to_mend(two: list[Domain]) -> None:
     done = here.daemon.attempt("doctor")
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 7
     assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
 
 

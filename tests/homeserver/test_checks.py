@@ -25,6 +25,7 @@ class Homeserver:
     """Answers as told; an exception in the place of an answer is raised."""
 
     versions_are: Any = field(default_factory=lambda: Answered({}, 0))
+    federation: Any = field(default_factory=lambda: Answered({}, 0))
     we_are: Any = BOT
     pinged: Any = 3
     presence: Any = "offline"
@@ -32,6 +33,9 @@ class Homeserver:
 
     async def versions(self) -> Any:
         return answer(self.versions_are)
+
+    async def federation_version(self) -> Any:
+        return answer(self.federation)
 
     async def whoami(self) -> Any:
         return answer(self.we_are)
@@ -72,10 +76,10 @@ def examine(
 
 
 def test_where_all_is_well_every_question_is_answered_so() -> None:
-    """An operator who reads six times `ok` has done everything that the guide asks."""
+    """An operator who reads seven times `ok` has done everything that the guide asks."""
     findings = examine(Homeserver())
 
-    assert len(findings) == 6
+    assert len(findings) == 7
     assert all(finding.is_good and not finding.fix for finding in findings.values())
 
 
@@ -83,6 +87,12 @@ def test_where_all_is_well_every_question_is_answered_so() -> None:
     ("homeserver", "subject", "verdict", "words"),
     [
         (Homeserver(versions_are=Answered({}, 61_000)), "clock", Verdict.WARNING, "differ by 61 s"),
+        (
+            Homeserver(federation=HomeserverRefused(404, "M_UNRECOGNIZED")),
+            "the homeserver's federation",
+            Verdict.WARNING,
+            "takes no transactions",
+        ),
         (
             Homeserver(we_are=UserID("@bot:other.test")),
             "appservice.registration",
