@@ -46,6 +46,7 @@ class HomeserverTokens:
         self._http = http
         self._clock = clock
         self._asking = DeferredSemaphore(MAX_ASKED)
+        self._is_well = True  # as far as was said: whether the homeserver gives good answers
 
     def find_token(self, token: str) -> Deferred[TokenOwner | Refused | None]:
         """Whose token this is; Refused for one that the homeserver does not know, BadRequest 503 or 429."""
@@ -61,6 +62,8 @@ class HomeserverTokens:
             status, body = await self._ask(path, asked)
             if status == 404 and body.get("errcode") == "M_UNRECOGNIZED":
                 continue
+            if status in (200, 401, 403):
+                self._tell(None)
             if status == 200:
                 return self._owner(body)
             if status == 401:
@@ -75,7 +78,7 @@ class HomeserverTokens:
                     status=429,
                     retry_after_ms=wait_ms if type(wait_ms) is int and wait_ms >= 0 else 1000,
                 )
-            _log.warn("the homeserver answered {status} to whoami", status=status)
+            self._tell(f"the homeserver answered {status} to whoami")
             break
         raise _unavailable()
 
@@ -92,13 +95,23 @@ class HomeserverTokens:
             within(reading, TIMEOUT_S, self._clock)
             text = await reading
         except Exception as error:
-            _log.warn("the homeserver does not answer whoami: {reason}", reason=type(error).__name__)
+            self._tell(f"the homeserver does not answer whoami: {type(error).__name__}")
             raise _unavailable() from error
         try:
             body = json.loads(text)
         except (ValueError, RecursionError):
             body = {}
         return response.code, body if isinstance(body, dict) else {}
+
+    def _tell(self, trouble: str | None) -> None:
+        """Say once what is wrong, and when it is over: meanwhile every client asks again and again."""
+        if trouble is None and not self._is_well:
+            _log.info("the homeserver answers whoami again")
+        elif trouble is not None and self._is_well:
+            _log.warn("{trouble}", trouble=trouble)
+        elif trouble is not None:
+            _log.debug("{trouble}", trouble=trouble)
+        self._is_well = trouble is None
 
     def _owner(self, body: dict[str, Any]) -> TokenOwner:
         device_id = body.get("device_id")

@@ -6,6 +6,7 @@ import pytest
 from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import Request
@@ -114,6 +115,22 @@ def test_where_the_homeserver_has_no_good_answer_it_is_503(status: int, body: ob
     error = failure_of(tokens(Homeserver({"v3": (status, body)})).find_token("secret"), BadRequest)
 
     assert (error.status, error.errcode) == (503, "M_UNKNOWN")
+
+
+def test_a_homeserver_that_is_away_is_told_of_once_and_so_is_its_return() -> None:
+    """Every client asks again and again meanwhile: a line for each would bury all others."""
+    homeserver = Homeserver({"v3": (502, b"<html>")})
+    asking = tokens(homeserver)
+
+    with capturedLogs() as events:
+        for number in range(3):
+            failure_of(asking.find_token(f"token {number}"), BadRequest)
+        homeserver.answers["v3"] = (401, {"errcode": "M_UNKNOWN_TOKEN"})
+        for number in range(3):
+            result_of(asking.find_token(f"token {number}"))
+
+    said = [formatEvent(event) for event in events if event["log_level"] is not LogLevel.debug]
+    assert said == ["the homeserver answered 502 to whoami", "the homeserver answers whoami again"]
 
 
 def test_a_busy_homeserver_is_busy_here() -> None:
