@@ -106,6 +106,24 @@ class NioClient:
             error.add_note(f"missing: {sorted(missing)}")
             raise
 
+    async def is_invited(self, room_id: str) -> None:
+        """Wait for the invite."""
+        await self.until(lambda: room_id in self.client.invited_rooms, "was never invited")
+
+    async def knows_room(self, room_id: str, members: set[str]) -> None:
+        """Wait until it knows an encrypted room with these members."""
+
+        def is_known() -> bool:
+            room = self.client.rooms.get(room_id)
+            return room is not None and room.encrypted and members <= room.users.keys()
+
+        await self.until(is_known, "does not know the room")
+
+    async def knows_device(self, device: "NioClient") -> None:
+        """Wait until it knows somebody's device."""
+        name, devices = device.client.device_id, self.client.device_store
+        await self.until(lambda: name in devices[device.user_id], f"does not know {name}")
+
     async def until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait until something holds of the client after a sync."""
         try:
@@ -143,25 +161,17 @@ async def share_an_encrypted_room(first: NioClient, *others: NioClient) -> str:
     made = await first.client.room_create(initial_state=[encryption], invite=members - {first.user_id})
     room_id: str = made.room_id
     for other in others:
-        invited = other.client.invited_rooms
-        await other.until(lambda: room_id in invited, "was never invited")  # noqa: B023
+        await other.is_invited(room_id)
         assert isinstance(await other.client.join(room_id), nio.JoinResponse)
     for client in (first, *others):
-        rooms = client.client.rooms
-
-        def is_known() -> bool:
-            room = rooms.get(room_id)  # noqa: B023
-            return room is not None and room.encrypted and members <= room.users.keys()
-
-        await client.until(is_known, "does not know the room")
+        await client.knows_room(room_id, members)
     return room_id
 
 
 async def greet(room_id: str, first: NioClient, second: NioClient) -> None:
     """Both know each other's device, and have had a session from it: matrix-nio asks for no key it missed."""
-    for one, other in ((first, second), (second, first)):
-        devices, name = one.client.device_store, other.client.device_id
-        await one.until(lambda: name in devices[other.user_id], f"does not know {name}")  # noqa: B023
+    await first.knows_device(second)
+    await second.knows_device(first)
     await first.say(room_id, f"good morning, {second.client.device_id}")
     await second.reads(f"good morning, {second.client.device_id}")
     await second.say(room_id, f"this is my {second.client.device_id}")
