@@ -141,7 +141,7 @@ def nginx(program: str, folder: Path, server: str) -> Iterator[Proxy]:
 
 def with_mirror() -> str:
     """The guide's server block where `/sync` is mirrored (form A)."""
-    sync = re.compile(r"  location ~ \^/_matrix/client/\(r0\|v3\)/sync\$ \{.*?\n  \}\n", re.DOTALL)
+    sync = re.compile(r"  location ~ \^/_matrix/client/\(r0\|v3\|[^)]*\)/sync\$ \{.*?\n  \}\n", re.DOTALL)
     server, count = sync.subn(lambda _: block("nginx-mirror"), block("nginx"))
     assert count == 1
     return server
@@ -153,13 +153,14 @@ def test_the_guides_nginx_routes_each_path_to_whom_it_belongs(nginx_program: str
         for path in (
             "/_matrix/client/v3/presence/%40alice%3Aexample.org/status",
             "/_matrix/client/v3/sync?timeout=0",
+            "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=0",
             "/_matrix/federation/v1/send/1",
             "/_fedpresence/client/v1/subscriptions/%40alice%3Aexample.org",
         ):
             assert proxy.ask("GET", path) == FEDPRESENCE, path
         for path in (
             "/_matrix/client/v3/rooms/!r/messages",
-            "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
+            "/_matrix/client/v3/rooms/!r/sync",
             "/_matrix/federation/v1/send_join/!r/$e",
             "/_matrix/federation/v2/send_join/!r/$e",
             "/_matrix/key/v2/server",
@@ -188,6 +189,10 @@ def test_the_guides_mirror_shows_us_a_sync_that_goes_to_synapse(nginx_program: s
         line, token, _ = proxy.fedpresence.seen.get(timeout=20)
         assert line == "GET /_fedpresence/sync_tap?timeout=0&set_presence=unavailable HTTP/1.1"
         assert token == "X-Matrix it"
+
+        sliding = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=30000"
+        assert proxy.ask("POST", sliding, b"{}") == SYNAPSE
+        assert proxy.fedpresence.seen.get(timeout=20)[0].startswith("POST /_fedpresence/sync_tap?timeout=30000 ")
 
 
 def test_the_guides_configuration_is_accepted(tmp_path: Path) -> None:
