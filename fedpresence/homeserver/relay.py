@@ -9,7 +9,8 @@ Always true:
 - a request is repeated only where a kept connection had been closed meanwhile, and once, and only where
   HTTP permits it: never a POST, never a body that has been let go.
 
-`X-Forwarded-For` is added to what a proxy of ours wrote, and replaces what anybody else claims.
+`X-Forwarded-For` is added to what a proxy of ours wrote, and replaces what anybody else claims; `X-Fedpresence`
+is how we know a request that comes back to us, where the address of the homeserver is in truth our own.
 
 Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2.2 (what may be repeated).
 """
@@ -18,6 +19,7 @@ Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2
 # (Twisted's HTTP classes have no type hints.)
 
 import ipaddress
+import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,6 +76,7 @@ FOR_BROWSERS = (
     b"/_synapse/client/",
     b"/.well-known/matrix/client",
 )
+PASSED_BY = b"X-Fedpresence"
 MAX_ERROR_BYTES = 65_536  # of an answer that is read to see what it means
 UNBOUNDED = 1 << 62  # bytes; the homeserver has a limit of its own, and it costs us nothing
 
@@ -110,6 +113,8 @@ class Relay:
         self._key = ("homeserver", base_url)
         self._used: WeakSet[Any] = WeakSet()  # connections that have carried a request already
         self._under_way: set[Deferred[Any]] = set()
+        self._mark = secrets.token_hex(8).encode("ascii")
+        self._is_told_of_circle = False
 
     async def stop(self) -> None:
         """End what waits for an answer, and close what is kept."""
@@ -131,6 +136,8 @@ class Relay:
         BadRequest 502 `M_UNKNOWN` where the homeserver is not there, 504 where it does not answer in time;
         what `body` fails with. Cancelled, it ends the request there.
         """
+        if self._mark in request.requestHeaders.getRawHeaders(PASSED_BY, ()):
+            raise self._in_a_circle()
         uri = uri or request.uri
         sent = SentRequest(request.method, self._head(request, uri, extra_headers), body)
         while True:
@@ -232,6 +239,14 @@ class Relay:
         errcode = error.get("errcode") if isinstance(error, dict) else None
         return relayed.status == 404 and errcode in (None, "M_UNRECOGNIZED"), body
 
+    def _in_a_circle(self) -> BadRequest:
+        if not self._is_told_of_circle:
+            self._is_told_of_circle = True
+            _log.error(
+                "homeserver.url leads back to us, by way of a proxy: name the homeserver's own address there"
+            )
+        return BadRequest("M_UNKNOWN", "The homeserver cannot be reached", status=502)
+
     async def _connection(self) -> Any:
         try:
             while True:
@@ -255,6 +270,7 @@ class Relay:
         if not headers.hasHeader(b"Host"):  # HTTP/1.0
             headers.setRawHeaders(b"Host", [self._host])
         _set_forwarded(request, headers)
+        headers.addRawHeader(PASSED_BY, self._mark)
         for name, value in extra:
             headers.setRawHeaders(name, [value])
         lines = [b"%b %b%b HTTP/1.1" % (request.method, self._path, uri)]

@@ -192,7 +192,9 @@ def test_the_guides_mirror_shows_us_a_sync_that_goes_to_synapse(nginx_program: s
 
         sliding = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?timeout=30000"
         assert proxy.ask("POST", sliding, b"{}") == SYNAPSE
-        assert proxy.fedpresence.seen.get(timeout=20)[0].startswith("POST /_fedpresence/sync_tap?timeout=30000 ")
+        assert proxy.fedpresence.seen.get(timeout=20)[0].startswith(
+            "POST /_fedpresence/sync_tap?timeout=30000 "
+        )
 
 
 def test_the_guides_configuration_is_accepted(tmp_path: Path) -> None:

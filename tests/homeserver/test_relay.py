@@ -211,6 +211,22 @@ def test_only_a_proxy_of_ours_is_believed_about_others(
     assert head.startswith(b"GET /base/ HTTP/1.1\r\n") and b"\r\nHost: 127.0.0.1:8008\r\n" in head
 
 
+def test_a_request_that_comes_back_to_us_is_no_longer_passed_on() -> None:
+    """`homeserver.url` names the proxy that leads to us: one request would go round for ever."""
+
+    async def story(front: Front) -> None:
+        await front.ask(a_request(b"GET", b"/_matrix/x", b"X-Fedpresence: of-another-one"))
+        (seen,) = front.homeserver.seen
+        of_another, ours = seen.values(b"X-Fedpresence")
+        assert of_another == b"of-another-one"
+
+        back = await front.ask(a_request(b"GET", b"/_matrix/x", b"X-Fedpresence: " + ours))
+
+        assert (back.status, len(front.homeserver.seen)) == (502, 1)
+
+    with_front(story)
+
+
 def test_requests_in_a_row_are_answered_in_a_row() -> None:
     """Bodies that stream end where they end: what is behind is the next request."""
 
