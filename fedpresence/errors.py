@@ -102,11 +102,15 @@ class DeliveryFailed(FedpresenceError):
 
 
 class HomeserverUnavailable(FedpresenceError):
-    """The homeserver beside us cannot be asked now; later it may be. `reason` is fit for a log."""
+    """The homeserver beside us cannot be asked now; later it may be. `reason` is fit for a log.
 
-    def __init__(self, reason: str, *, retry_after_ms: int | None = None) -> None:
+    `errcode` is what it answered, None where it did not.
+    """
+
+    def __init__(self, reason: str, *, errcode: str | None = None, retry_after_ms: int | None = None) -> None:
         super().__init__(f"the homeserver cannot be asked: {reason}")
         self.reason = reason
+        self.errcode = errcode
         self.retry_after_ms = retry_after_ms
 
 
@@ -121,3 +125,15 @@ class HomeserverRefused(FedpresenceError):
 
 class StoreError(FedpresenceError):
     """The disk said no. The daemon stops: memory is ahead of what was stored."""
+
+
+def reason_of(error: BaseException) -> str:
+    """A failure in a few words, fit for a log."""
+    reasons = getattr(error, "reasons", None)  # Twisted's ResponseFailed and its kin
+    if reasons:
+        error = reasons[0].value
+        if type(error).__name__ == "CancelledError":  # by the timeout of whoever asked
+            return "no answer in time"
+    text = str(error).strip()
+    name = type(error).__name__
+    return f"{name}: {text}"[:200] if text else name

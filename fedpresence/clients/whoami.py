@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from fedpresence.clients.requests import Credentials, Refused
 from fedpresence.clock import Clock, within
-from fedpresence.errors import BadRequest
+from fedpresence.errors import BadRequest, reason_of
 from fedpresence.ids import DeviceID, ServerName, parse_user_id, server_of
 from fedpresence.storage.store import TokenOwner
 
@@ -95,7 +95,7 @@ class HomeserverTokens:
             within(reading, TIMEOUT_S, self._clock)
             text = await reading
         except Exception as error:
-            self._tell(f"the homeserver does not answer whoami: {type(error).__name__}")
+            self._tell(f"the homeserver does not answer whoami: {reason_of(error)}")
             raise _unavailable() from error
         try:
             body = json.loads(text)

@@ -23,7 +23,7 @@ from twisted.web.http import PotentialDataLoss
 
 from fedpresence.clock import Clock, within
 from fedpresence.counters import Counters, NullCounters
-from fedpresence.errors import BadRequest, HomeserverRefused, HomeserverUnavailable
+from fedpresence.errors import BadRequest, HomeserverRefused, HomeserverUnavailable, reason_of
 from fedpresence.homeserver.registration import Registration
 from fedpresence.ids import RoomID, UserID, parse_room_id, parse_user_id
 
@@ -160,11 +160,25 @@ class HomeserverApi:
         """`/versions`, with the homeserver's clock (H:9); asks no token."""
         return await self._request("GET", "/_matrix/client/versions", None, None, with_token=False)
 
+    async def is_ourselves(self) -> bool:
+        """Whether what answers is fedpresence, or a proxy before one: nobody else has this path."""
+        ours, nobodys = "/_fedpresence/client/v1/subscriptions/me", "/_fedpresence/client/v1/me"
+        return await self._wants_token(ours) and not await self._wants_token(nobodys)
+
     async def federation_version(self) -> Answered:
         """What other servers are told of it: HomeserverRefused where it serves them nothing; no token."""
         return await self._request("GET", "/_matrix/federation/v1/version", None, None, with_token=False)
 
     # --- one request ----------------------------------------------------------------------------
+
+    async def _wants_token(self, path: str) -> bool:
+        try:
+            await self._request("GET", path, None, None, with_token=False)
+        except HomeserverUnavailable as error:
+            return error.errcode == "M_MISSING_TOKEN"
+        except HomeserverRefused:
+            return False
+        return False
 
     def _known(self) -> Registration:
         assert self._registration is not None, "asked for only where there is one"
@@ -204,7 +218,7 @@ class HomeserverApi:
             raise
         except Exception as error:  # Twisted's, treq's and OpenSSL's failures share no class
             self._counters.count("homeserver_requests", outcome="unavailable")
-            raise HomeserverUnavailable(type(error).__name__) from error
+            raise HomeserverUnavailable(reason_of(error)) from error
         answer = _object(text)
         if response.code == 200 and answer is not None:
             self._counters.count("homeserver_requests", outcome="ok")
@@ -219,6 +233,7 @@ class HomeserverApi:
                 reason += " (does it know our registration file, and was it restarted since?)"
             raise HomeserverUnavailable(
                 reason,
+                errcode=errcode,
                 retry_after_ms=wait_ms if type(wait_ms) is int and wait_ms >= 0 else None,
             )
         self._counters.count("homeserver_requests", outcome="refused")

@@ -93,6 +93,9 @@ class Checks:
             return (Finding(subject, Verdict.LATER, f"the homeserver does not answer ({error}).", fix),)
         except HomeserverRefused as error:
             return (Finding(subject, Verdict.WARNING, f"what answers is no homeserver ({error}).", fix),)
+        if await self._api.is_ourselves():
+            words = "what answers is fedpresence, or a proxy that asks it: requests would go round."
+            return (Finding(subject, Verdict.WARNING, words, fix),)
         findings = [Finding(subject, Verdict.GOOD, "the homeserver answers.")]
         if answered.date_ms is not None:
             difference_ms = now_ms(self._clock) - answered.date_ms

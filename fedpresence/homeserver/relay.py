@@ -9,8 +9,8 @@ Always true:
 - a request is repeated only where a kept connection had been closed meanwhile, and once, and only where
   HTTP permits it: never a POST, never a body that has been let go.
 
-`X-Forwarded-For` is added to what a proxy of ours wrote, and replaces what anybody else claims; `X-Fedpresence`
-is how we know a request that comes back to us, where the address of the homeserver is in truth our own.
+`X-Forwarded-For` is added to what a proxy of ours wrote, and replaces what anybody else claims. By
+`X-Fedpresence` we know a request that comes back to us: the homeserver's address is in truth our own.
 
 Source: H:6.2, H:6.5; Z-25; RFC 9110, 7.6 (what belongs to a connection) and 9.2.2 (what may be repeated).
 """

@@ -21,11 +21,11 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 
 from fedpresence.clock import Clock, Timer, now_ms, within
-from fedpresence.errors import DeliveryFailed
+from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.budget import TokenBucket
 from fedpresence.outbound.handshake import authenticated
-from fedpresence.outbound.http11 import Connection, reason_of
+from fedpresence.outbound.http11 import Connection
 from fedpresence.outbound.route import Route
 from fedpresence.outbound.tls import TlsPolicy
 

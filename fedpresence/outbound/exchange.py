@@ -23,9 +23,9 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
-from fedpresence.errors import DeliveryFailed
+from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.outbound.connections import Connections
-from fedpresence.outbound.http11 import Answer, Connection, encode_request, reason_of
+from fedpresence.outbound.http11 import Answer, Connection, encode_request
 from fedpresence.outbound.route import Route
 
 USER_AGENT = "fedpresence"

@@ -25,7 +25,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, Timer
-from fedpresence.errors import DeliveryFailed
+from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.outbound.route import Route
 
 MAX_OVERHEAD_BYTES = 16 * 1024  # heads, 1xx too, chunk sizes, trailers: some servers send 1 KiB
@@ -315,13 +315,3 @@ class Connection(Protocol):
         self.abort()
         if waiting is not None and not waiting.called:
             waiting.errback(DeliveryFailed(self.route.server_name, reason, heard=True))
-
-
-def reason_of(error: BaseException) -> str:
-    """A failure in a few words, fit for a log."""
-    reasons = getattr(error, "reasons", None)  # Twisted's ResponseFailed and its kin
-    if reasons:
-        error = reasons[0].value
-    text = str(error).strip()
-    name = type(error).__name__
-    return f"{name}: {text}"[:200] if text else name

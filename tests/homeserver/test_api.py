@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.web.client import ResponseNeverReceived
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
@@ -121,6 +123,46 @@ def test_a_homeserver_that_never_answers_is_unavailable_after_a_while() -> None:
     clock.advance(61)
 
     failure_of(asking, HomeserverUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"/_fedpresence/client/v1/subscriptions/me": (401, "M_MISSING_TOKEN")}, True),
+        ({}, False),
+        (
+            dict.fromkeys(
+                ("/_fedpresence/client/v1/subscriptions/me", "/_fedpresence/client/v1/me"),
+                (401, "M_MISSING_TOKEN"),
+            ),
+            False,
+        ),
+    ],
+)
+def test_fedpresence_is_known_by_what_it_alone_asks_a_token_for(
+    answers: dict[str, tuple[int, str]], expected: bool
+) -> None:
+    """The address of the homeserver is ours by mistake; somebody who asks for tokens everywhere is not us."""
+
+    class Answering(Homeserver):
+        def render(self, request: Request) -> bytes:
+            status, errcode = answers.get(request.path.decode(), (404, "M_UNRECOGNIZED"))
+            request.setResponseCode(status)
+            return json.dumps({"errcode": errcode}).encode()
+
+    assert result_of(api(Answering(200, {})).is_ourselves()) is expected
+
+
+def test_a_certificate_that_is_no_good_is_said_to_be() -> None:
+    """Twisted wraps what happened: an operator wants what is in it."""
+
+    class Broken:
+        def request(self, method: str, url: str, **kwargs: Any) -> Deferred[Any]:
+            return fail(ResponseNeverReceived([Failure(ValueError("certificate verify failed"))]))
+
+    asking = HomeserverApi("https://homeserver.test", None, Broken(), Clock())
+
+    assert "certificate verify failed" in failure_of(asking.versions(), HomeserverUnavailable).reason
 
 
 def test_a_bot_that_is_there_already_is_fine() -> None:

@@ -25,6 +25,7 @@ class Homeserver:
     """Answers as told; an exception in the place of an answer is raised."""
 
     versions_are: Any = field(default_factory=lambda: Answered({}, 0))
+    ourselves: bool = False
     federation: Any = field(default_factory=lambda: Answered({}, 0))
     we_are: Any = BOT
     pinged: Any = 3
@@ -33,6 +34,9 @@ class Homeserver:
 
     async def versions(self) -> Any:
         return answer(self.versions_are)
+
+    async def is_ourselves(self) -> bool:
+        return self.ourselves
 
     async def federation_version(self) -> Any:
         return answer(self.federation)
@@ -146,6 +150,14 @@ def test_a_homeserver_that_is_down_is_asked_nothing_more() -> None:
     findings = examine(Homeserver(versions_are=HomeserverUnavailable("ConnectionRefusedError")))
 
     assert [finding.verdict for finding in findings.values()] == [Verdict.LATER, Verdict.GOOD]
+
+
+def test_an_address_that_leads_back_to_us_is_asked_nothing_more() -> None:
+    """The public name, say: of everything else it would be we who answer."""
+    findings = examine(Homeserver(ourselves=True))
+
+    assert [finding.verdict for finding in findings.values()] == [Verdict.WARNING, Verdict.GOOD]
+    assert "fedpresence" in findings["homeserver.url"].words
 
 
 @pytest.mark.parametrize(
