@@ -27,7 +27,7 @@ from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePassed
 from fedpresence.engine.settings import EngineSettings, ServerLists
 from fedpresence.errors import ConfigError, StoreError
-from fedpresence.homeserver.checks import Checks, Finding, Verdict
+from fedpresence.homeserver.checks import Checks, Finding, Verdict, worth_saying
 from fedpresence.homeserver.registration import load_registration
 from fedpresence.intake import BoundedSite
 from fedpresence.listening import Listener, listen, reload_certificates
@@ -268,16 +268,14 @@ class Daemon:
         findings = await checks.all()
         if self._stopped is not None:
             return
-        for finding in findings:
-            if finding in before:
-                continue
+        for finding in worth_saying(findings, before):
             if finding.verdict is Verdict.FATAL:
                 self._fatal(Failure(ConfigError.of(finding.subject, finding.words, finding.fix)))
                 return
-            if not finding.is_good:
-                _log.warn("{finding}", finding=str(finding))
-            elif any(finding.subject == old.subject for old in before):
+            if finding.is_good:
                 _log.info("{finding}", finding=str(finding))
+            else:
+                _log.warn("{finding}", finding=str(finding))
         if not all(finding.is_good for finding in findings):
             later_s = min(2 * again_s, CHECK_AT_LEAST_S)
             self._later("checks", again_s, lambda: self._look_at_homeserver(checks, later_s, findings))

@@ -52,7 +52,6 @@ IDENTITY_GRACE_S = 1.0  # what an answer that is ready waits for the word whose 
 ENDS_PER_SECOND, ENDS_BURST = 0.5, 3  # of one device: each costs the homeserver a sync
 
 _TIMEOUT = re.compile(rb"(?<=[?&]timeout=)[^&]*")
-_ACCEPTS_GZIP = re.compile(rb"(?:^|[\s,])gzip(?:$|[\s,;])")
 _GZIP = 31  # zlib's word for that format
 
 
@@ -86,7 +85,7 @@ class FilledSync:
 
     async def sync(self, request: Request) -> object:
         """`GET /sync`; None where it was answered here."""
-        encoding = b"gzip" if _ACCEPTS_GZIP.search(_header(request, b"accept-encoding")) else b"identity"
+        encoding = b"gzip" if _accepts_gzip(_header(request, b"accept-encoding")) else b"identity"
         extra = [(b"Accept-Encoding", encoding)]
         upstream: Work[Any] = Work(self._relay.forward(request, extra_headers=extra))
         try:
@@ -340,6 +339,15 @@ def _is_readable(relayed: Relayed) -> bool:
 
 def _is_packed(relayed: Relayed) -> bool:
     return relayed.headers.getRawHeaders(b"content-encoding", [b""])[0].strip().lower() == b"gzip"
+
+
+def _accepts_gzip(header: bytes) -> bool:
+    """Whether it names gzip with a weight other than nought."""
+    for coding in header.lower().split(b","):
+        name, _, weight = coding.partition(b";")
+        if name.strip() == b"gzip":
+            return weight.strip().rstrip(b"0.") != b"q="
+    return False
 
 
 def _header(request: Request, name: bytes) -> bytes:

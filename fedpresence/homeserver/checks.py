@@ -7,7 +7,7 @@ and takes us for somebody else.
 Source: H:9, H:7, H:2.6; Z-23 for what a wrong name or key would do.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,6 +49,16 @@ class Finding:
     def is_good(self) -> bool:
         """Whether there is nothing to mend."""
         return self.verdict is Verdict.GOOD
+
+
+def worth_saying(findings: Sequence[Finding], before: Sequence[Finding]) -> list[Finding]:
+    """Of a round of questions what was not said of the one `before`: what is not well, and what is again."""
+    troubled = {finding.subject for finding in before if not finding.is_good}
+    return [
+        finding
+        for finding in findings
+        if (finding.subject in troubled if finding.is_good else finding not in before)
+    ]
 
 
 class Checks:

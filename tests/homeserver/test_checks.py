@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 
 from fedpresence.errors import DeliveryFailed, HomeserverRefused, HomeserverUnavailable
 from fedpresence.homeserver.api import Answered
-from fedpresence.homeserver.checks import Checks, Finding, Verdict
+from fedpresence.homeserver.checks import Checks, Finding, Verdict, worth_saying
 from fedpresence.homeserver.registration import Registration
 from fedpresence.ids import KeyID, ServerName, UserID
 from fedpresence.wire.signing import Identity, ServerKeys
@@ -180,3 +180,18 @@ def test_a_key_that_the_world_does_not_know_is_found_before_the_world_finds_it(
 def test_without_a_registration_only_what_needs_none_is_asked() -> None:
     """`auth: homeserver` alone is a way to run, too."""
     assert set(examine(Homeserver(), registration=None)) == {"homeserver.url", "clock", "signing_key_path"}
+
+
+def test_a_round_says_what_is_new_in_it() -> None:
+    """Asked each hour until all is well; a diary that repeats itself is not read."""
+    good = Finding("ping", Verdict.GOOD, "in 3 ms.")
+    bad = Finding("ping", Verdict.WARNING, "it does not reach us.", "Open the port.")
+    worse = Finding("ping", Verdict.WARNING, "it is gone.", "Start it.")
+
+    assert worth_saying([good], []) == []
+    assert worth_saying([bad], []) == [bad]
+    assert worth_saying([bad], [bad]) == []
+    assert worth_saying([worse], [bad]) == [worse]
+    assert worth_saying([good], [bad]) == [good]
+    assert worth_saying([Finding("ping", Verdict.GOOD, "in 1 ms.")], [good]) == []
+    assert worth_saying([bad], [good]) == [bad]

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from twisted.web.resource import Resource
 
 from fedpresence.admission import BodyBudget
@@ -120,6 +121,27 @@ def test_a_compressed_answer_stays_compressed() -> None:
         assert b"Content-Encoding: gzip" in caller.head
         assert json.loads(gzip.decompress(caller.body))["presence"]["events"][0]["sender"] == ALICE
         assert beside.homeserver.seen[0].values(b"Accept-Encoding") == [b"gzip"]
+
+    with_both(story)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "asked_for"),
+    [
+        (b"br;q=1.0, GZIP;q=0.50", b"gzip"),
+        (b"gzip; q=0, identity", b"identity"),
+        (b"gzip;q=0.000", b"identity"),
+        (b"x-gzip, *", b"identity"),
+    ],
+)
+def test_gzip_is_asked_for_only_where_the_client_takes_it(accepted: bytes, asked_for: bytes) -> None:
+    """What comes goes on as it is compressed, so the client must be able to read it."""
+
+    async def story(beside: Beside) -> None:
+        beside.homeserver.answers = lambda _: an_answer(b'{"next_batch":"h1"}')
+        await beside.answer(b"", b"Accept-Encoding: " + accepted)
+
+        assert beside.homeserver.seen[0].values(b"Accept-Encoding") == [asked_for]
 
     with_both(story)
 
