@@ -95,6 +95,21 @@ def test_the_edges_of_activity_and_idleness_come_from_what_the_user_does(two: li
     alice.presence_of(bob.user_id, 20, presence="offline")
 
 
+def test_who_appears_offline_before_their_first_sync_does_so_whatever_they_write(two: list[Domain]) -> None:
+    """The homeserver tells of what they do before any client of theirs has said how they want to be seen."""
+    here, _ = two
+    (alice,) = people((here, "alice"))
+    bob = here.user("bob-who-never-synced")
+    room_id = share_a_room(alice, bob)
+    eventually(lambda: alice.status_of(bob.user_id).body.get("presence") == "online", "seen, for he came")
+
+    assert bob.put_status("offline").status == 200
+    bob.say(room_id, "hello")
+    alice.reads("hello")
+
+    assert alice.status_of(bob.user_id).body["presence"] == "offline"
+
+
 def test_who_leaves_the_last_shared_room_is_told_nothing_more(two: list[Domain]) -> None:
     """Membership is the right: when it ends, the next change stays here, at once."""
     here, there = two
