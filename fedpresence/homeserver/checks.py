@@ -169,6 +169,10 @@ class Checks:
             f"Serve the resource appservice where the registration's url says ({registration.url}), and let "
             "the homeserver reach it; after a change of the registration, restart the homeserver."
         )
+        if registration.url is None:
+            words = "the registration has no url: the homeserver tells us nothing."
+            fix = "Give it the address of that listener, and restart the homeserver."
+            return Finding(subject, Verdict.WARNING, words, fix)
         try:
             duration_ms = await self._api.ping()
         except HomeserverUnavailable as error:

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -127,6 +127,16 @@ def test_what_is_not_well_is_said_with_its_fix(
     assert finding.verdict is verdict
     assert words in finding.words
     assert finding.fix
+
+
+def test_a_registration_without_an_address_is_asked_to_have_one() -> None:
+    """H:2.1: a null is valid, and no event ever comes."""
+    finding = examine(Homeserver(), registration=replace(REGISTRATION, url=None))["appservice listener"]
+
+    assert (finding.verdict, finding.words) == (
+        Verdict.WARNING,
+        "the registration has no url: the homeserver tells us nothing.",
+    )
 
 
 def test_presence_that_is_on_is_left_as_it_was() -> None:
