@@ -19,6 +19,7 @@ setup(
     install_requires=[
         "Twisted[tls]>=25.5",
         "treq>=24.9",
+        "hyperlink>=21",
         "signedjson>=1.1.4",
         "canonicaljson>=2.0",
         "PyYAML>=6.0",

@@ -20,6 +20,7 @@ from fedpresence.clock import Clock, within
 from fedpresence.errors import BadRequest, reason_of
 from fedpresence.ids import DeviceID, ServerName, parse_user_id, server_of
 from fedpresence.storage.store import TokenOwner
+from fedpresence.urls import as_written
 
 _log = Logger()
 
@@ -33,7 +34,7 @@ PATHS = ("/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami
 class Getter(Protocol):
     """treq's HTTPClient, as far as it is used here."""
 
-    def get(self, url: str, **kwargs: Any) -> Deferred[Any]:
+    def get(self, url: Any, **kwargs: Any) -> Deferred[Any]:
         """One GET."""
 
 
@@ -84,7 +85,7 @@ class HomeserverTokens:
 
     async def _ask(self, path: str, asked: Credentials) -> tuple[int, dict[str, Any]]:
         asking = self._http.get(
-            self._base_url + path + _acting_as(asked),
+            as_written(self._base_url + path + _acting_as(asked)),
             headers={"Authorization": f"Bearer {asked.token}"},
             allow_redirects=False,
         )

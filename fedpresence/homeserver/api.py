@@ -26,6 +26,7 @@ from fedpresence.counters import Counters, NullCounters
 from fedpresence.errors import BadRequest, HomeserverRefused, HomeserverUnavailable, reason_of
 from fedpresence.homeserver.registration import Registration
 from fedpresence.ids import RoomID, UserID, parse_room_id, parse_user_id
+from fedpresence.urls import as_written
 
 TIMEOUT_S = 60.0  # the members of the largest rooms take a homeserver many seconds
 MAX_ANSWER_BYTES = 33_554_432  # some 150,000 members with names and avatars
@@ -37,7 +38,7 @@ CLIENT = "/_matrix/client/v3"
 class Http(Protocol):
     """treq's HTTPClient, as far as it is used here."""
 
-    def request(self, method: str, url: str, **kwargs: Any) -> Deferred[Any]:
+    def request(self, method: str, url: Any, **kwargs: Any) -> Deferred[Any]:
         """One request."""
 
 
@@ -207,7 +208,7 @@ class HomeserverApi:
             data = json.dumps(body).encode()
         try:
             asking = self._http.request(
-                method, url, headers=headers, data=data, allow_redirects=False, unbuffered=True
+                method, as_written(url), headers=headers, data=data, allow_redirects=False, unbuffered=True
             )
             response = await within(asking, TIMEOUT_S, self._clock)
             text = await within(read_body(response, MAX_ANSWER_BYTES), TIMEOUT_S, self._clock)

@@ -19,6 +19,7 @@ from fedpresence.config import Config
 from fedpresence.config_endpoints import parse_endpoint, reachable
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import UserID
+from fedpresence.urls import as_written
 
 TIMEOUT_S = 30.0  # a deactivation of somebody with long lists takes seconds, not minutes
 PREFIX = "/_fedpresence/admin/v1"
@@ -79,7 +80,7 @@ class AdminClient:
         try:
             response = await self._http.request(
                 method,
-                self._base_url + PREFIX + path,
+                as_written(self._base_url + PREFIX + path),
                 headers=headers,
                 data=None if body is None else json.dumps(body).encode(),
                 timeout=TIMEOUT_S,

@@ -27,6 +27,7 @@ from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.outbound.connections import Connections
 from fedpresence.outbound.http11 import Answer, Connection, encode_request
 from fedpresence.outbound.route import Route
+from fedpresence.urls import as_written
 
 USER_AGENT = "fedpresence"
 TIMEOUT_S = 60.0  # F:X-6
@@ -68,7 +69,7 @@ async def fetch(connections: Connections, route: Route, uri: str, cap: int) -> A
 async def _fetch(agent: "_RouteAgent", route: Route, uri: str, cap: int) -> Answer:
     try:
         response = await _HTTPClient(agent).get(
-            f"https://{route.host_header}{uri}",
+            as_written(f"https://{route.host_header}{uri}"),
             headers={"Host": route.host_header, "User-Agent": USER_AGENT},
             allow_redirects=False,
             unbuffered=True,
