@@ -29,11 +29,10 @@ from twisted.web.http import RESPONSES
 from twisted.web.http_headers import Headers
 
 from fedpresence.clock import Clock, now_ms
-from fedpresence.errors import BadRequest
+from fedpresence.errors import BadRequest, reason_of
 from fedpresence.ids import ServerName, split_server_name
 from fedpresence.listening import BACKLOG, Certificates
 from fedpresence.outbound.handshake import authenticated
-from fedpresence.outbound.http11 import reason_of
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.testing.rig.faults import NO_FAULTS, Fate, Faults
 from fedpresence.testing.rig.relay import Answer, Asked, Front, Message, Upstream
