@@ -12,6 +12,7 @@ from twisted.web.http_headers import Headers
 
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
+from fedpresence.sources import source_of
 
 ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
@@ -21,14 +22,19 @@ BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 class RequestHead:
     """A request as far as it is known before its body. `content_length` is None for a chunked body.
 
-    `uri` is exactly what stood in the request line; `source` is the address that Z-4 counts by.
+    `uri` is exactly what stood in the request line; `address` is that of the peer.
     """
 
     method: bytes
     uri: bytes
     headers: Headers
     content_length: int | None
-    source: str
+    address: object
+
+    @property
+    def source(self) -> str:
+        """Whom the request counts against (Z-4)."""
+        return source_of(self.address, self.headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,24 +10,24 @@ import ipaddress
 from dataclasses import dataclass
 from functools import lru_cache
 
-from twisted.web.server import Request
+from twisted.web.http_headers import Headers
 
 MAX_ADDRESS_CHARACTERS = 45  # an IPv6 address that ends in an IPv4 one
 
 
-def source_of(request: Request) -> str:
-    """Whom a request counts against: the address of the peer, an IPv6 one by its /64.
+def source_of(address: object, headers: Headers) -> str:
+    """Whom a request from `address` counts against: that address, an IPv6 one by its /64.
 
     Behind a reverse proxy on this machine everybody comes from loopback: then the last entry of
     `X-Forwarded-For`, which the proxy wrote, counts.
     """
-    peer = getattr(request.getClientAddress(), "host", None)
-    address = _address(peer) if isinstance(peer, str) else None
-    if address is None or address.is_loopback:
+    peer = getattr(address, "host", None)
+    found = _address(peer) if isinstance(peer, str) else None
+    if found is None or found.is_loopback:
         # As bytes: Twisted's own decoding raises, and everybody may write what the proxy passes on.
-        entries = request.requestHeaders.getRawHeaders(b"X-Forwarded-For") or [b""]
-        address = _address(entries[-1].decode("latin-1").rpartition(",")[2].strip()) or address
-    return "local" if address is None else address.counted_as
+        entries = headers.getRawHeaders(b"X-Forwarded-For") or [b""]
+        found = _address(entries[-1].decode("latin-1").rpartition(",")[2].strip()) or found
+    return "local" if found is None else found.counted_as
 
 
 @dataclass(frozen=True, slots=True)

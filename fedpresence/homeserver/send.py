@@ -239,7 +239,9 @@ class FrontedSend(PassThrough):
         if len(data) > PLAIN_BYTES and b"presence" not in data:
             return None
         try:
-            credentials = await fronting.origins.credentials(claim, source_of(request))
+            credentials = await fronting.origins.credentials(
+                claim, source_of(request.getClientAddress(), request.requestHeaders)
+            )
             content = decode_json(data)
             uri = request.uri.decode("ascii")
             origin = fronting.origins.verify(credentials, method="PUT", uri=uri, content=content)

@@ -24,7 +24,6 @@ from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.origin import Credentials
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.intake import grounds_of
-from fedpresence.sources import source_of
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.signing import Identity
@@ -190,7 +189,7 @@ def _head_of(request: Request) -> RequestHead:
     if request.content is not None:
         size = request.content.seek(0, SEEK_END)
         request.content.seek(0)
-    return RequestHead(request.method, request.uri, request.requestHeaders, size, source_of(request))
+    return RequestHead(request.method, request.uri, request.requestHeaders, size, request.getClientAddress())
 
 
 def _text(data: bytes) -> str:

@@ -430,7 +430,7 @@ def test_only_the_token_lets_a_large_body_in() -> None:
 
     def asked(uri: bytes, authorization: str) -> object:
         headers = Headers({"Authorization": [authorization]})
-        return admit(RequestHead(b"PUT", uri, headers, 1_000_000, "10.0.0.1"))
+        return admit(RequestHead(b"PUT", uri, headers, 1_000_000, None))
 
     members = b"/_fedpresence/admin/v1/rooms/!r:here.test/members"
     admitted = asked(members, f"Bearer {TOKEN}")
