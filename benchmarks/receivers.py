@@ -196,7 +196,7 @@ class _Link:
         """The status, or DeliveryFailed."""
         return await self._receivers.take(self._destination, body)
 
-    def abort(self) -> None:
+    def give_back(self) -> None:
         """It was not needed."""
 
 

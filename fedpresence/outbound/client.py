@@ -58,9 +58,9 @@ class Link:
         """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed. `body` is canonical JSON."""
         return await self._client.send_transaction(self._destination, self._connection, txn_id, body)
 
-    def abort(self) -> None:
+    def give_back(self) -> None:
         """There is nothing to send after all."""
-        self._connection.abort()
+        self._connection.give_back()
 
 
 class Client:

@@ -63,7 +63,7 @@ class Connections:
         self._budget = TokenBucket(per_second, burst=per_second)
         self._waiting = 0
         self._keep_s = keep_s
-        self._kept: OrderedDict[Route, tuple[float, Connection]] = OrderedDict()  # the longest idle first
+        self._kept: OrderedDict[Route, Connection] = OrderedDict()  # the longest idle first
         self._timer: Timer | None = None  # for the first of them
 
     async def open(self, route: Route) -> Connection:
@@ -76,22 +76,32 @@ class Connections:
 
     def take(self, route: Route) -> Connection | None:
         """The connection that is kept for that server; None where there is none."""
-        kept = self._kept.pop(route, None)
-        return None if kept is None else kept[1]
+        return self._kept.pop(route, None)
 
     def keep(self, connection: Connection) -> None:
         """Keep it for the next request, one for a server: one transaction is in flight."""
+        connection.idle_since_s = self.clock.seconds()
+        self._keep(connection)
+
+    def keep_unused(self, connection: Connection) -> None:
+        """The same where nothing was sent: to the other side it is idle since its last request."""
+        if connection.idle_since_s is None:
+            self.keep(connection)
+        elif self._keep(connection):
+            self._kept.move_to_end(connection.route, last=False)
+
+    def _keep(self, connection: Connection) -> bool:
         if connection.route in self._kept:
             connection.abort()
-            return
-        self._kept[connection.route] = (self.clock.seconds(), connection)
+            return False
+        self._kept[connection.route] = connection
         if self._timer is None:
             self._timer = self.clock.callLater(self._keep_s, self._close_idle)
+        return True
 
     def forget(self, connection: Connection) -> None:
         """It is closed."""
-        kept = self._kept.get(connection.route)
-        if kept is not None and kept[1] is connection:
+        if self._kept.get(connection.route) is connection:
             del self._kept[connection.route]
 
     @property
@@ -104,7 +114,7 @@ class Connections:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        closing = [connection for _, connection in self._kept.values()]
+        closing = list(self._kept.values())
         for connection in closing:
             connection.abort()
         for connection in closing:
@@ -171,8 +181,8 @@ class Connections:
         self._timer = None
         now_s = self.clock.seconds()
         while self._kept:
-            since_s, connection = next(iter(self._kept.values()))
-            left_s = since_s + self._keep_s - now_s
+            connection = next(iter(self._kept.values()))
+            left_s = (connection.idle_since_s or 0.0) + self._keep_s - now_s
             if left_s > 0:
                 self._timer = self.clock.callLater(max(0.001, left_s), self._close_idle)
                 return

@@ -55,10 +55,11 @@ class Answer:
 
 def encode_request(method: str, uri: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
     """A request as it goes over the wire; ValueError where its head is not all printable ASCII."""
-    lines = [f"{method} {uri} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [f"{method} {uri} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
-    if not all(line.isprintable() for line in lines):
+    if not "".join(lines).isprintable():
         raise ValueError("the head of a request must be printable")
     return "\r\n".join((*lines, "", "")).encode("ascii") + (body or b"")
 
@@ -215,6 +216,9 @@ class Keeper(Interface):
     def keep(self, connection: "Connection") -> None:
         """It may serve again."""
 
+    def keep_unused(self, connection: "Connection") -> None:
+        """It may still serve."""
+
     def forget(self, connection: "Connection") -> None:
         """It is gone."""
 
@@ -222,13 +226,14 @@ class Keeper(Interface):
 class Connection(Protocol):
     """An authenticated connection to the server of `route`.
 
-    Whoever was given it makes one request, or aborts it; after the answer it goes back to its keeper.
-    `gone` fires when it is closed.
+    Whoever was given it makes one request, or gives it back, or aborts it; after the answer it goes back to
+    its keeper. `gone` fires when it is closed.
     """
 
     def __init__(self, route: Route, clock: Clock, keeper: Keeper) -> None:
         self.route = route
         self.gone: Deferred[None] = Deferred()
+        self.idle_since_s: float | None = None  # its keeper's note; None before its first request
         self._clock = clock
         self._keeper = keeper
         self._answer: Deferred[Answer] | None = None
@@ -252,6 +257,11 @@ class Connection(Protocol):
         transport: Any = self.transport
         transport.write(request)
         return answer
+
+    def give_back(self) -> None:
+        """There is nothing to send after all."""
+        if not self.gone.called:
+            self._keeper.keep_unused(self)
 
     def abort(self) -> None:
         """Close it at once: it is not needed any more, or its answer is not worth reading on."""

@@ -64,7 +64,7 @@ class OpenLink(Protocol):
     async def send_transaction(self, txn_id: str, body: bytes) -> int:
         """The 2xx status; DeliveryFailed otherwise. `body` is canonical JSON."""
 
-    def abort(self) -> None:
+    def give_back(self) -> None:
         """There is nothing to send after all."""
 
 
@@ -362,20 +362,20 @@ class DestinationSender(Service):
             self._connecting_ms = None
         sealed = None
         try:
-            sealed = await self._seal()
+            sealed = await self._seal(self._now_ms())
         finally:
             if sealed is None:
-                link.abort()
+                link.give_back()
         if sealed is not None:
             await self._send(link, sealed)
 
-    async def _seal(self) -> _Sealed | None:
+    async def _seal(self, now: int) -> _Sealed | None:
         """The transaction to send now; None where nothing is left to say, or nothing may be said."""
         unclear, self._unclear = self._unclear, None
         rights = self._tools.decisions.rights(self.destination)
         if unclear is not None and (unclear.rights, unclear.revision) == (rights, self.queue.revision):
             return unclear
-        wanted = self._parts.popleft() if self._parts else self.queue.take(self._now_ms(), MAX_USERS)
+        wanted = self._parts.popleft() if self._parts else self.queue.take(now, MAX_USERS)
         composed = await self._tools.decisions.compose(self.destination, wanted, self._tools.burst.moment)
         if not self._permitted or not self.running:
             return None  # while we waited for our turn
@@ -401,17 +401,17 @@ class DestinationSender(Service):
         try:
             status = await link.send_transaction(sealed.txn_id, sealed.packed.body)
         except DeliveryFailed as error:
-            self._report(sealed, sent_ms, error.status)
+            self._report(sealed, sent_ms, self._now_ms(), error.status)
             self._not_delivered(sealed, error)
         except CancelledError:
-            self._report(sealed, sent_ms, None)
+            self._report(sealed, sent_ms, self._now_ms(), None)
             raise
         else:
-            self._report(sealed, sent_ms, status)
-            self._delivered(sealed)
+            now = self._now_ms()
+            self._report(sealed, sent_ms, now, status)
+            self._delivered(sealed, now)
 
-    def _delivered(self, sealed: _Sealed) -> None:
-        now = self._now_ms()
+    def _delivered(self, sealed: _Sealed, now: int) -> None:
         packed = sealed.packed
         self.queue.delivered(packed.users, packed.owed, sealed.published, now)
         self._refusals = 0
@@ -493,8 +493,7 @@ class DestinationSender(Service):
             edus=sum(len(part.owed) for part in aside),
         )
 
-    def _report(self, sealed: _Sealed, sent_ms: int, status: int | None) -> None:
-        now = self._now_ms()
+    def _report(self, sealed: _Sealed, sent_ms: int, now: int, status: int | None) -> None:
         outcome = "unanswered" if status is None else f"{status // 100}xx"
         self._tools.counters.count("outbound_transactions", outcome=outcome)
         _log.debug(

@@ -107,7 +107,7 @@ class Server:
         self.otherwise: Callable[[str, Mapping[str, object]], Outcome] = lambda txn_id, content: 200
         self.opened: list[tuple[ServerName, int]] = []
         self.sent: list[tuple[str, Mapping[str, object]]] = []
-        self.aborted = 0
+        self.given_back = 0
         self.closed = False
 
     async def open(self, destination: ServerName) -> "_Link":
@@ -139,8 +139,8 @@ class _Link:
         outcomes = self._server.outcomes
         return await _as_said(outcomes.pop(0) if outcomes else self._server.otherwise(txn_id, content))
 
-    def abort(self) -> None:
-        self._server.aborted += 1
+    def give_back(self) -> None:
+        self._server.given_back += 1
 
 
 async def _as_said(outcome: Outcome) -> int:

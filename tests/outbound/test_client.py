@@ -215,7 +215,7 @@ def test_a_connection_that_the_other_end_closed_first_can_be_aborted(network: Ne
     tls: Any = link._connection.transport
     tls.connectionLost(Failure(ConnectionLost()))
 
-    link.abort()
+    link._connection.abort()
 
 
 def an_error(status: int, body: bytes, **headers: str) -> Any:
@@ -412,6 +412,23 @@ def test_a_server_without_a_connection_is_not_remembered(network: Network) -> No
     network.clock.advance(FederationConfig().keep_connections_ms / 1000 + 1)
     network.flush()
 
+    assert client.kept_connections == 0
+
+
+def test_a_connection_that_was_not_used_serves_again_and_ages_on(network: Network) -> None:
+    """The other side closes it by its own clock, which counts from the last request."""
+    a_server(network)
+    client = network.client()
+    keep_s = FederationConfig().keep_connections_ms / 1000
+    result_of(put(network, client))
+    network.clock.advance(keep_s - 1)
+
+    result_of(done(network, client.open(THERE))).give_back()
+
+    assert client.kept_connections == 1
+    result_of(done(network, client.open(THERE))).give_back()
+    assert network.dialled == [(PUBLIC, 8448)]
+    network.clock.advance(2)
     assert client.kept_connections == 0
 
 

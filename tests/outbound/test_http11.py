@@ -232,6 +232,8 @@ class Kept:
         """It may serve again."""
         self.connections.append(connection)
 
+    keep_unused = keep
+
     def forget(self, connection: Connection) -> None:
         """It is gone."""
         if connection in self.connections:
@@ -370,6 +372,18 @@ def test_a_lost_connection_ends_the_wait() -> None:
         else:
             assert result_of(answer).status == status
         assert line.kept.connections == []
+
+
+def test_a_connection_that_was_not_used_goes_back_unless_it_is_gone() -> None:
+    """A user who flaps would else cost a handshake each time that nothing is left to say."""
+    line = Line()
+
+    line.connection.give_back()
+    assert line.kept.connections == [line.connection]
+
+    line.lose()
+    line.connection.give_back()
+    assert line.kept.connections == []
 
 
 def test_who_waits_no_longer_closes_the_connection() -> None:

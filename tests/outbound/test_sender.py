@@ -196,7 +196,7 @@ def test_a_right_that_ends_while_connecting_is_respected() -> None:
     rig.wait(5)
 
     assert rig.server.sent == []
-    assert rig.server.aborted == 1
+    assert rig.server.given_back == 1
     assert rig.outbound.idle()
     assert rig.outbound.describe(THERE)[THERE].pending_users == 0
 
