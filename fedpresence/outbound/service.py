@@ -304,14 +304,16 @@ class Outbound(MultiService):
         self._round.count = sum(sender.queue.refreshes(MAX_USERS) for sender in self._senders.values())
 
     def _give_turns(self) -> None:
-        burst = self._tools.burst
-        burst.at_ms = now = now_ms(self._clock)
-        while (name := self._turns.next(now)) is not None:
-            sender = self._senders.get(name)
-            if sender is not None:
-                sender.go()
-        burst.at_ms = None
+        now = now_ms(self._clock)
         ready_ms = self._turns.ready_ms()
+        if ready_ms is not None and ready_ms <= now:  # before, a group that gathers would be torn
+            self._tools.burst.at_ms = now
+            while (name := self._turns.next(now)) is not None:
+                sender = self._senders.get(name)
+                if sender is not None:
+                    sender.go()
+            self._tools.burst.at_ms = None
+            ready_ms = self._turns.ready_ms()
         if ready_ms is not None and self._turn_timer is None and self.running:
             delay_s = max(0.001, ready_ms / 1000 - self._clock.seconds())
             self._turn_timer = self._clock.callLater(delay_s, self._turn_came)

@@ -283,6 +283,24 @@ def test_who_waits_for_its_turn_is_not_asked_again_at_each_news() -> None:
     assert {seen.destination for seen in rig.seen} == {*names}
 
 
+def test_a_group_that_gathers_is_not_torn_by_who_comes_meanwhile() -> None:
+    """Torn once, it would stay torn: each destination has its window from its own last transaction on."""
+    rig = Rig(max_transactions_per_second=50, batch_window_ms=200).start()
+    for number in range(60):
+        rig.push(destination=ServerName(f"{number}.test"))
+    rig.wait()
+    assert len(rig.server.sent) == 50
+
+    rig.clock.advance(0.05)
+    rig.push(destination=ServerName("late.test"))
+    rig.clock.advance(0.001)
+    assert len(rig.server.sent) == 50
+    rig.clock.advance(0.05)
+
+    assert len(rig.server.sent) == 55
+    assert len({at_ms for _, at_ms in rig.server.opened[50:]}) == 1
+
+
 def test_more_urgent_news_of_who_waits_moves_its_turn_forward() -> None:
     """What a person asked for does not stand where a refresh stood."""
     rig = Rig(max_transactions_per_second=1).start()
