@@ -138,10 +138,11 @@ def _measure(tree: Path, scenario: str, words: Sequence[str]) -> Numbers:
     )
     if done.returncode:
         raise CheckFailedError(f"{' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr}")
-    return _numbers(json.loads(file.read_text("utf-8")))
+    return numbers(json.loads(file.read_text("utf-8")))
 
 
-def _numbers(report: Mapping[str, Any]) -> Numbers:
+def numbers(report: Mapping[str, Any]) -> Numbers:
+    """Those of a report in JSON."""
     return {
         case: {name: (measure["value"], measure["unit"]) for name, measure in measures.items()}
         for case, measures in report["cases"].items()

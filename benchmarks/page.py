@@ -1,6 +1,6 @@
-"""The figures of `docs/performance.md`, written into it from the JSON of a run.
+"""The figures of `docs/performance.md`, written into it from the JSON of a run, or the best of several.
 
-    python -m benchmarks all --json DIR && python -m benchmarks page DIR
+    python -m benchmarks all --json DIR && python -m benchmarks page DIR [DIR ...]
 
 A block between `<!-- figures: NAME -->` and `<!-- end -->` is replaced where there is a file for it in DIR;
 what stands around it is written by people and stays.
@@ -9,10 +9,11 @@ what stands around it is written by people and stays.
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparing import best, numbers
 from benchmarks.report import CheckFailedError, number
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -70,18 +71,33 @@ SYNAPSE_MS = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What can be varied."""
-    parser.add_argument("reports", type=Path, metavar="DIR", help="where `all --json DIR` wrote")
+    parser.add_argument(
+        "reports", type=Path, nargs="+", metavar="DIR", help="where `all --json DIR` wrote; each a run"
+    )
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code."""
-    reports = {file.stem: json.loads(file.read_text("utf-8")) for file in arguments.reports.glob("*.json")}
-    if not reports:
-        raise CheckFailedError(f"{arguments.reports} holds no reports")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for folder in arguments.reports:
+        for file in sorted(folder.glob("*.json")):
+            runs.setdefault(file.stem, []).append(json.loads(file.read_text("utf-8")))
+    if not runs:
+        raise CheckFailedError(f"{', '.join(map(str, arguments.reports))}: no reports")
     text = arguments.page.read_text("utf-8")
+    reports = {name: best_of(reports) for name, reports in runs.items()}
     arguments.page.write_text(rewritten(text, reports), encoding="utf-8")
     return 0
+
+
+def best_of(reports: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first report, of each of its numbers the best: what disturbs a run only ever makes it slower."""
+    cases = {
+        case: {name: {"value": value, "unit": unit} for name, (value, unit) in measures.items()}
+        for case, measures in best([numbers(report) for report in reports]).items()
+    }
+    return {**reports[0], "cases": cases, "runs": len(reports)}
 
 
 def rewritten(text: str, reports: Mapping[str, Any]) -> str:
@@ -143,7 +159,10 @@ def _cpu_ms(measures: Mapping[str, Any]) -> float:
 def _machine(report: Mapping[str, Any]) -> str:
     machine = report["machine"]
     versions = f"Python {machine['python']}, Twisted {machine['twisted']}"
-    return f"{machine['cpu']}, {machine['cores']} cores, {versions}."
+    runs = report.get("runs", 1)
+    return f"{machine['cpu']}, {machine['cores']} cores, {versions}." + (
+        f" Best of {runs} runs." if runs > 1 else ""
+    )
 
 
 def _cell(measure: Mapping[str, Any] | None) -> str:
