@@ -47,6 +47,9 @@ class Domain:
         folder.mkdir(parents=True)
         self.daemon: ServerProcess | None = None
         synapse_port = free_port()
+        registrations: list[Path] = []
+        tls: Tls | None = None
+        config_of_synapse: dict[str, Any] = dict(synapse_config or {})
         if beside:
             ports = {"federation": public, "client": free_port()}
             appservice = f"tcp:{free_port()}:interface=127.0.0.1"
@@ -65,30 +68,24 @@ class Domain:
                 }
             )
             self.daemon.command("generate-registration")
-            self.synapse = Synapse(
-                python,
-                folder / "synapse",
-                self.name,
-                synapse_port,
-                signing_key_path=key_file,
-                ca_file=ca.ca_file,
-                registrations=[registration],
-                config=synapse_config,
-            )
+            registrations.append(registration)
         else:
             private_key, certificate = ca.issue(self.name)
             key_file = folder / "signing.key"
             generate_key_file(key_file)
-            self.synapse = Synapse(
-                python,
-                folder / "synapse",
-                self.name,
-                synapse_port,
-                signing_key_path=key_file,
-                ca_file=ca.ca_file,
-                tls=Tls(public, private_key, certificate),
-                config={"presence": {"enabled": True}} | dict(synapse_config or {}),
-            )
+            tls = Tls(public, private_key, certificate)
+            config_of_synapse = {"presence": {"enabled": True}} | config_of_synapse
+        self.synapse = Synapse(
+            python,
+            folder / "synapse",
+            self.name,
+            synapse_port,
+            signing_key_path=key_file,
+            ca_file=ca.ca_file,
+            tls=tls,
+            registrations=registrations,
+            config=config_of_synapse,
+        )
 
     def _own_listeners(self) -> list[Any]:
         assert self.daemon is not None

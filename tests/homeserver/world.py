@@ -37,6 +37,7 @@ class PlayedHomeserver:
         self.rooms = rooms or {}
         self.asked: list[str] = []
         self.errors: list[Exception] = []  # what the next questions meet
+        self.broken: dict[str, Exception] = {}  # what these questions meet each time
         self.holds = False
         self.held: list[Deferred[None]] = []
         self.users: set[UserID] = set()
@@ -45,6 +46,8 @@ class PlayedHomeserver:
         self.asked.append(question)
         if self.errors:
             raise self.errors.pop(0)
+        if question in self.broken:
+            raise self.broken[question]
 
     async def _answered(self) -> None:
         if self.holds:
