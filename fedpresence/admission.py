@@ -8,9 +8,8 @@ Source: Z-1, Z-2.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from twisted.web.http_headers import Headers
-
 from fedpresence.errors import BadRequest
+from fedpresence.fields import Fields
 from fedpresence.ids import ServerName
 from fedpresence.sources import source_of
 
@@ -27,7 +26,7 @@ class RequestHead:
 
     method: bytes
     uri: bytes
-    headers: Headers
+    headers: Fields
     content_length: int | None
     address: object
 

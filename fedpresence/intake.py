@@ -1,43 +1,48 @@
 """Bounded HTTP for every listener: no request costs more than it may, whoever sends it.
 
 Always true:
-- a body is read only after its request was admitted by its head, and never beyond the limit that it got;
+- a body is taken only after its request was admitted by its head, and never beyond the limit that it got;
 - all bodies in memory share one byte budget, and one origin has at most a quarter of it (Z-2);
+- what has come of a connection and waits for its turn is at most what two reads bring; then it is not read;
 - a request has one deadline from its first byte to its last, which does not run while we decide;
 - a body that streams is never kept here: its resource takes it as it comes, and each piece has a deadline;
-- who is refused early gets a JSON error and `Connection: close`; nothing after it is parsed;
+- who is refused early gets a JSON error and `Connection: close`; nothing after it is answered;
 - nothing is written to an access log.
 
-Twisted's own request keeps a body without limit and asks nobody before it reads one; hence the subclasses
-here. Source: Z-1, Z-2.
+The bytes are read by llhttp, the parser of Node.js, by way of httptools; when they may come, and what becomes
+of them, is decided here. Twisted's own server keeps a body without limit and asks nobody before it reads one.
+
+Source: Z-1, Z-2; RFC 9112.
 """
 
-# mypy: allow-untyped-calls
-# (Twisted's HTTP classes have no type hints, and as our base classes they are not excluded by name.)
-
+import re
+from collections import deque
 from collections.abc import Awaitable
 from functools import partial
-from io import BytesIO
-from typing import Any, cast
-from urllib.parse import unquote_to_bytes
+from typing import Any
 
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.protocol import connectionDone
+from twisted.internet.interfaces import IProtocolNegotiationFactory, IPushProducer, ISSLTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
-from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, datetimeToString
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import INonQueuedRequestFactory
-from twisted.web.resource import Resource, getChildForRequest
-from twisted.web.server import Request, Site
-from zope.interface import provider
+from twisted.web.resource import Resource
+from zope.interface import implementer
 
 from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead, busy, too_large
 from fedpresence.clock import Alarm, Clock, Timer
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
+from fedpresence.fields import Fields
 from fedpresence.incoming import IncomingBody
+from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
 _log = Logger()
@@ -48,140 +53,63 @@ PIECE_TIMEOUT_S = 60.0  # the next piece of a body that streams, which may take 
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
-
-_MALFORMED = b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
-MALFORMED = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(_MALFORMED), _MALFORMED)
-)  # what has no request gets no Request either: written as it is
-
-
-@provider(INonQueuedRequestFactory)
-class BoundedRequest(Request):
-    """A request whose body is counted while it arrives."""
-
-    def __init__(self, channel: "BoundedChannel") -> None:
-        super().__init__(channel)
-        self._bounded = channel
-        self._body = BytesIO()
-        self.admitted: Admitted | None = None
-        self.incoming: IncomingBody | None = None
-        self._held = 0
-
-    def process(self) -> None:
-        """Find the resource and render it: Twisted's own way, less what nothing here uses.
-
-        No encoders and no `Server`; a `Date` is made once a second, and a path without a `%` is not unquoted.
-        """
-        if self.path == b"*":
-            super().process()
-            return
-        self.setHeader(b"Date", self._bounded.site.date())
-        segments = self.path[1:].split(b"/")
-        self.prepath = []
-        self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
-        try:
-            self.render(self._bounded.site.getResourceFor(self))
-        except Exception:
-            self.processingFailed(Failure())
-
-    def begin(self, method: bytes, uri: bytes, version: bytes) -> None:
-        """What Twisted sets only once the body is here: a refusal needs it before."""
-        self.method, self.uri, self.clientproto = method, uri, version
-        self.path = uri.partition(b"?")[0]
-
-    def gotLength(self, length: int | None) -> None:
-        """Keep the body in memory: it is bounded, and a temporary file would block the reactor."""
-        self.content = self._body
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Keep `data` if the limit and the budget allow it; else refuse the whole request."""
-        if self.finished or self.admitted is None:
-            return
-        if self.incoming is not None:
-            self._bounded.more_came()
-            if self.incoming.received + len(data) > self.admitted.limit:
-                self.incoming.broken(too_large())
-            self.incoming.arrived(data)
-        elif self._held + len(data) > self.admitted.limit:
-            self._bounded.refuse(self, too_large())
-        elif not self._bounded.site.budget.take(self.admitted.origin, len(data)):
-            self._bounded.refuse(self, busy())
-        else:
-            self._held += len(data)
-            self._body.write(data)
-
-    def stream(self, incoming: IncomingBody) -> None:
-        """Ask the resource now; the body is still to come."""
-        self.incoming = incoming
-        super().requestReceived(self.method, self.uri, self.clientproto)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """All of it is here."""
-        if self.incoming is None:
-            super().requestReceived(command, path, version)
-        else:
-            self.incoming.ended()
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The client has gone."""
-        super().connectionLost(reason)
-        if self.incoming is not None:
-            self.incoming.broken()
-
-    @property
-    def held(self) -> int:
-        """Bytes of this body that count in the budget."""
-        return self._held
-
-    def let_go(self, budget: BodyBudget) -> None:
-        """Give the bytes back; idempotent."""
-        if self.admitted is not None and self._held:
-            budget.give_back(self.admitted.origin, self._held)
-        self._held = 0
+ABORT_S = 15.0  # what a close waits for the other side's
+MAX_HEAD_BYTES = 16_384  # of a request line, and of all fields together
+MAX_FIELDS = 500
+_METHOD = re.compile(rb"[A-Z]+ /")
+MAX_AHEAD_BYTES = 16_384  # of following requests, read while an answer is owed: so we notice who leaves
 
 
-class BoundedChannel(HTTPChannel):
-    """One connection: Twisted's parser, stopped between head and body until the request is admitted."""
+def _answer_of(status: bytes, body: bytes) -> bytes:
+    return (
+        b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+        % (status, len(body), body)
+    )
 
-    site: "BoundedSite"
-    timeOut: Any  # in seconds; Twisted says whole ones
-    _networkProducer: Any
-    _reading = False  # bytes of the next request have come
-    _deadline_s = 0.0
-    _deciding = False  # the head is here, the admission is not
-    _content_due = False  # the (empty) body was complete before the decision
-    _held_up = False  # the transport is paused for a decision
-    _body_held = False  # the transport is paused because a body that streams cannot go on
-    _refused = False
-    _lingering = False
-    _linger_left = 0
-    _admitting: Deferred[None] | None = None
-    _linger_call: Timer | None = None
-    _patience: Alarm | None = None
-    _peer: Any = None
-    _host: Any = None
 
-    def getPeer(self) -> Any:
-        """The address of the other side, asked for once: each request wants it."""
-        if self._peer is None:
-            self._peer = super().getPeer()
-        return self._peer
+# What has no request gets no Request either: written as it is.
+MALFORMED = _answer_of(
+    b"400 Bad Request", b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
+)
+UNKNOWN_METHOD = _answer_of(
+    b"405 Method Not Allowed", b'{"errcode":"M_UNRECOGNIZED","error":"Unrecognized method"}'
+)
 
-    def getHost(self) -> Any:
-        """Our own address, asked for once: it is a call to the system."""
-        if self._host is None:
-            self._host = super().getHost()
-        return self._host
 
-    def setTimeout(self, period: float | None) -> float | None:
-        """Be too slow in `period` seconds, or never; answers the period before. Set thrice a request."""
-        before: float | None = self.timeOut
-        self.timeOut = period
-        if self._patience is None:
-            self._patience = Alarm(self.site.clock, self.timeoutConnection)
-        self._patience.set(period)
-        return before
+@implementer(IPushProducer)
+class BoundedChannel(Protocol):
+    """One connection: its requests in their order, each stopped between head and body until it is admitted.
+
+    Those whose names begin with `on_` are called by the parser.
+    """
+
+    def __init__(self, site: "BoundedSite") -> None:
+        self.site = site
+        self.peer: Any = None
+        self.is_secure = False
+        self.is_persistent = True  # more requests may come
+        self._parser: Any = HttpRequestParser(self)
+        self._requests: deque[Request] = deque()  # not answered yet; the first is under way
+        self._arriving: Request | None = None  # the last of them, while it is not complete
+        self._is_parsing = False
+        self._ahead: list[bytes] = []  # not parsed yet: an answer is owed, or a decision awaited
+        self._ahead_bytes = 0
+        self._unseen_bytes = 0  # parsed, but of a head or trailer that has not ended
+        self._malformed: bytes = b""  # what cannot be read is answered with this, in its turn
+        self._is_reading = False  # bytes of the next request have come
+        self._deadline_s = 0.0
+        self._admitting: Deferred[None] | None = None
+        self._is_deciding = False  # the admission of the first is awaited
+        self._holds: set[str] = set()  # why the transport is paused
+        self._producer: Any = None  # who writes the answer
+        self._is_refused = False
+        self._linger_call: Timer | None = None
+        self._linger_left = 0
+        self._is_lingering = False
+        self._abort_call: Timer | None = None
+        self._patience = Alarm(site.clock, self._too_slow)
+
+    # --- the connection ------------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
         """Take the connection, or close it at once where there are too many."""
@@ -192,41 +120,211 @@ class BoundedChannel(HTTPChannel):
         keep_alive = getattr(transport, "setTcpKeepAlive", None)
         if keep_alive is not None:
             keep_alive(True)  # a long poll of a client that is gone must end some day
-        super().connectionMade()
+        self.peer = transport.getPeer()
+        self.is_secure = ISSLTransport.providedBy(transport)
+        transport.registerProducer(self, True)  # who does not read our answers is not read from
+        self._patience.set(REQUEST_TIMEOUT_S)
 
     def dataReceived(self, data: bytes) -> None:
-        """Feed the parser. Only the first byte of a request restarts the clock: a trickle does not."""
-        if self._lingering:
-            self._discard(data)
+        """Parse `data`, or keep it while an answer is owed."""
+        if self._is_lingering:
+            self._discard(len(data))
+        elif self._is_busy():
+            self._ahead.append(data)
+            self._ahead_bytes += len(data)
+            if self._ahead_bytes > MAX_AHEAD_BYTES:
+                self._hold("ahead")
+        else:
+            self._parse(data)
+            if self._requests or self._malformed:
+                self._go_on()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Free whatever the connection held."""
+        self.site.gone(self)
+        self._is_refused = self._is_lingering = True  # a decision that still comes finds nobody
+        self._patience.close()
+        for call in (self._linger_call, self._abort_call):
+            if call is not None:
+                _cancel(call)
+        requests, self._requests = self._requests, deque()
+        for request in requests:
+            self._let_go(request)
+            request.connectionLost(reason)
+        if self._admitting is not None:
+            self._admitting.cancel()
+        self._arriving = None
+        self._parser = None  # it knows us: a circle
+
+    def pauseProducing(self) -> None:
+        """The other side does not read what we write."""
+        self._hold("full")
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """It does again."""
+        self._release("full")
+        if self._producer is not None:
+            self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The connection ends."""
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def end(self) -> None:
+        """Close once no answer is owed any more."""
+        self.is_persistent = False
+        request = self._requests[0] if self._requests else None
+        if request is None or request.admitted is None or not (request.is_complete or request.incoming):
+            self._close()
+
+    def abort(self) -> None:
+        """Close without courtesy."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    # --- for the answers -----------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """More of an answer."""
+        transport: Any = self.transport
+        transport.write(data)
+
+    def write_for(self, producer: Any) -> None:
+        """Who writes the answer, and waits while nobody reads; None: nobody any more."""
+        self._producer = producer
+        if producer is not None and "full" in self._holds:
+            producer.pauseProducing()
+
+    def answered(self, request: Request) -> None:
+        """The answer is written: its body's bytes are free; the next request may come."""
+        self._requests.popleft()
+        unread = _unread(request)
+        self._let_go(request)
+        self._producer = None
+        if not request.is_complete:  # what is still to come of it is not read
+            self._is_refused = True
+            self._release("body")
+        if self._is_refused:
+            self._linger(unread)
+        elif not (request.is_persistent and self.is_persistent):
+            self._close()
+        else:
+            self._is_reading = False
+            self._patience.set(self.site.limits.idle_connection_ms / 1000)
+            if not self._is_parsing:
+                self._go_on()
+
+    # --- the parser ----------------------------------------------------------------------------------
+
+    def on_url(self, url: bytes) -> None:
+        """The beginning of a request, or a further piece of its target."""
+        if self._is_refused:
             return
-        if data and not self._reading:
-            self._reading = True
-            self._deadline_s = self.site.clock.seconds() + REQUEST_TIMEOUT_S
-            self.setTimeout(REQUEST_TIMEOUT_S)
-        LineReceiver.dataReceived(self, data)
+        if self._arriving is None:
+            self._arriving = Request(self)
+            self._requests.append(self._arriving)
+        self._arriving.uri += url
 
-    def headerReceived(self, line: bytes) -> bool:
-        """As Twisted's; a `Content-Length` of thousands of digits is malformed and not our bug."""
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field. Those behind a chunked body say nothing to us."""
+        request = self._arriving
+        if request is not None and not request.method:
+            request.requestHeaders.addRawHeader(name, value.strip())
+
+    def on_headers_complete(self) -> None:
+        """The head is here: it is looked at, when it is its turn."""
+        request, parser = self._arriving, self._parser
+        if request is None:
+            return
+        request.method, request.version = parser.get_method(), parser.get_http_version().encode("ascii")
+        request.path = request.uri.partition(b"?")[0]
+        request.is_persistent = request.version == b"1.1" and parser.should_keep_alive()
+        request.is_sound = _is_sound(request, self._unseen_bytes)
+        if not request.is_sound:
+            self._malformed = MALFORMED
+        elif request is self._requests[0]:
+            self._take_up(request)
+        self._unseen_bytes = 0
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of the body."""
+        request = self._arriving
+        self._unseen_bytes = 0
+        if self._is_lingering:
+            self._discard(len(data))
+        elif request is not None and request.admitted is None:
+            request.early.append(data)
+        elif request is not None:
+            self._body_came(request, data)
+
+    def on_message_complete(self) -> None:
+        """All of it is here."""
+        request = self._arriving
+        if request is None or not request.is_sound:
+            return
+        self._arriving = None
+        request.is_complete = True
+        if request.admitted is not None and not self._is_refused:
+            self._complete(request)
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        self._unseen_bytes += len(data)
+        self._is_parsing = True
         try:
-            return bool(super().headerReceived(line))
-        except ValueError:
-            self._respondToBadRequestAndDisconnect()
-            return False
+            while data:
+                try:
+                    parser.feed_data(data)
+                    break
+                except HttpParserUpgrade as error:  # to another protocol: we speak this one alone
+                    data = data[error.args[0] :]
+        except HttpParserCallbackError:
+            _log.failure("reading a request of {peer} failed", peer=self.peer)
+            self._malformed = MALFORMED
+        except HttpParserError as error:
+            self._malformed = UNKNOWN_METHOD if _names_method(error, data) else MALFORMED
+        self._is_parsing = False
+        if self._unseen_bytes > 2 * MAX_HEAD_BYTES:
+            self._malformed = MALFORMED
+        if self._is_reading or self._is_refused:
+            return
+        if self._arriving is not None or self._unseen_bytes:
+            self._start_clock()  # only the first byte of a request does: a trickle does not
 
-    def lineLengthExceeded(self, line: bytes) -> None:
-        """A line without end is malformed. Over TLS, Twisted's own close would wait for our producer."""
-        self._respondToBadRequestAndDisconnect()
+    def _go_on(self) -> None:
+        """Whatever can be done with what has come."""
+        while not self._is_refused:
+            request = self._requests[0] if self._requests else None
+            if self._is_deciding:
+                break
+            if request is not None and request.is_sound and request.admitted is None:
+                self._take_up(request)
+            elif self._malformed and request is self._arriving:
+                self._refuse_malformed(request)
+            elif self._ahead and not self._is_busy():
+                data, self._ahead, self._ahead_bytes = b"".join(self._ahead), [], 0
+                self._release("ahead")
+                self._parse(data)
+            else:
+                break
 
-    def allHeadersReceived(self) -> None:
-        """Ask whether the request is admitted; meanwhile nothing more is read."""
-        request: BoundedRequest = self.requests[-1]
-        method, uri, version = cast("tuple[bytes, bytes, bytes]", (self._command, self._path, self._version))
-        self.persistent = self.checkPersistence(request, version)
-        request.begin(method, uri, version)
-        request.gotLength(self.length)
-        head = RequestHead(
-            request.method, request.uri, request.requestHeaders, self.length, request.getClientAddress()
-        )
+    def _is_busy(self) -> bool:
+        """Whether an answer is owed, or a decision awaited: then what comes waits."""
+        return bool(self._requests) and (self._is_deciding or self._requests[0].is_complete)
+
+    def _start_clock(self) -> None:
+        self._is_reading = True
+        self._deadline_s = self.site.clock.seconds() + REQUEST_TIMEOUT_S
+        self._patience.set(REQUEST_TIMEOUT_S)
+
+    # --- the admission -------------------------------------------------------------------------------
+
+    def _take_up(self, request: Request) -> None:
+        """Ask whether `request`, whose turn it is, is admitted; meanwhile nothing more is read."""
+        head = RequestHead(request.method, request.uri, request.requestHeaders, request.length, self.peer)
         try:
             awaited = self.site.admit(head) if self.site.admit is not None else None
         except BadRequest as error:
@@ -235,102 +333,17 @@ class BoundedChannel(HTTPChannel):
         if awaited is None or isinstance(awaited, Admitted):
             self._admit(request, awaited or Admitted(self.site.limits.client_body))
             return
-        self._deciding = True
+        self._is_deciding = True
         self._admitting = ensureDeferred(self._decide(request, awaited))
         self._admitting.addErrback(_expect_cancelled)
-        if self._deciding:
-            self._hold_up()
+        if self._is_deciding:
+            if not self._is_reading:
+                self._start_clock()
+            self._hold("decision")
+            self._deadline_s -= self.site.clock.seconds()
+            self._patience.set(ADMISSION_TIMEOUT_S)
 
-    def allContentReceived(self) -> None:
-        """The request is complete: pass it on, once it is admitted."""
-        if self._refused:
-            return
-        if self._deciding:
-            self._content_due = True
-            return
-        self._hold_body(False)  # its taker, who has it all, will not ask for more
-        super().allContentReceived()
-
-    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        """As Twisted's, but in one piece: it would look at each of thirty."""
-        lines = [b"%b %b %b" % (version, code, reason)]
-        for name, values in headers.getAllRawHeaders():
-            lines.extend(b"%b: %b" % (name, value) for value in values)
-        self.write(b"\r\n".join((*lines, b"", b"")))
-
-    def requestDone(self, request: Request) -> None:
-        """The answer is written: its body's bytes are free; the next request may come."""
-        assert isinstance(request, BoundedRequest)
-        length, held = self.length, request.held
-        request.let_go(self.site.budget)
-        if request.incoming is not None and not request.incoming.complete:
-            held = request.incoming.received
-            self._refused = True  # answered before it was all sent: nothing more of it is read
-            self.paused = True
-            self.persistent = False
-            self._hold_body(False)
-        self._reading = False
-        if self._savedTimeOut:
-            self._savedTimeOut = self.site.limits.idle_connection_ms / 1000
-        if self._refused:
-            del self.requests[0]
-            self._linger(None if length is None else length - held)
-        else:
-            super().requestDone(request)
-
-    def refuse(self, request: BoundedRequest, error: BadRequest) -> None:
-        """Answer `error` now, whatever of the request is still to come, and close."""
-        self._refused = True
-        self.persistent = False
-        self.paused = True  # the parser reads no further
-        request.setHeader("Connection", "close")
-        if request.uri.startswith(CLIENT_PATHS):  # a browser hides an error without them (P:9.3)
-            for name, value in CORS_HEADERS:
-                request.setHeader(name, value)
-        write_error(request, error)
-
-    def resumeProducing(self) -> None:
-        """The transport's buffer has room again: read on, unless a decision is awaited."""
-        if self._held_up:
-            self._waitingForTransport = False
-        else:
-            super().resumeProducing()
-            if self._body_held:
-                self._networkProducer.pauseProducing()
-
-    def end(self) -> None:
-        """Close once no answer is owed any more."""
-        self.persistent = False
-        is_asked = any(request.incoming is not None for request in self.requests)  # its body still comes
-        if not self._handlingRequest and not is_asked:
-            self._close()
-
-    def abort(self) -> None:
-        """Close without courtesy."""
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    def timeoutConnection(self) -> None:
-        """Too slow: close, and soon without courtesy."""
-        _log.debug("{peer} was too slow", peer=self.getPeer())
-        self._close()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Free whatever the connection held."""
-        self.site.gone(self)
-        for request in self.requests:
-            request.let_go(self.site.budget)
-        if self._linger_call is not None:
-            self._linger_call.cancel()
-            self._linger_call = None
-        self._refused = True  # a decision that still comes finds nobody
-        super().connectionLost(reason)
-        if self._patience is not None:
-            self._patience.close()
-        if self._admitting is not None:
-            self._admitting.cancel()
-
-    async def _decide(self, request: BoundedRequest, awaited: Awaitable[Admitted]) -> None:
+    async def _decide(self, request: Request, awaited: Awaitable[Admitted]) -> None:
         outcome: Admitted | BadRequest
         try:
             outcome = await awaited
@@ -341,86 +354,154 @@ class BoundedChannel(HTTPChannel):
         except Exception:
             _log.failure("admitting {method} {path} failed", method=request.method, path=request.path)
             outcome = BadRequest("M_UNKNOWN", "Internal server error", status=500)
-        if self._refused:
+        if self._is_refused:
             return
-        self._deciding = False
-        self._go_on()
+        self._is_deciding = False
+        if "decision" in self._holds:
+            left_s = max(1.0, self._deadline_s)
+            self._deadline_s = self.site.clock.seconds() + left_s
+            self._patience.set(left_s)
+            self._release("decision")
         if isinstance(outcome, Admitted):
             self._admit(request, outcome)
         else:
             self.refuse(request, outcome)
-        if self._content_due:
-            self._content_due = False
-            self.allContentReceived()
-        if not self._refused:
-            self.dataReceived(b"")  # what had come before the decision is still in the parser's buffer
+        if not self._is_parsing:
+            self._go_on()
 
-    def _admit(self, request: BoundedRequest, admitted: Admitted) -> None:
-        announced = self.length or 0
+    def _admit(self, request: Request, admitted: Admitted) -> None:
+        announced = request.length or 0
         if announced > admitted.limit:
             self.refuse(request, too_large())
             return
-        if not admitted.streams and not self.site.budget.fits(admitted.origin, announced):
+        if not admitted.streams and announced and not self.site.budget.fits(admitted.origin, announced):
             self.refuse(request, busy())
             return
         request.admitted = admitted
-        expect = request.requestHeaders.getRawHeaders(b"Expect") or [b""]
-        if self.length != 0 and expect[0].lower() == b"100-continue" and self._version == b"HTTP/1.1":
-            self._send100Continue()
-        if admitted.streams and self.length != 0:
-            hold, release = partial(self._hold_body, True), partial(self._hold_body, False)
-            request.stream(IncomingBody(self.length, hold, release))
+        if request.length != 0:
+            expect = request.requestHeaders.getRawHeaders(b"expect")
+            if expect and expect[0].lower() == b"100-continue" and request.version == b"1.1":
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if admitted.streams:
+                hold, release = partial(self._hold_body, True), partial(self._hold_body, False)
+                request.incoming = IncomingBody(request.length, hold, release)
+                self._serve(request)
+            early, request.early = request.early, []
+            for data in early:
+                self._body_came(request, data)
+        if request.is_complete and not self._is_refused:
+            self._complete(request)
 
-    def more_came(self) -> None:
-        """A piece of a body that streams: the next one has its own time."""
-        if not self._body_held:
-            self.setTimeout(PIECE_TIMEOUT_S)
+    # --- the body ------------------------------------------------------------------------------------
+
+    def _body_came(self, request: Request, data: bytes) -> None:
+        """Keep `data` if the limit and the budget allow it; else refuse the whole request."""
+        admitted, incoming = request.admitted, request.incoming
+        if request.finished or self._is_refused or admitted is None:
+            return
+        if incoming is not None:
+            if "body" not in self._holds:
+                self._patience.set(PIECE_TIMEOUT_S)  # for the next piece
+            if incoming.received + len(data) > admitted.limit:
+                incoming.broken(too_large())
+            incoming.arrived(data)
+        elif request.held + len(data) > admitted.limit:
+            self.refuse(request, too_large())
+        elif not self.site.budget.take(admitted.origin, len(data)):
+            self.refuse(request, busy())
+        else:
+            request.held += len(data)
+            request.content.write(data)
+
+    def _complete(self, request: Request) -> None:
+        """Its body is whole: let it be answered, or tell who takes it."""
+        self._patience.set(None)
+        if request.incoming is None:
+            request.content.seek(0)
+            self._serve(request)
+        else:
+            self._release("body")  # its taker, who has it all, will not ask for more
+            request.incoming.ended()
+
+    def _serve(self, request: Request) -> None:
+        request.setHeader(b"Date", date_of(int(self.site.clock.seconds())))
+        try:
+            request.answer_from(self.site.resource)
+        except Exception:
+            _log.failure("answering {method} {path} failed", method=request.method, path=request.path)
+            if request.startedWriting:
+                self.abort()
+            else:
+                write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))
+
+    def _let_go(self, request: Request) -> None:
+        """Give the bytes of its body back; idempotent."""
+        if request.admitted is not None and request.held:
+            self.site.budget.give_back(request.admitted.origin, request.held)
+            request.held = 0
+
+    # --- reading or not ------------------------------------------------------------------------------
+
+    def _hold(self, reason: str) -> None:
+        """Read no more, for one more reason."""
+        transport: Any = self.transport
+        if not self._holds:
+            transport.pauseProducing()
+        self._holds.add(reason)
+
+    def _release(self, reason: str) -> None:
+        """That reason is gone; idempotent."""
+        transport: Any = self.transport
+        if reason in self._holds:
+            self._holds.remove(reason)
+            if not self._holds:
+                transport.resumeProducing()
 
     def _hold_body(self, held: bool) -> None:
         """Read on, or not: not while those who take the body have no room for it."""
-        if held == self._body_held:
+        if held == ("body" in self._holds):
             return
-        self._body_held = held
+        self._patience.set(None if held else PIECE_TIMEOUT_S)
         if held:
-            self.setTimeout(None)
-            self._networkProducer.pauseProducing()
+            self._hold("body")
         else:
-            self.setTimeout(PIECE_TIMEOUT_S)
-            if not self._waitingForTransport and not self._lingering:
-                self._networkProducer.resumeProducing()
+            self._release("body")
 
-    def _hold_up(self) -> None:
-        self._held_up = True
-        self.paused = True
-        self._networkProducer.pauseProducing()
-        self.setTimeout(ADMISSION_TIMEOUT_S)
-        self._deadline_s -= self.site.clock.seconds()
+    # --- the end -------------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        if not self._held_up:
+    def refuse(self, request: Request, error: BadRequest) -> None:
+        """Answer `error` now, whatever of the request is still to come, and close."""
+        self._is_refused = True
+        request.is_persistent = False
+        if request.uri.startswith(CLIENT_PATHS):  # a browser hides an error without them (P:9.3)
+            for name, value in CORS_HEADERS:
+                request.setHeader(name, value)
+        write_error(request, error)
+
+    def _refuse_malformed(self, request: Request | None) -> None:
+        """Say so and parse no further: there is no request that could be answered, or not all of it."""
+        self._is_refused = True
+        if request is not None and request.incoming is not None:
+            request.is_persistent = False
+            request.incoming.broken(BadRequest("M_UNKNOWN", "Not an HTTP request that we can read"))
             return
-        self._held_up = False
-        self.paused = False
-        left_s = max(1.0, self._deadline_s)
-        self._deadline_s = self.site.clock.seconds() + left_s
-        self.setTimeout(left_s)
-        if not self._waitingForTransport:
-            self._networkProducer.resumeProducing()
+        if request is not None:
+            self._let_go(request)
+        self.write(self._malformed)
+        self._linger(None)
 
     def _linger(self, unread: int | None) -> None:
         """Throw away what is still on its way, for a while, so that the answer arrives; then close."""
-        self._lingering = True
-        already = len(self.clearLineBuffer())
+        self._is_lingering = True
+        for reason in list(self._holds - {"full"}):
+            self._release(reason)
+        already, self._ahead, self._ahead_bytes = self._ahead_bytes, [], 0
         self._linger_left = LINGER_BYTES if unread is None else min(unread, LINGER_BYTES)
-        self.setTimeout(None)
-        self._linger_call = self.callLater(LINGER_S, self._linger_over)
-        self._discard_count(already)
+        self._patience.set(None)
+        self._linger_call = self.site.clock.callLater(LINGER_S, self._linger_over)
+        self._discard(already)
 
-    def _discard(self, data: bytes) -> None:
-        if self._linger_call is not None:
-            self._discard_count(len(data))
-
-    def _discard_count(self, count: int) -> None:
+    def _discard(self, count: int) -> None:
         self._linger_left -= count
         if self._linger_left <= 0 and self._linger_call is not None:
             self._linger_call.cancel()
@@ -430,33 +511,28 @@ class BoundedChannel(HTTPChannel):
         self._linger_call = None
         self._close()
 
+    def _too_slow(self) -> None:
+        _log.debug("{peer} was too slow", peer=self.peer)
+        self._close()
+
     def _close(self) -> None:
-        self._lingering = True  # over TLS the peer may take its time to agree, and send on meanwhile
-        if self._abortingCall is None:
-            self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
-            self.loseConnection()
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        """Say 400 and parse no further: there is no request that could be answered.
-
-        Twisted's own would close. Over TLS that waits for the peer, and until then the parser goes on:
-        it takes one line of each packet and keeps the rest, without limit.
-        """
-        if not self._refused:
-            self._refused = True
-            self.paused = True
+        """Close, and soon without courtesy."""
+        self._is_lingering = True  # over TLS the peer may take its time to agree, and send on meanwhile
+        if self._abort_call is None:
+            self._patience.set(None)
+            self._abort_call = self.site.clock.callLater(ABORT_S, self.abort)
             transport: Any = self.transport
-            transport.write(MALFORMED)
-            self._linger(None)
+            transport.unregisterProducer()  # a close would wait for it
+            transport.loseConnection()
 
 
-class BoundedSite(Site):
+@implementer(IProtocolNegotiationFactory)
+class BoundedSite(Factory):
     """A listener's site: its limits, its connections, and who admits requests to it.
 
     `budget` is shared by all listeners of a daemon.
     """
 
-    protocol = BoundedChannel  # type: ignore[assignment]  # HTTP/1.1 only: no proxy that switches to 2
     noisy = False  # the daemon says itself where it listens
 
     def __init__(
@@ -467,32 +543,21 @@ class BoundedSite(Site):
         budget: BodyBudget,
         admit: Admit | None = None,
     ) -> None:
-        super().__init__(
-            resource,
-            BoundedRequest,
-            timeout=REQUEST_TIMEOUT_S,
-            reactor=clock,
-            parsePOSTFormSubmission=False,
-        )
+        self.resource = resource
         self.clock = clock
         self.limits = limits
         self.budget = budget
         self.admit = admit
         self._channels: set[BoundedChannel] = set()
         self._closed: Deferred[None] | None = None
-        self._date = (0, b"")
 
-    def date(self) -> bytes:
-        """This second, as HTTP writes it."""
-        second = int(self.clock.seconds())
-        if second != self._date[0]:
-            self._date = (second, datetimeToString(second))
-        return self._date[1]
+    def buildProtocol(self, addr: Any) -> BoundedChannel:
+        """A connection, which asks us whether it may stay."""
+        return BoundedChannel(self)
 
-    def getResourceFor(self, request: Request) -> Resource:
-        """Who answers: as Twisted's, without the paths of sessions that nobody has here."""
-        found: Resource = getChildForRequest(self.resource, request)
-        return found
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 only."""
+        return [b"http/1.1"]
 
     @property
     def connections(self) -> int:
@@ -536,36 +601,58 @@ class BoundedSite(Site):
         self.limits = limits
         self.budget.total = limits.bodies_in_flight
 
-    def startFactory(self) -> None:
-        """No access log, so nothing to open and no clock to keep."""
-
-    def stopFactory(self) -> None:
-        """Nothing was opened."""
-
-    def log(self, request: Any) -> None:
-        """Query strings carry tokens: no access log."""
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 only."""
-        return [b"http/1.1"]
-
 
 def grounds_of(request: Request) -> object:
     """What the admission found out about `request`; None where nobody was asked."""
-    if isinstance(request, BoundedRequest) and request.admitted is not None:
-        return request.admitted.grounds
-    return None
+    admitted: Admitted | None = getattr(request, "admitted", None)
+    return None if admitted is None else admitted.grounds
 
 
 def body_of(request: Request) -> "IncomingBody | bytes":
     """The body of `request`: still to be taken where it streams, else all of it."""
-    if isinstance(request, BoundedRequest) and request.incoming is not None:
-        return request.incoming
-    if request.content is None:
-        return b""
+    incoming: IncomingBody | None = getattr(request, "incoming", None)
+    if incoming is not None:
+        return incoming
     request.content.seek(0)
-    data: bytes = request.content.read()
-    return data
+    return request.content.read()
+
+
+def _is_sound(request: Request, head_bytes: int) -> bool:
+    """Whether the head is one that everybody reads alike, and not too large; sets how long the body is.
+
+    What can be read in two ways smuggles requests past a proxy: RFC 9112, 6.1 and 11.2.
+    """
+    fields = request.requestHeaders
+    if request.version not in (b"1.1", b"1.0") or len(fields) > MAX_FIELDS:
+        return False
+    if head_bytes > MAX_HEAD_BYTES and not _fits(request.uri, fields):
+        return False
+    coding = fields.getRawHeaders(b"transfer-encoding")
+    if coding:
+        request.length = None
+        return len(coding) == 1 and coding[0].lower() == b"chunked" and request.version == b"1.1"
+    announced = fields.getRawHeaders(b"content-length")
+    if announced:
+        request.length = int(announced[0])  # the parser lets no other through, and none of more than 64 bits
+    return True
+
+
+def _fits(uri: bytes, fields: Fields) -> bool:
+    sizes = (len(name) + 4 + len(value) for name, values in fields.getAllRawHeaders() for value in values)
+    return len(uri) <= MAX_HEAD_BYTES and sum(sizes) <= MAX_HEAD_BYTES
+
+
+def _unread(request: Request) -> int | None:
+    """How much of the body is still on its way; None where nobody said how long it is."""
+    if request.is_complete:
+        return 0
+    came = request.held if request.incoming is None else request.incoming.received
+    return None if request.length is None else request.length - came - sum(map(len, request.early))
+
+
+def _names_method(error: HttpParserError, data: bytes) -> bool:
+    """Whether it is but the method that is not known, of what looks like a request."""
+    return isinstance(error, HttpParserInvalidMethodError) and _METHOD.match(data) is not None
 
 
 def _cancel(timer: Timer) -> None:

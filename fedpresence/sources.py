@@ -10,12 +10,12 @@ import ipaddress
 from dataclasses import dataclass
 from functools import lru_cache
 
-from twisted.web.http_headers import Headers
+from fedpresence.fields import Fields
 
 MAX_ADDRESS_CHARACTERS = 45  # an IPv6 address that ends in an IPv4 one
 
 
-def source_of(address: object, headers: Headers) -> str:
+def source_of(address: object, headers: Fields) -> str:
     """Whom a request from `address` counts against: that address, an IPv6 one by its /64.
 
     Behind a reverse proxy on this machine everybody comes from loopback: then the last entry of

@@ -13,9 +13,10 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.errors import BadRequest, StoreError
+from fedpresence.request import Request
 
 _log = Logger()
 T = TypeVar("T")

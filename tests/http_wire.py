@@ -55,7 +55,7 @@ class Client:
 
     def take_unparsed(self) -> bytes:
         """What came and was kept without being parsed."""
-        return bytes(self.channel.clearLineBuffer())
+        return b"".join(self.channel._ahead)
 
     def answers(self) -> list[Answer]:
         """Every complete response so far; a `100 Continue` counts as one."""

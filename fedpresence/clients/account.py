@@ -5,11 +5,10 @@ Always true: nothing here is kept; a filter is kept in its own ID.
 Source: clients.md, "The least a standalone presence server must answer"; P:13 for the capability.
 """
 
-from twisted.web.server import Request
-
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.requests import json_body, own_user, segment
 from fedpresence.errors import BadRequest
+from fedpresence.request import Request
 from fedpresence.wire.filters import decode_filter_id, encode_filter_id
 
 VERSIONS = ("r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.1", "v1.1", "v1.11")

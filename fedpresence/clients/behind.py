@@ -12,13 +12,13 @@ from urllib.parse import quote, urlencode
 
 from twisted.logger import Logger
 from twisted.web.http_headers import Headers
-from twisted.web.server import Request
 
 from fedpresence.clients.requests import credentials
 from fedpresence.clients.work import Work, until
 from fedpresence.clock import Clock
 from fedpresence.errors import BadRequest
 from fedpresence.ids import UserID
+from fedpresence.request import Request
 from fedpresence.storage.store import TokenOwner
 from fedpresence.wire.filters import EVERYTHING, PresenceFilter, decode_filter, filter_of
 from fedpresence.wire.json import decode_json

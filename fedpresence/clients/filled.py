@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError
-from twisted.web.server import Request
 
 from fedpresence.clients.behind import Filters, Relay, Relayed, Through
 from fedpresence.clients.mailbox import Mailbox
@@ -40,6 +39,7 @@ from fedpresence.clients.work import Work, until
 from fedpresence.clock import now_ms
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest
+from fedpresence.request import Request
 from fedpresence.storage.store import TokenOwner
 from fedpresence.web import JSON
 from fedpresence.wire.filters import PresenceFilter

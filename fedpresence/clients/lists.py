@@ -6,13 +6,12 @@ somebody else.
 Source: P:10, S:8; contract.md, "Client API".
 """
 
-from twisted.web.server import Request
-
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.requests import json_body, own_user, user_in_path
 from fedpresence.engine.events import ListChanged
 from fedpresence.errors import BadRequest
 from fedpresence.ids import UserID, server_of
+from fedpresence.request import Request
 from fedpresence.wire.lists import decode_list_change, encode_list, encode_subscriptions
 
 _USER = -1  # where the path has its user

@@ -5,14 +5,13 @@ Always true: whoever may not see a user gets the same 403, whether that user exi
 Source: P:9; decisions 4, 5 and 7.
 """
 
-from twisted.web.server import Request
-
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.requests import json_body, own_user, user_in_path
 from fedpresence.engine.events import PresenceSet, StatusWanted
 from fedpresence.engine.presence import View
 from fedpresence.errors import BadRequest
 from fedpresence.ids import UserID
+from fedpresence.request import Request
 from fedpresence.wire.status import decode_status, encode_status
 
 ANSWER_WITHIN_S = 1.0  # how long a GET waits for the origin's answer (decision 7)

@@ -8,10 +8,9 @@ Source: P:9; clients.md, "Requests by client".
 
 from dataclasses import dataclass, field
 
-from twisted.web.server import Request
-
 from fedpresence.errors import BadRequest
 from fedpresence.ids import UserID, parse_user_id
+from fedpresence.request import Request
 from fedpresence.wire.json import decode_json
 
 

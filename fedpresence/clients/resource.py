@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import cast
 
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from fedpresence.clients.account import Account
 from fedpresence.clients.behind import Relay
@@ -20,6 +19,7 @@ from fedpresence.clients.lists import PresenceList
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.presence import PresenceStatus
 from fedpresence.clients.sync import Sync
+from fedpresence.request import Request
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 
 PREFIXES = ((b"api", b"v1"), (b"r0",), (b"v3",), (b"unstable",))  # P:9

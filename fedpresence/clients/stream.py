@@ -18,7 +18,6 @@ from functools import partial
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
 from fedpresence.clients.feed import Feed
 from fedpresence.clients.mailbox import Mailbox, with_open_invites
@@ -31,6 +30,7 @@ from fedpresence.engine.presence import PresenceState, View
 from fedpresence.engine.subscription import EduKind
 from fedpresence.hub import Hub
 from fedpresence.ids import UserID
+from fedpresence.request import Request
 from fedpresence.storage.store import TokenOwner
 from fedpresence.wire.filters import EVERYTHING, PresenceFilter
 

@@ -6,13 +6,12 @@ and notices; parameters that nobody knows are ignored.
 Source: P:13; clients.md, "Small print".
 """
 
-from twisted.web.server import Request
-
 from fedpresence.clients.mailbox import parse_token
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.requests import parameter
 from fedpresence.clients.stream import News, Stream, Wish
 from fedpresence.errors import BadRequest
+from fedpresence.request import Request
 from fedpresence.wire.filters import EVERYTHING, filter_of
 from fedpresence.wire.lists import encode_notice
 from fedpresence.wire.status import decode_set_presence, encode_event, encode_historic_event

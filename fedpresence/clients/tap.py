@@ -18,7 +18,6 @@ from twisted.internet.defer import ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from fedpresence.clients.requests import Credentials, credentials, parameter
 from fedpresence.clients.stream import MAX_TIMEOUT_MS
@@ -28,6 +27,7 @@ from fedpresence.engine.events import Event, StreamClosed, StreamOpened
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest, FedpresenceError
 from fedpresence.hub import Hub
+from fedpresence.request import Request
 from fedpresence.storage.store import TokenOwner
 from fedpresence.web import JsonResource, mount, node
 from fedpresence.wire.status import decode_set_presence

@@ -16,7 +16,6 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
-from twisted.web.server import Request
 
 from fedpresence.clients.requests import Credentials, Refused, credentials
 from fedpresence.clients.views import Views
@@ -25,6 +24,7 @@ from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest
 from fedpresence.hub import Hub
 from fedpresence.ids import UserID
+from fedpresence.request import Request
 from fedpresence.storage.store import TokenOwner
 
 MAX_TOKEN_CHARACTERS = 1024  # homeservers' tokens stay far below; ours have a tenth of that

@@ -22,19 +22,19 @@ from urllib.parse import parse_qs
 
 from twisted.internet.defer import DeferredLock, succeed
 from twisted.logger import Logger
-from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from fedpresence.admission import Admit, Admitted, RequestHead
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest
+from fedpresence.fields import Fields
 from fedpresence.homeserver.happenings import Happenings
 from fedpresence.homeserver.registration import Registration
 from fedpresence.homeserver.scan import Known, Scan
 from fedpresence.ids import ServerName
+from fedpresence.request import Request
 from fedpresence.web import Handler, JsonResource, Named, carried_through, mount, node
 
 _log = Logger()
@@ -69,7 +69,7 @@ class AppService:
         self._turn = DeferredLock()
         self._taken: OrderedDict[tuple[str, bytes], None] = OrderedDict()
 
-    def check(self, headers: Headers, query: bytes) -> None:
+    def check(self, headers: Fields, query: bytes) -> None:
         """BadRequest 401 or 403 where whoever asks is not the homeserver."""
         given = headers.getRawHeaders(b"Authorization") or []
         tokens = [_bearer(value) for value in given]
@@ -80,7 +80,7 @@ class AppService:
         if not all(right):
             raise BadRequest("M_FORBIDDEN", "Not the homeserver's token", status=403)
 
-    def is_authentic(self, headers: Headers, query: bytes) -> bool:
+    def is_authentic(self, headers: Fields, query: bytes) -> bool:
         """Whether it is the homeserver that asks."""
         try:
             self.check(headers, query)

@@ -17,10 +17,10 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
-from twisted.web.server import Request
 
 from fedpresence.clock import Clock, Timer
 from fedpresence.incoming import IncomingBody
+from fedpresence.request import Request
 
 ANSWER_TIMEOUT_S = 600.0  # a first join of a huge room takes minutes, and is the homeserver's to give up
 PIECE_TIMEOUT_S = 600.0  # between two pieces of an answer: the client, or the homeserver, is stuck

@@ -42,7 +42,7 @@ from twisted.web.client import (
 from twisted.web.http_headers import Headers, InvalidHeaderName
 from twisted.web.iweb import UNKNOWN_LENGTH
 from twisted.web.resource import Resource, getChildForRequest
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.admission import Admitted, RequestHead
 from fedpresence.clock import Clock, within
@@ -50,6 +50,7 @@ from fedpresence.errors import BadRequest
 from fedpresence.homeserver.exchange import Delivery, Patience, ReadWhole, SentRequest, Through, is_gone
 from fedpresence.incoming import IncomingBody
 from fedpresence.intake import body_of
+from fedpresence.request import Request
 from fedpresence.web import CORS_HEADERS, write_error
 from fedpresence.wire.json import decode_json
 
@@ -260,7 +261,7 @@ class Relay:
             raise _unavailable(type(error).__name__) from error
 
     def _head(self, request: Request, uri: bytes, extra: Iterable[tuple[bytes, bytes]]) -> bytes:
-        headers = request.requestHeaders.copy()
+        headers = Headers(dict(request.requestHeaders.getAllRawHeaders()))
         for value in headers.getRawHeaders(b"Connection") or ():
             for name in value.split(b","):
                 with suppress(InvalidHeaderName):
@@ -419,7 +420,6 @@ def _leads_elsewhere(path: bytes) -> bool:
 
 def _begin_answer(request: Request, relayed: Relayed) -> None:
     request.setResponseCode(relayed.status, relayed.response.phrase)
-    request.defaultContentType = None  # what it did not say, we do not say
     for name in (b"Server", b"Date"):
         request.responseHeaders.removeHeader(name)
     for name, values in relayed.headers.getAllRawHeaders():
@@ -432,8 +432,7 @@ def _has_no_body(request: Request, status: int) -> bool:
 
 def _abort(request: Request) -> None:
     """Break the answer off, so that the client does not take it for a whole one."""
-    transport: Any = request.transport
-    transport.abortConnection()
+    request.abort()
 
 
 def _is_cancelled(error: Any) -> bool:

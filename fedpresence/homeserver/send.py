@@ -25,7 +25,6 @@ from urllib.parse import unquote_to_bytes
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead
 from fedpresence.clock import Clock, Timer, now_ms
@@ -49,6 +48,7 @@ from fedpresence.inbound.origin import Claim, OriginCheck
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.incoming import IncomingBody
 from fedpresence.intake import body_of
+from fedpresence.request import Request
 from fedpresence.sources import source_of
 from fedpresence.web import mount, node, write_json
 from fedpresence.wire.json import decode_json

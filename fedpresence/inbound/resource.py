@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from io import SEEK_END
 
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from fedpresence import __version__
 from fedpresence.admission import RequestHead
@@ -24,6 +23,7 @@ from fedpresence.inbound.gate import Gate
 from fedpresence.inbound.origin import Credentials
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.intake import grounds_of
+from fedpresence.request import Request
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.signing import Identity

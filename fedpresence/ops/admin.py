@@ -13,7 +13,6 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.web.resource import Resource
-from twisted.web.server import Request
 
 from fedpresence import __version__
 from fedpresence.admission import Admit, Admitted, RequestHead
@@ -33,6 +32,7 @@ from fedpresence.ids import (
     server_of,
 )
 from fedpresence.ops.destinations import Destinations, encode_destination, summary
+from fedpresence.request import Request
 from fedpresence.web import Handler, JsonResource, Named, Unknown, carried_through, mount, node
 from fedpresence.wire.json import decode_json
 from fedpresence.wire.lists import decode_list_change

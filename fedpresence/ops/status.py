@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from fedpresence import __version__
 from fedpresence.engine.queries import Counts
@@ -26,6 +26,7 @@ from fedpresence.hub import Hub
 from fedpresence.ids import ServerName
 from fedpresence.ops.admin import AdminViews, Scanning, ScanProgress, subscriptions
 from fedpresence.ops.destinations import STATES, Destinations, DestinationStatus
+from fedpresence.request import Request
 from fedpresence.web import JsonResource, mount, write_error
 
 _log = Logger()

@@ -9,11 +9,12 @@ from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
 from twisted.web.http_headers import Headers
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.clients.behind import Through
 from fedpresence.clients.resource import add_clients_beside
 from fedpresence.errors import BadRequest
+from fedpresence.request import Request
 from tests.clients.world import Asked, World
 
 KEYS = {"signed_curve25519": 50}

@@ -1,10 +1,9 @@
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
-from twisted.web.server import Request
-from twisted.web.test.requesthelper import DummyChannel
 
 from fedpresence.clients import tokens
 from fedpresence.clients.requests import Credentials, Refused, access_token
@@ -12,6 +11,7 @@ from fedpresence.engine.effects import Effect, SaveUser
 from fedpresence.engine.events import UserAdded
 from fedpresence.errors import BadRequest, StoreError
 from fedpresence.ids import DeviceID, UserID
+from fedpresence.request import Request
 from fedpresence.storage.store import TokenOwner
 from tests.asynchronous import failure_of, result_of
 from tests.clients.world import ALICE, CAROL, PHONE, World
@@ -199,7 +199,8 @@ def test_lookups_in_flight_are_bounded() -> None:
 def test_a_token_that_is_no_text_is_an_unknown_one() -> None:
     """A byte that is no UTF-8 is a stranger's typing error, not a bug of ours with its traceback."""
     world = World()
-    request = Request(DummyChannel())
+    nobody: Any = None
+    request = Request(nobody)
     request.requestHeaders.setRawHeaders(b"Authorization", [b"Bearer \xff"])
 
     assert access_token(request) == "\ufffd"

@@ -17,6 +17,7 @@ from fedpresence.engine.presence import PresenceState, View
 from fedpresence.engine.queries import Counts, DeviceDetail, ListEntry, ObserverEntry, Pair, UserDetail
 from fedpresence.engine.subscription import ObserverStage
 from fedpresence.errors import BadRequest
+from fedpresence.fields import Fields
 from fedpresence.hub import Hub
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 from fedpresence.ops.admin import MAX_BODY_BYTES, MAX_MEMBERS, AdminParts, add_admin, admission
@@ -429,7 +430,8 @@ def test_only_the_token_lets_a_large_body_in() -> None:
     admit = admission(TOKEN)
 
     def asked(uri: bytes, authorization: str) -> object:
-        headers = Headers({"Authorization": [authorization]})
+        headers = Fields()
+        headers.addRawHeader(b"Authorization", authorization.encode())
         return admit(RequestHead(b"PUT", uri, headers, 1_000_000, None))
 
     members = b"/_fedpresence/admin/v1/rooms/!r:here.test/members"

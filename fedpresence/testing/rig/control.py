@@ -18,7 +18,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Request
+from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.admission import BodyBudget
 from fedpresence.clients.requests import parameter
@@ -28,6 +28,7 @@ from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest, ConfigError
 from fedpresence.ids import MAX_ID_BYTES, DeviceID, ServerName, UserID, parse_server_name
 from fedpresence.intake import BoundedSite
+from fedpresence.request import Request
 from fedpresence.testing.homeserver import (
     Answered,
     FakeHomeserver,

@@ -1,0 +1,253 @@
+"""One HTTP request, and the way to answer it.
+
+Always true:
+- an answer is begun once and ended once, and nothing is written to who has gone;
+- an answer has a length, or is chunked, or ends with the connection: one that broke off can never be taken
+  for a whole one.
+
+The names are those of Twisted's `Request` and `Headers`, as far as they are needed here: its resource trees
+serve these requests, and ours can be tried with its tools.
+
+Source: RFC 9110; RFC 9112, 6 (how long a message is).
+"""
+
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES, RESPONSES, datetimeToString, parse_qs
+from twisted.web.resource import getChildForRequest
+from twisted.web.server import NOT_DONE_YET
+
+from fedpresence.admission import Admitted
+from fedpresence.fields import Fields, one_line
+from fedpresence.incoming import IncomingBody
+
+_ENDED = "the answer has ended already"
+
+
+class Channel(Protocol):
+    """The connection of a request."""
+
+    @property
+    def peer(self) -> Any:
+        """The address of the other side."""
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether it is TLS."""
+
+    def write(self, data: bytes) -> None:
+        """More of the answer."""
+
+    def write_for(self, producer: Any) -> None:
+        """Who must wait while the other side does not read; None: nobody."""
+
+    def answered(self, request: "Request") -> None:
+        """The answer has ended."""
+
+    def abort(self) -> None:
+        """Close without courtesy."""
+
+
+class Request:
+    """A request from its first byte to the end of its answer; made by the connection alone.
+
+    `content` is the whole body where it is kept, `incoming` the body where it streams. `channel` is told of
+    the end of the answer.
+    """
+
+    __slots__ = (
+        "_code",
+        "_disconnected",
+        "_finishing",
+        "_is_chunked",
+        "_phrase",
+        "admitted",
+        "channel",
+        "content",
+        "early",
+        "finished",
+        "held",
+        "incoming",
+        "is_complete",
+        "is_persistent",
+        "is_sound",
+        "length",
+        "method",
+        "path",
+        "postpath",
+        "prepath",
+        "requestHeaders",
+        "responseHeaders",
+        "startedWriting",
+        "uri",
+        "version",
+    )
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.method = self.uri = self.path = self.version = b""
+        self.requestHeaders, self.responseHeaders = Fields(), Fields()
+        self.length: int | None = 0  # of the body, as announced; None where it is chunked
+        self.content = BytesIO()
+        self.early: list[bytes] = []  # of the body, come before the request was admitted
+        self.held = 0  # bytes of the body that count in the budget
+        self.admitted: Admitted | None = None
+        self.incoming: IncomingBody | None = None
+        self.is_sound = False  # its head is whole, and can be read in one way only
+        self.is_complete = False  # all of its body has come
+        self.is_persistent = True  # another may follow on the same connection
+        self.prepath: list[bytes] = []
+        self.postpath: list[bytes] = []
+        self.finished = False
+        self.startedWriting = False
+        self._disconnected = False
+        self._code, self._phrase = 200, b"OK"
+        self._is_chunked = False
+        self._finishing: list[Deferred[None]] = []
+
+    # --- what it says --------------------------------------------------------------------------------
+
+    @property
+    def args(self) -> dict[bytes, list[bytes]]:
+        """The parameters of the query."""
+        query = self.uri.partition(b"?")[2]
+        found: dict[bytes, list[bytes]] = parse_qs(query, True) if query else {}
+        return found
+
+    def getHeader(self, name: bytes) -> bytes | None:
+        """The last value of a field."""
+        values = self.requestHeaders.getRawHeaders(name)
+        return values[-1] if values else None
+
+    def getClientAddress(self) -> Any:
+        """The address of the other side of the connection."""
+        return self.channel.peer
+
+    def isSecure(self) -> bool:
+        """Whether it came over TLS."""
+        return self.channel.is_secure
+
+    # --- who answers it ------------------------------------------------------------------------------
+
+    def answer_from(self, root: Any) -> None:
+        """Let the resource at our path below `root` answer."""
+        segments = self.path[1:].split(b"/")
+        self.prepath = []
+        self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
+        self.render(getChildForRequest(root, self))
+
+    def render(self, resource: Any) -> None:
+        """Let `resource` answer, now or later."""
+        body = resource.render(self)
+        if body is not NOT_DONE_YET:
+            self.setHeader(b"Content-Length", b"%d" % len(body))
+            self.write(body)
+            self.finish()
+
+    # --- the answer ----------------------------------------------------------------------------------
+
+    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
+        """The status of the answer."""
+        self._code = code
+        self._phrase = RESPONSES.get(code, b"Unknown Status") if message is None else one_line(message)
+
+    def setHeader(self, name: bytes | str, value: bytes | str) -> None:
+        """A field of the answer, instead of what it was before."""
+        name = name if isinstance(name, bytes) else name.encode("ascii")
+        value = value if isinstance(value, bytes) else value.encode("utf-8")
+        self.responseHeaders.setRawHeaders(name, [value])
+
+    def write(self, data: bytes) -> None:
+        """A piece of the answer; the first one takes its head along."""
+        if self.finished:
+            raise RuntimeError(_ENDED)
+        if self._disconnected:
+            return
+        head = b""
+        if not self.startedWriting:
+            head = self._begin()
+        if not self._may_have_body():
+            data = b""
+        elif data and self._is_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if head or data:
+            self.channel.write(head + data)
+
+    def finish(self) -> None:
+        """That was all of the answer."""
+        if self.finished:
+            raise RuntimeError(_ENDED)
+        if self._disconnected:
+            return
+        if not self.startedWriting:
+            if self._may_have_body() and not self.responseHeaders.getRawHeaders(b"content-length"):
+                self.responseHeaders.setRawHeaders(b"Content-Length", [b"0"])
+            self.write(b"")
+        if self._is_chunked:
+            self.channel.write(b"0\r\n\r\n")
+        self.finished = True
+        for each in self._finishing:
+            each.callback(None)
+        self._finishing.clear()
+        self.channel.answered(self)
+
+    def notifyFinish(self) -> Deferred[None]:
+        """Fires when the answer has ended; fails when the client has gone before."""
+        finishing: Deferred[None] = Deferred()
+        self._finishing.append(finishing)
+        return finishing
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Who writes the answer, and waits while the client does not read."""
+        self.channel.write_for(producer)
+
+    def unregisterProducer(self) -> None:
+        """Nobody any more."""
+        self.channel.write_for(None)
+
+    def abort(self) -> None:
+        """Break the answer off, so that the client does not take it for a whole one."""
+        self.channel.abort()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The client has gone."""
+        self._disconnected = True
+        finishing, self._finishing = self._finishing, []
+        for each in finishing:
+            each.errback(reason)
+        if self.incoming is not None:
+            self.incoming.broken()
+
+    def _may_have_body(self) -> bool:
+        return self.method != b"HEAD" and self._code not in NO_BODY_CODES
+
+    def _begin(self) -> bytes:
+        """The head of the answer; what it says of its length is now decided."""
+        self.startedWriting = True
+        fields = self.responseHeaders
+        if self._may_have_body() and not fields.getRawHeaders(b"content-length"):
+            self._is_chunked = self.version == b"1.1"
+            if self._is_chunked:
+                fields.setRawHeaders(b"Transfer-Encoding", [b"chunked"])
+            else:
+                self.is_persistent = False
+        if not self.is_persistent:
+            fields.setRawHeaders(b"Connection", [b"close"])
+        lines = [b"HTTP/1.1 %d %b" % (self._code, self._phrase)]
+        for name, values in fields.getAllRawHeaders():
+            for value in values:
+                lines.append(b"%b: %b" % (name, value))
+        lines.append(b"\r\n")
+        return b"\r\n".join(lines)
+
+
+@lru_cache(maxsize=1)
+def date_of(second: int) -> bytes:
+    """This moment, as HTTP writes it: the same for every answer of a second."""
+    date: bytes = datetimeToString(second)
+    return date
