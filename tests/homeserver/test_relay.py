@@ -16,7 +16,7 @@ from twisted.web.http_headers import Headers
 from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig
 from fedpresence.homeserver import exchange
-from fedpresence.homeserver.relay import PassThrough, Relay, answered, build_pool, streams
+from fedpresence.homeserver.relay import PassThrough, Relay, _leads_elsewhere, answered, build_pool, streams
 from fedpresence.intake import BoundedSite
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
@@ -704,14 +704,18 @@ TOKEN = st.text("abcdefghijklmnopqrstuvwxyzABC-_", min_size=1, max_size=12).map(
     lambda s: b"x-t-" + s.encode()
 )
 VALUE = st.binary(max_size=30).map(lambda data: bytes(c for c in data if c >= 32 and c != 127).strip(b" \t"))
-PATH = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40).map(str.encode)
+PATH = (
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40)
+    .map(str.encode)
+    .filter(lambda path: not _leads_elsewhere(b"/" + path.partition(b"?")[0]))
+)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     requests=st.lists(
         st.tuples(
-            st.sampled_from([b"GET", b"PUT", b"POST", b"DELETE", b"PATCH", b"ODD"]),
+            st.sampled_from([b"GET", b"PUT", b"POST", b"DELETE", b"PATCH"]),
             PATH,
             st.lists(st.tuples(TOKEN, VALUE), max_size=5),
             st.binary(max_size=3000),
