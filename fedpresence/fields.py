@@ -1,8 +1,8 @@
-"""The header fields of an HTTP message.
+"""The header fields of HTTP messages: those that came, and those of an answer.
 
 Always true: no value of a field can begin another field.
 
-The names are those of Twisted's `Headers`, as far as they are needed here, and so is how a name is written.
+The names are those of Twisted's `Headers`, as far as they are needed here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 
 class Fields:
-    """The header fields of a message, by name, whatever the case of its letters."""
+    """The header fields of a request, by name, whatever the case of its letters."""
 
     __slots__ = ("_values",)
 
@@ -19,15 +19,11 @@ class Fields:
 
     def addRawHeader(self, name: bytes, value: bytes) -> None:
         """One more value of this name."""
-        self._values.setdefault(name.lower(), []).append(value)
-
-    def setRawHeaders(self, name: bytes, values: list[bytes]) -> None:
-        """These values, and no others; a line break in one is a blank."""
-        self._values[name.lower()] = [one_line(value) for value in values]
-
-    def removeHeader(self, name: bytes) -> None:
-        """No value."""
-        self._values.pop(name.lower(), None)
+        values = self._values.get(name := name.lower())
+        if values is None:
+            self._values[name] = [value]
+        else:
+            values.append(value)
 
     def getRawHeaders(self, name: bytes, default: Sequence[bytes] = ()) -> Sequence[bytes]:
         """All values in their order; `default` where there is none."""
@@ -43,9 +39,40 @@ class Fields:
         return len(self._values)
 
 
+class AnswerFields:
+    """The header fields of an answer, as they will be sent; a name is always written the same way."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines: dict[bytes, bytes] = {}
+
+    def setHeader(self, name: bytes, value: bytes) -> None:
+        """This value, and no other; a line break in it is a blank."""
+        if b"\n" in value or b"\r" in value:
+            value = one_line(value)
+        self._lines[name] = b"%b: %b\r\n" % (name, value)
+
+    def setRawHeaders(self, name: bytes, values: Sequence[bytes]) -> None:
+        """These values, and no others."""
+        self._lines[name] = b"".join([b"%b: %b\r\n" % (name, one_line(value)) for value in values])
+
+    def removeHeader(self, name: bytes) -> None:
+        """No value."""
+        self._lines.pop(name, None)
+
+    def hasHeader(self, name: bytes) -> bool:
+        """Whether there is one."""
+        return name in self._lines
+
+    def encode(self) -> bytes:
+        """All of them, with the empty line behind."""
+        return b"".join((*self._lines.values(), b"\r\n"))
+
+
 def one_line(value: bytes) -> bytes:
     """`value` with a blank for each line break."""
-    return b" ".join(value.splitlines()) if b"\n" in value or b"\r" in value else value
+    return b" ".join(value.splitlines())
 
 
 @lru_cache(maxsize=1000)

@@ -17,8 +17,9 @@ Source: Z-1, Z-2; RFC 9112.
 
 import re
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 from httptools import (
@@ -101,6 +102,7 @@ class BoundedChannel(Protocol):
         self._admitting: Deferred[None] | None = None
         self._is_deciding = False  # the admission of the first is awaited
         self._holds: set[str] = set()  # why the transport is paused
+        self._send_now: Callable[[], object] | None = None
         self._producer: Any = None  # who writes the answer
         self._is_refused = False
         self._linger_call: Timer | None = None
@@ -122,6 +124,7 @@ class BoundedChannel(Protocol):
             keep_alive(True)  # a long poll of a client that is gone must end some day
         self.peer = transport.getPeer()
         self.is_secure = ISSLTransport.providedBy(transport)
+        self._send_now = getattr(transport, "doWrite", None)  # plain TCP: `IWriteDescriptor`
         transport.registerProducer(self, True)  # who does not read our answers is not read from
         self._patience.set(REQUEST_TIMEOUT_S)
 
@@ -191,6 +194,8 @@ class BoundedChannel(Protocol):
         """More of an answer."""
         transport: Any = self.transport
         transport.write(data)
+        if self._send_now is not None:
+            self._send_now()  # the reactor's next round would cost as much again; what is left it sends
 
     def write_for(self, producer: Any) -> None:
         """Who writes the answer, and waits while nobody reads; None: nobody any more."""
@@ -256,7 +261,7 @@ class BoundedChannel(Protocol):
         if self._is_lingering:
             self._discard(len(data))
         elif request is not None and request.admitted is None:
-            request.early.append(data)
+            request.pieces.append(data)
         elif request is not None:
             self._body_came(request, data)
 
@@ -331,7 +336,7 @@ class BoundedChannel(Protocol):
             self.refuse(request, error)
             return
         if awaited is None or isinstance(awaited, Admitted):
-            self._admit(request, awaited or Admitted(self.site.limits.client_body))
+            self._admit(request, awaited or self.site.plain)
             return
         self._is_deciding = True
         self._admitting = ensureDeferred(self._decide(request, awaited))
@@ -386,7 +391,7 @@ class BoundedChannel(Protocol):
                 hold, release = partial(self._hold_body, True), partial(self._hold_body, False)
                 request.incoming = IncomingBody(request.length, hold, release)
                 self._serve(request)
-            early, request.early = request.early, []
+            early, request.pieces = request.pieces, []
             for data in early:
                 self._body_came(request, data)
         if request.is_complete and not self._is_refused:
@@ -411,19 +416,19 @@ class BoundedChannel(Protocol):
             self.refuse(request, busy())
         else:
             request.held += len(data)
-            request.content.write(data)
+            request.pieces.append(data)
 
     def _complete(self, request: Request) -> None:
         """Its body is whole: let it be answered, or tell who takes it."""
         self._patience.set(None)
         if request.incoming is None:
-            request.content.seek(0)
             self._serve(request)
         else:
             self._release("body")  # its taker, who has it all, will not ask for more
             request.incoming.ended()
 
     def _serve(self, request: Request) -> None:
+        request.content = BytesIO(b"".join(request.pieces))
         request.setHeader(b"Date", date_of(int(self.site.clock.seconds())))
         try:
             request.answer_from(self.site.resource)
@@ -548,6 +553,7 @@ class BoundedSite(Factory):
         self.limits = limits
         self.budget = budget
         self.admit = admit
+        self.plain = Admitted(limits.client_body)  # who is not asked about may send so much
         self._channels: set[BoundedChannel] = set()
         self._closed: Deferred[None] | None = None
 
@@ -599,6 +605,7 @@ class BoundedSite(Factory):
     def reload(self, limits: LimitsConfig) -> None:
         """New limits, for what comes from now on."""
         self.limits = limits
+        self.plain = Admitted(limits.client_body)
         self.budget.total = limits.bodies_in_flight
 
 
@@ -646,8 +653,8 @@ def _unread(request: Request) -> int | None:
     """How much of the body is still on its way; None where nobody said how long it is."""
     if request.is_complete:
         return 0
-    came = request.held if request.incoming is None else request.incoming.received
-    return None if request.length is None else request.length - came - sum(map(len, request.early))
+    came = sum(map(len, request.pieces)) if request.incoming is None else request.incoming.received
+    return None if request.length is None else request.length - came
 
 
 def _names_method(error: HttpParserError, data: bytes) -> bool:

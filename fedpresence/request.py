@@ -19,11 +19,10 @@ from urllib.parse import unquote_to_bytes
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES, RESPONSES, datetimeToString, parse_qs
-from twisted.web.resource import getChildForRequest
 from twisted.web.server import NOT_DONE_YET
 
 from fedpresence.admission import Admitted
-from fedpresence.fields import Fields, one_line
+from fedpresence.fields import AnswerFields, Fields, one_line
 from fedpresence.incoming import IncomingBody
 
 _ENDED = "the answer has ended already"
@@ -60,54 +59,30 @@ class Request:
     the end of the answer.
     """
 
-    __slots__ = (
-        "_code",
-        "_disconnected",
-        "_finishing",
-        "_is_chunked",
-        "_phrase",
-        "admitted",
-        "channel",
-        "content",
-        "early",
-        "finished",
-        "held",
-        "incoming",
-        "is_complete",
-        "is_persistent",
-        "is_sound",
-        "length",
-        "method",
-        "path",
-        "postpath",
-        "prepath",
-        "requestHeaders",
-        "responseHeaders",
-        "startedWriting",
-        "uri",
-        "version",
-    )
+    method = path = version = b""
+    uri = b""  # exactly what stood in the request line
+    length: int | None = 0  # of the body, as announced; None where it is chunked
+    is_sound = False  # its head is whole, and can be read in one way only
+    is_complete = False  # all of its body has come
+    is_persistent = True  # another may follow on the same connection
+    admitted: Admitted | None = None
+    held = 0  # bytes of the body that count in the budget
+    incoming: IncomingBody | None = None
+    content: BytesIO
+    prepath: list[bytes]
+    postpath: list[bytes]
+    finished = False
+    startedWriting = False
+    _disconnected = False
+    _code, _phrase = 200, b"OK"
+    _is_chunked = False
+    _args: dict[bytes, list[bytes]] | None = None
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self.method = self.uri = self.path = self.version = b""
-        self.requestHeaders, self.responseHeaders = Fields(), Fields()
-        self.length: int | None = 0  # of the body, as announced; None where it is chunked
-        self.content = BytesIO()
-        self.early: list[bytes] = []  # of the body, come before the request was admitted
-        self.held = 0  # bytes of the body that count in the budget
-        self.admitted: Admitted | None = None
-        self.incoming: IncomingBody | None = None
-        self.is_sound = False  # its head is whole, and can be read in one way only
-        self.is_complete = False  # all of its body has come
-        self.is_persistent = True  # another may follow on the same connection
-        self.prepath: list[bytes] = []
-        self.postpath: list[bytes] = []
-        self.finished = False
-        self.startedWriting = False
-        self._disconnected = False
-        self._code, self._phrase = 200, b"OK"
-        self._is_chunked = False
+        self.requestHeaders = Fields()
+        self.responseHeaders = AnswerFields()
+        self.pieces: list[bytes] = []  # of the body, as far as it has come and is kept
         self._finishing: list[Deferred[None]] = []
 
     # --- what it says --------------------------------------------------------------------------------
@@ -115,9 +90,10 @@ class Request:
     @property
     def args(self) -> dict[bytes, list[bytes]]:
         """The parameters of the query."""
-        query = self.uri.partition(b"?")[2]
-        found: dict[bytes, list[bytes]] = parse_qs(query, True) if query else {}
-        return found
+        if self._args is None:
+            query = self.uri.partition(b"?")[2]
+            self._args = parse_qs(query, True) if query else {}
+        return self._args
 
     def getHeader(self, name: bytes) -> bytes | None:
         """The last value of a field."""
@@ -139,7 +115,12 @@ class Request:
         segments = self.path[1:].split(b"/")
         self.prepath = []
         self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
-        self.render(getChildForRequest(root, self))
+        resource = root
+        while self.postpath and not resource.isLeaf:
+            segment = self.postpath.pop(0)
+            self.prepath.append(segment)
+            resource = resource.children.get(segment) or resource.getChild(segment, self)
+        self.render(resource)
 
     def render(self, resource: Any) -> None:
         """Let `resource` answer, now or later."""
@@ -160,7 +141,7 @@ class Request:
         """A field of the answer, instead of what it was before."""
         name = name if isinstance(name, bytes) else name.encode("ascii")
         value = value if isinstance(value, bytes) else value.encode("utf-8")
-        self.responseHeaders.setRawHeaders(name, [value])
+        self.responseHeaders.setHeader(name, value)
 
     def write(self, data: bytes) -> None:
         """A piece of the answer; the first one takes its head along."""
@@ -185,8 +166,8 @@ class Request:
         if self._disconnected:
             return
         if not self.startedWriting:
-            if self._may_have_body() and not self.responseHeaders.getRawHeaders(b"content-length"):
-                self.responseHeaders.setRawHeaders(b"Content-Length", [b"0"])
+            if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
+                self.setHeader(b"Content-Length", b"0")
             self.write(b"")
         if self._is_chunked:
             self.channel.write(b"0\r\n\r\n")
@@ -229,21 +210,15 @@ class Request:
     def _begin(self) -> bytes:
         """The head of the answer; what it says of its length is now decided."""
         self.startedWriting = True
-        fields = self.responseHeaders
-        if self._may_have_body() and not fields.getRawHeaders(b"content-length"):
+        if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
             self._is_chunked = self.version == b"1.1"
             if self._is_chunked:
-                fields.setRawHeaders(b"Transfer-Encoding", [b"chunked"])
+                self.setHeader(b"Transfer-Encoding", b"chunked")
             else:
                 self.is_persistent = False
         if not self.is_persistent:
-            fields.setRawHeaders(b"Connection", [b"close"])
-        lines = [b"HTTP/1.1 %d %b" % (self._code, self._phrase)]
-        for name, values in fields.getAllRawHeaders():
-            for value in values:
-                lines.append(b"%b: %b" % (name, value))
-        lines.append(b"\r\n")
-        return b"\r\n".join(lines)
+            self.setHeader(b"Connection", b"close")
+        return b"HTTP/1.1 %d %b\r\n%b" % (self._code, self._phrase, self.responseHeaders.encode())
 
 
 @lru_cache(maxsize=1)

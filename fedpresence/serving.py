@@ -102,8 +102,10 @@ def _admit_streams(head: RequestHead) -> Any:
     return None if OWN_PATHS.match(head.uri) else _STREAMS(head)
 
 
-def _first_of(asked: list[Admit]) -> Admit:
-    """The first who has something to say about a request's body."""
+def _first_of(asked: list[Admit]) -> Admit | None:
+    """The first who has something to say about a request's body; None where there is nobody."""
+    if not asked:
+        return None
 
     def admit(head: Any) -> Any:
         for ask in asked:

@@ -6,7 +6,9 @@ own fault is a 500 `M_UNKNOWN` with its traceback in the log and nothing of it i
 """
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from types import coroutine
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
@@ -39,7 +41,7 @@ def write_json(request: Request, body: object, status: int = 200) -> None:
     if request.finished or request._disconnected:
         return
     try:
-        data = _AS_IT_IS.encode(body).encode("utf-8")
+        data = _AS_IT_IS.encode(body).encode("utf-8") if body != {} else b"{}"
     except UnicodeEncodeError:  # half a surrogate pair: only as an escape can it be said at all
         data = _ESCAPED.encode(body).encode("ascii")
     request.setResponseCode(status)
@@ -96,9 +98,13 @@ class JsonResource(Resource):
         if handler is None:
             write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized method", status=405))
             return NOT_DONE_YET
-        running = ensureDeferred(_answer(request, handler))
-        if not running.called:
-            request.notifyFinish().addErrback(lambda _: running.cancel())
+        answering = _answer(request, handler)
+        try:
+            awaited = answering.send(None)
+        except StopIteration:  # most answers wait for nothing, and need nobody who waits
+            return NOT_DONE_YET
+        running = ensureDeferred(_rest_of(answering, awaited))
+        request.notifyFinish().addErrback(lambda _: running.cancel())
         running.addErrback(_log_bug)
         return NOT_DONE_YET
 
@@ -155,6 +161,25 @@ def mount(parent: Resource, segment: bytes, child: Resource) -> None:
     """Put `child` below `parent`."""
     # Twisted asks for an IResource, and mypy cannot see that a Resource provides it.
     parent.putChild(segment, cast(IResource, child))
+
+
+@coroutine
+def _rest_of(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+    """What `work`, which waits for `awaited`, still does."""
+    while True:
+        try:
+            outcome = yield awaited
+        except GeneratorExit:
+            work.close()
+            raise
+        except BaseException as error:
+            step = partial(work.throw, error)
+        else:
+            step = partial(work.send, outcome)
+        try:
+            awaited = step()
+        except StopIteration:
+            return
 
 
 async def _answer(request: Request, handler: Handler) -> None:

@@ -82,7 +82,8 @@ def user_in_path(request: Request, index: int) -> UserID:
 
 def own_user(request: Request, index: int, user_id: UserID, refusal: str) -> None:
     """Nothing where the path names the token's user; otherwise 403 `M_FORBIDDEN` with `refusal`."""
-    if user_in_path(request, index) != user_id:
+    if segment(request, index) != user_id:
+        user_in_path(request, index)  # it may be no user ID at all, which is another error
         raise BadRequest("M_FORBIDDEN", refusal, status=403)
 
 

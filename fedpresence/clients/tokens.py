@@ -17,7 +17,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
-from fedpresence.clients.requests import Credentials, Refused, credentials
+from fedpresence.clients.requests import Credentials, Refused, access_token, credentials
 from fedpresence.clients.views import Views
 from fedpresence.clock import Clock, now_ms
 from fedpresence.engine.events import UserAdded
@@ -92,13 +92,15 @@ class Tokens:
 
     async def owner(self, request: Request) -> TokenOwner:
         """Whose token the request carries; BadRequest 401 where it has none or an unknown one."""
+        if self._masquerades is None:
+            return await self.owner_of(Credentials(access_token(request)))
         return await self.owner_of(credentials(request))
 
     async def owner_of(self, asked: Credentials) -> TokenOwner:
         """As `owner`, of a request that may be over."""
         owner: Found = None
         if len(asked.token) <= MAX_TOKEN_CHARACTERS:
-            if self._masquerades is None:
+            if self._masquerades is None and (asked.user_id or asked.device_id):
                 asked = Credentials(asked.token)
             digest = _digest(asked)
             remembered = self._remembered.get(digest)

@@ -201,7 +201,7 @@ def test_a_token_that_is_no_text_is_an_unknown_one() -> None:
     world = World()
     nobody: Any = None
     request = Request(nobody)
-    request.requestHeaders.setRawHeaders(b"Authorization", [b"Bearer \xff"])
+    request.requestHeaders.addRawHeader(b"Authorization", b"Bearer \xff")
 
     assert access_token(request) == "\ufffd"
     failure_of(world.tokens.owner(request), BadRequest)
