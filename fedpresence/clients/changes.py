@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -88,10 +88,10 @@ class PresenceChanges(Service):
         self._stopped = True
         Service.stopService(self)
         kept = [self._take_pending(user_id) for user_id in list(self._pending)]
-        done = [self._submit(*changes.values()) for changes in kept]
+        done = [ensureDeferred(self._submit(*changes.values())) for changes in kept]
         return DeferredList(done, consumeErrors=True).addCallback(lambda _: None)
 
-    def _submit(self, *events: PresenceSet) -> Deferred[None]:
+    async def _submit(self, *events: PresenceSet) -> None:
         told = []
         for event in events:
             device = (event.user_id, event.device_id)
@@ -100,7 +100,9 @@ class PresenceChanges(Service):
             told.append(last)
         while len(self._told) > MAX_DEVICES:
             self._told.popitem(last=False)
-        return self._hub.submit(*events).addCallback(_committed, told)
+        await self._hub.submit(*events)
+        for last in told:
+            last.committed = True
 
     def _is_hidden(self, event: PresenceSet) -> bool:
         """Whether the device's declared offline is on disk already."""
@@ -123,12 +125,8 @@ class PresenceChanges(Service):
         if wait_ms:
             self._timers[user_id] = self._clock.callLater(wait_ms / 1000, self._release, user_id)
             return
-        self._submit(*self._pending.pop(user_id).values()).addErrback(_log_failure)
-
-
-def _committed(_: None, told: list[_Told]) -> None:
-    for last in told:
-        last.committed = True
+        submitted = ensureDeferred(self._submit(*self._pending.pop(user_id).values()))
+        submitted.addErrback(_log_failure)
 
 
 def _log_failure(failure: Failure) -> None:
