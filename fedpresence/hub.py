@@ -104,12 +104,20 @@ class Hub:
         if self._dead:
             answer.errback(StoreError("fedpresence is stopping: its database failed"))
         elif not self._in_turn:
-            _fire(answer, lambda: reader(now_ms(self._clock)))
+            self._answer(answer, reader)
         else:
             ready: Deferred[None] = Deferred()
             ready.addErrback(answer.errback)
-            self._readers.append((lambda: _fire(answer, lambda: reader(now_ms(self._clock))), ready))
+            self._readers.append((lambda: self._answer(answer, reader), ready))
         return answer
+
+    def _answer(self, answer: Deferred[T], reader: Callable[[int], T]) -> None:
+        try:
+            value = reader(now_ms(self._clock))
+        except Exception as error:
+            answer.errback(error)
+        else:
+            answer.callback(value)
 
     def idle(self) -> bool:
         """Whether nothing waits and no turn runs."""
@@ -240,12 +248,3 @@ def _ignored() -> Deferred[None]:
 
 def _unheard(failure: Failure) -> None:
     failure.trap(FedpresenceError)
-
-
-def _fire(answer: Deferred[T], make: Callable[[], T]) -> None:
-    try:
-        value = make()
-    except Exception as error:
-        answer.errback(error)
-    else:
-        answer.callback(value)

@@ -38,12 +38,12 @@ class _Owed:
 class Errands:
     """All of it for one destination."""
 
-    __slots__ = ("_any_aside", "_drops", "_edus_left", "_owed", "polls", "unpolls")
+    __slots__ = ("_any_aside", "_edus_left", "_owed", "drops", "polls", "unpolls")
 
     def __init__(self) -> None:
         self.polls: dict[UserID, None] = {}
         self.unpolls: dict[UserID, None] = {}
-        self._drops: dict[Pair, ListEdu] = {}
+        self.drops: dict[Pair, ListEdu] = {}
         self._owed: dict[OwedKey, _Owed] = {}
         self._any_aside = False  # since the last wake: mostly nothing is, and nothing need be looked for
         self._edus_left = TokenBucket(EDUS_PER_MINUTE / 60, EDUS_PER_MINUTE)
@@ -72,9 +72,9 @@ class Errands:
 
     def add_drop(self, pair: Pair) -> bool:
         """A drop is tried once; whether there was room for it."""
-        if len(self._drops) >= MAX_ONCE:
+        if len(self.drops) >= MAX_ONCE:
             return False
-        self._drops[pair] = ListEdu(EduKind.DROP, *pair)
+        self.drops[pair] = ListEdu(EduKind.DROP, *pair)
         return True
 
     def add_poll(self, user_id: UserID) -> None:
@@ -96,9 +96,9 @@ class Errands:
 
     def take_once(self) -> tuple[tuple[ListEdu, ...], tuple[UserID, ...], tuple[UserID, ...]]:
         """The drops, polls and unpolls that the next transaction carries."""
-        drops = tuple(self._drops.values())[:MAX_EDUS_TAKEN]
+        drops = tuple(self.drops.values())[:MAX_EDUS_TAKEN]
         for drop in drops:
-            del self._drops[(drop.observer, drop.observed)]
+            del self.drops[(drop.observer, drop.observed)]
         return drops, _pop_some(self.polls, MAX_POLLS_TAKEN), _pop_some(self.unpolls, MAX_POLLS_TAKEN)
 
     def owed_to_take(self, now_ms: int, beside: Iterable[ListEdu]) -> tuple[OwedEdu, ...]:
@@ -137,11 +137,7 @@ class Errands:
 
     def empty(self) -> bool:
         """Whether nothing waits."""
-        return not (self._owed or self._drops or self.polls or self.unpolls)
-
-    def may_gather(self) -> bool:
-        """Whether something waits that is in no hurry."""
-        return bool(self._drops or self.unpolls)
+        return not (self._owed or self.drops or self.polls or self.unpolls)
 
     def owed_ready_ms(self) -> int | None:
         """From when on an EDU that is owed may leave; None where none is to be offered."""
@@ -149,7 +145,7 @@ class Errands:
 
     def has_to_offer(self) -> bool:
         """Whether something waits that may go, now or later."""
-        return bool(self.polls or self.unpolls or self._drops) or self._has_owed_to_offer()
+        return bool(self.polls or self.unpolls or self.drops) or self._has_owed_to_offer()
 
     def _has_owed_to_offer(self) -> bool:
         """Whether an EDU is owed that neither is set aside nor stands behind one of its pair that is."""

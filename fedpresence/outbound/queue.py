@@ -217,7 +217,7 @@ class DestinationQueue:
         self._taken = {user: pending.get(user) for user in users}
         # Nothing is gained by waiting where the next transaction is full already.
         self.window_end_ms = 0 if len(pending) >= 2 * limit else now_ms + self._lengths.window_ms
-        if errands.empty():
+        if errands is NO_ERRANDS:
             return Wanted(users)
         drops, polls, unpolls = errands.take_once()
         return Wanted(users, errands.owed_to_take(now_ms, drops), drops, polls, unpolls)
@@ -327,9 +327,9 @@ class DestinationQueue:
         if self._urgent or errands.polls:
             return self.window_end_ms  # nothing goes sooner
         due_ms = None
-        if self._pending or errands.may_gather():
+        if self._pending or errands.drops or errands.unpolls:
             due_ms = self.window_end_ms and self.window_end_ms + self._lengths.timer_after_window_ms
-        if (ready_ms := errands.owed_ready_ms()) is not None:
+        if errands is not NO_ERRANDS and (ready_ms := errands.owed_ready_ms()) is not None:
             owed_ms = max(self.window_end_ms, ready_ms)
             due_ms = owed_ms if due_ms is None else min(due_ms, owed_ms)
         return due_ms

@@ -299,8 +299,9 @@ class DestinationSender:
         return None if due_ms is None else max(due_ms, self._backoff.next_try_ms)
 
     def rests_until_ms(self) -> int:
-        """Before then nothing leaves, whatever comes."""
-        return max(self.queue.window_end_ms, self._backoff.next_try_ms)
+        """Before then nothing leaves, whatever comes. All are asked for each change, hence no `max`."""
+        window_end_ms, next_try_ms = self.queue.window_end_ms, self._backoff.next_try_ms
+        return window_end_ms if window_end_ms > next_try_ms else next_try_ms
 
     def idle(self) -> bool:
         """Whether nothing is in flight, nor due now."""
@@ -340,12 +341,12 @@ class DestinationSender:
 
     # --- sending ---------------------------------------------------------------------------------
 
-    def go(self) -> None:
+    def go(self, now: int) -> None:
         """Send one transaction, if there still is something to send."""
         self._asked_by_ms = None
         if self._in_flight is not None or not self._running:
             return
-        in_flight = ensureDeferred(self._deliver())
+        in_flight = ensureDeferred(self._deliver(now))
         self._in_flight = in_flight
         in_flight.addBoth(self._landed)
 
@@ -355,8 +356,7 @@ class DestinationSender:
             self._log_bug(result)
         self.schedule()
 
-    async def _deliver(self) -> None:
-        now = self._now_ms()
+    async def _deliver(self, now: int) -> None:
         self._prune(now)
         due_ms = self.next_due_ms()
         if due_ms is None or due_ms > now:

@@ -230,7 +230,8 @@ class Outbound(Service):
             rests_until_ms = 0 if sender is None else sender.rests_until_ms()
             if rests_until_ms <= now:
                 return 0
-            first_ms = min(first_ms, rests_until_ms)
+            if rests_until_ms < first_ms:
+                first_ms = rests_until_ms
         return first_ms
 
     def _take_in(self) -> None:
@@ -347,7 +348,7 @@ class Outbound(Service):
                 if deadline_ms is not None:
                     self._turns.ask(sender.destination, deadline_ms)
             self._call_round(now)
-            self._give_turns(now)
+            self._give_turns()
         finally:
             self._timer = None
             self._set_timer()
@@ -360,7 +361,8 @@ class Outbound(Service):
                 self._round.went(now)
                 self._turns.ask(name, deadline_ms)
 
-    def _give_turns(self, now: int) -> None:
+    def _give_turns(self) -> None:
+        now = now_ms(self._clock)
         ready_ms = self._turns.ready_ms()
         if ready_ms is None or ready_ms > now:  # before, a group that gathers would be torn
             return
@@ -368,7 +370,7 @@ class Outbound(Service):
         while (name := self._turns.next(now)) is not None:
             sender = self._senders.get(name)
             if sender is not None:
-                sender.go()
+                sender.go(now)
         self._tools.burst.at_ms = None
 
     def _count_refreshes(self) -> None:
