@@ -5,6 +5,7 @@ destinations must hear of, until it waits in their queues, and time passing over
 """
 
 import argparse
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -159,11 +160,14 @@ def _fan_out(destinations: int) -> Case:
         Random(1),
     )
     outbound.startService()
+    gc.collect()
+    gc.freeze()  # as the daemon does before its first change
     first = _decided_and_queued(engine, outbound, PresenceState.ONLINE, destinations)
     second = _decided_and_queued(engine, outbound, PresenceState.UNAVAILABLE, destinations)
     waiting = sum(status.pending_users for status in outbound.describe().values())
     check(waiting == destinations, f"{waiting} of {destinations} destinations have it in their queue")
     outbound.stopService()
+    gc.unfreeze()
     return Case(f"one change, {destinations} destinations", (*first, *second))
 
 
@@ -179,6 +183,7 @@ def _decided_and_queued(
     def queue() -> None:
         for push in pushes:
             outbound.enqueue(push)
+        outbound.queues()  # whatever came is in them
 
     decided_s, queued_s = _cpu_s(decide), _cpu_s(queue)
     told = sum(len(push.destinations) for push in pushes)

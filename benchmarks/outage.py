@@ -23,7 +23,6 @@ from benchmarks.virtual import (
     interest_of,
 )
 from fedpresence.engine.presence import Published
-from fedpresence.outbound.sender import DestinationSender
 
 TRIES_FIRST_DAY, TRIES_LATER_DAYS = 2_000, 200  # connections a destination: what decision 15 comes to
 
@@ -142,9 +141,8 @@ class _Memory:
     def measures(self) -> tuple[Measure, ...]:
         """Now."""
         gc.collect()
-        queues = [s.queue for s in self._server.outbound.services if isinstance(s, DestinationSender)]
         return (
-            Measure("queues", held_bytes(queues) / 1024**2, "MiB"),
+            Measure("queues", held_bytes(self._server.outbound.queues()) / 1024**2, "MiB"),
             Measure("process", memory_mib(os.getpid()), "MiB"),
         )
 

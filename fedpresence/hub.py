@@ -11,13 +11,13 @@ Source: decisions 21 and 22.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, cast, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence.clock import Alarm, Clock, now_ms
+from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.engine.effects import Durable, Effect, Outgoing, Unhurried
 from fedpresence.engine.events import Event, TimePassed
 from fedpresence.errors import FedpresenceError, StoreError
@@ -30,7 +30,6 @@ MAX_UNHURRIED = 1000  # effects that wait for a commit; more are worth one
 
 # Types as sets: `isinstance` would ask each member of the union, for every effect of every turn.
 _DURABLE: frozenset[object] = frozenset(get_args(Durable))
-_OUTGOING: frozenset[object] = frozenset(get_args(Outgoing))
 _UNHURRIED: frozenset[object] = frozenset(get_args(Unhurried))
 
 
@@ -80,8 +79,8 @@ class Hub:
         self._in_turn = False
         self._dead = False
         self._stopped = False
-        self._alarm = Alarm(clock, self._time_passed)
-        self._alarm_ms: int | None = None  # the moment it is set to
+        self._timer: Timer | None = None
+        self._timer_ms = 0  # when it comes
 
     def submit(self, *events: Event) -> Deferred[None]:
         """Run `events` in order; fires when the last is committed and performed.
@@ -105,12 +104,20 @@ class Hub:
         if self._dead:
             answer.errback(StoreError("fedpresence is stopping: its database failed"))
         elif not self._in_turn:
-            _fire(answer, lambda: reader(now_ms(self._clock)))
+            self._answer(answer, reader)
         else:
             ready: Deferred[None] = Deferred()
             ready.addErrback(answer.errback)
-            self._readers.append((lambda: _fire(answer, lambda: reader(now_ms(self._clock))), ready))
+            self._readers.append((lambda: self._answer(answer, reader), ready))
         return answer
+
+    def _answer(self, answer: Deferred[T], reader: Callable[[int], T]) -> None:
+        try:
+            value = reader(now_ms(self._clock))
+        except Exception as error:
+            answer.errback(error)
+        else:
+            answer.callback(value)
 
     def idle(self) -> bool:
         """Whether nothing waits and no turn runs."""
@@ -130,7 +137,9 @@ class Hub:
     def stop(self) -> None:
         """Set no more timers."""
         self._stopped = True
-        self._alarm.close()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _run(self) -> None:
         while self._waiting and not self._in_turn and not self._dead:
@@ -154,29 +163,28 @@ class Hub:
             except Exception as error:
                 self._die(Failure(error), [d for _, d in batch])
                 return
-        durable = _durable_of(effects)
+        durable, outgoing = _parted(effects)
         self._unhurried += durable
         try:
-            may_wait = all(type(effect) in _UNHURRIED for effect in durable)
-            if may_wait and len(self._unhurried) <= MAX_UNHURRIED:
-                self._finish(effects, done, refused)
+            if len(self._unhurried) <= MAX_UNHURRIED and _UNHURRIED.issuperset(map(type, durable)):
+                self._finish(outgoing, done, refused)
                 return
             durable, self._unhurried = self._unhurried, []
             committed = self._store.commit(durable, now)
         except Exception as error:  # or the turn would never end, and nobody would hear of it
             self._die(Failure(error), [d for _, d in batch])
             return
-        committed.addCallback(lambda _: self._finish(effects, done, refused))
+        committed.addCallback(lambda _: self._finish(outgoing, done, refused))
         committed.addCallback(lambda _: self._run())
         committed.addErrback(lambda failure: self._die(failure, [d for _, d in batch]))
 
     def _finish(
         self,
-        effects: list[Effect],
+        outgoing: list[Outgoing],
         done: list[Deferred[None]],
         refused: list[tuple[Deferred[None], FedpresenceError]],
     ) -> None:
-        for effect in _outgoing_of(effects):
+        for effect in outgoing:
             self._perform(effect)
         while self._readers:  # a reader may read again
             readers, self._readers = self._readers, []
@@ -202,29 +210,33 @@ class Hub:
         self._fatal(failure)
 
     def _set_timer(self) -> None:
-        if self._stopped:
-            return
+        """See to it that the timer comes with the next deadline, or before: then for nothing."""
         due_ms = self._engine.next_deadline_ms()
-        if due_ms == self._alarm_ms:
+        if due_ms is None or self._stopped:
             return
-        self._alarm_ms = due_ms
-        if due_ms is None:
-            self._alarm.set(None)
-        else:
-            # Whole milliseconds: a fraction too early would be asked again, at once, for ever.
-            self._alarm.set(max(0, due_ms - now_ms(self._clock)) / 1000)
+        if self._timer is not None:
+            if self._timer_ms <= due_ms:
+                return
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        # Whole milliseconds: a fraction too early would be asked again, at once, for ever.
+        self._timer = self._clock.callLater(max(0, due_ms - now_ms(self._clock)) / 1000, self._time_passed)
 
     def _time_passed(self) -> None:
-        self._alarm_ms = None
-        self.submit(TimePassed()).addErrback(_unheard)
+        self._timer = None
+        due_ms = self._engine.next_deadline_ms()
+        if due_ms is not None and due_ms <= now_ms(self._clock):
+            self.submit(TimePassed()).addErrback(_unheard)
+        else:
+            self._set_timer()
 
 
-def _durable_of(effects: list[Effect]) -> list[Durable]:
-    return cast(list[Durable], [effect for effect in effects if type(effect) in _DURABLE])
-
-
-def _outgoing_of(effects: list[Effect]) -> list[Outgoing]:
-    return cast(list[Outgoing], [effect for effect in effects if type(effect) in _OUTGOING])
+def _parted(effects: list[Effect]) -> tuple[list[Durable], list[Outgoing]]:
+    durable: list[Any] = []
+    outgoing: list[Any] = []
+    for effect in effects:
+        (durable if type(effect) in _DURABLE else outgoing).append(effect)
+    return durable, outgoing
 
 
 def _ignored() -> Deferred[None]:
@@ -236,12 +248,3 @@ def _ignored() -> Deferred[None]:
 
 def _unheard(failure: Failure) -> None:
     failure.trap(FedpresenceError)
-
-
-def _fire(answer: Deferred[T], make: Callable[[], T]) -> None:
-    try:
-        value = make()
-    except Exception as error:
-        answer.errback(error)
-    else:
-        answer.callback(value)

@@ -212,6 +212,25 @@ def test_time_passes_exactly_when_the_engine_asked() -> None:
     assert at.clock.getDelayedCalls() == []
 
 
+def test_a_deadline_that_is_put_off_costs_one_look_and_no_turn() -> None:
+    """Each change puts one off: moving the timer each time would cost more than looking once in vain."""
+    at = Fixture()
+    at.engine.deadline_ms = 1_000
+    at.hub.submit(UserAdded(user("a")))
+    at.disk.written()
+    (timer,) = at.clock.getDelayedCalls()
+
+    at.engine.deadline_ms = 5_000
+    at.hub.submit(UserAdded(user("b")))
+    at.disk.written()
+    assert at.clock.getDelayedCalls() == [timer]
+    at.clock.advance(1)
+    assert at.polled() == [user("a"), user("b")]
+
+    at.clock.advance(4)
+    assert at.polled() == [user("a"), user("b"), user("at5000")]
+
+
 def test_a_stopped_hub_sets_no_timers() -> None:
     """A clean stop leaves nothing in the reactor."""
     at = Fixture()

@@ -92,6 +92,7 @@ from fedpresence.engine.subscription import (
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID, server_of
 
+_NO_PUSH: tuple[Published | None, Push] = (None, Push(UserID(""), OFFLINE, 0))  # none was made yet
 HOUSEKEEPING = UserID("\0housekeeping")  # a deadline of our own: no user can have this ID
 UNREACHABLE_MS = 14 * DAY_MS  # S:O-16
 
@@ -355,10 +356,15 @@ class Engine:
                 before.append(drop)
         pushes: list[Push] = []
         published: dict[UserID, Published] = {}
+        made = self._pushes_of(now_ms)
         for user_id in wanted.users:
             if world.is_granted(destination, user_id):
                 published[user_id] = content = world.published(user_id, now_ms)
-                pushes.append(self._push(user_id, content, now_ms))
+                of_content, push = made.get(user_id, _NO_PUSH)
+                if of_content is not content:
+                    push = self._make_push(user_id, content, now_ms)
+                    made[user_id] = (content, push)
+                pushes.append(push)
         return Composed(
             before=tuple(before),
             pushes=tuple(pushes),
@@ -391,15 +397,12 @@ class Engine:
                 for server in self._world.destinations_of(user_id):
                     yield server, user_id
 
-    def _push(self, user_id: UserID, published: Published, now_ms: int) -> Push:
-        """The push of this moment: one for all destinations that are told at it."""
+    def _pushes_of(self, now_ms: int) -> dict[UserID, tuple[Published, Push]]:
+        """The pushes made for this moment, and of what: one for all destinations that are told at it."""
         if now_ms != self._pushes_ms:
             self._pushes.clear()
             self._pushes_ms = now_ms
-        made = self._pushes.get(user_id)
-        if made is None or made[0] is not published:
-            made = self._pushes[user_id] = (published, self._make_push(user_id, published, now_ms))
-        return made[1]
+        return self._pushes
 
     def _make_push(self, user_id: UserID, published: Published, now_ms: int) -> Push:
         since_ms = published.last_active_ms

@@ -147,7 +147,11 @@ class Pairs:
     def watching(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`."""
         codes = [_OBSERVER_CODES[stage] for stage in stages]
-        return [observer for observer, packed, place in self._rows_about(observed) if packed[place] in codes]
+        loaded, later = self._loaded_observer.packed, self._by_observed.get(observed)
+        found = [user for user, place in self._loaded_watching.of(observed) if loaded[place] in codes]
+        if later:
+            found += [user for user, pair in later.items() if pair[0] in codes]
+        return found
 
     def at_rest(self, observed: UserID) -> list[tuple[UserID, int]]:
         """Local observers who were accepted, and when last; but not whose row owes or waits for something."""

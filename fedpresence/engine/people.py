@@ -180,7 +180,7 @@ class People:
         reason = user.settle(turn.now_ms, world.settings)
         is_news = user.may_tell(before, reason, turn.now_ms, world.settings)
         world.deadlines.set(user_id, user.next_deadline_ms(world.settings))
-        if user.published is not before and user.published != before:
+        if user.published is not before:
             world.dirty[user_id] = None
             if user.published.state is not before.state:
                 world.states[before.state] -= 1

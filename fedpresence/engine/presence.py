@@ -166,6 +166,12 @@ class Device:
         """What O-1 counts from."""
         return max(self.last_sync_ms, self.last_put_ms, self.last_active_ms)
 
+    def gone_ms(self, settings: EngineSettings) -> int:
+        """When it is taken for gone, if no stream of it is open."""
+        is_busy = self.state is BUSY
+        patience_ms = settings.busy_online_timeout_ms if is_busy else settings.sync_online_timeout_ms
+        return max(self.last_contact_ms + patience_ms + 1, self.hold_until_ms)
+
     @property
     def last_word_ms(self) -> int:
         """Since when the client's own word holds: an event from before, told late, does not undo it."""
@@ -338,6 +344,8 @@ class LocalUser:
         active = best is ONLINE and now_ms - self.last_active_ms < settings.last_active_granularity_ms
         old = self.published
         new = Published(best, self.last_active_ms, self.status_msg, active)
+        if new == old:
+            return None
         self.published = new
         return worth_telling(old, new, settings.last_active_granularity_ms)
 
@@ -377,8 +385,7 @@ class LocalUser:
                 idle_ms = device.last_active_ms + settings.idle_timeout_ms + 1
                 moments.append(max(idle_ms, device.hold_until_ms))
             if not device.streams:
-                gone_ms = device.last_contact_ms + _patience_ms(device, settings) + 1
-                moments.append(max(gone_ms, device.hold_until_ms))
+                moments.append(device.gone_ms(settings))
         if self.published.currently_active:
             moments.append(max(self.last_active_ms + settings.last_active_granularity_ms, held_ms))
         if self.told is not None:
@@ -425,13 +432,7 @@ class LocalUser:
                 continue
             if device.state is ONLINE and now_ms - device.last_active_ms > settings.idle_timeout_ms:
                 device.state = UNAVAILABLE  # P:T-2, strict by I-2
-            if not device.streams and now_ms - device.last_contact_ms > _patience_ms(device, settings):
+            if not device.streams and now_ms >= device.gone_ms(settings):
                 gone.append(device_id)  # P:T-3, O-1
         for device_id in gone:
             del self.devices[device_id]
-
-
-def _patience_ms(device: Device, settings: EngineSettings) -> int:
-    if device.state is BUSY:
-        return settings.busy_online_timeout_ms
-    return settings.sync_online_timeout_ms

@@ -119,12 +119,16 @@ class World:
 
     def is_granted(self, server: ServerName, observed: UserID) -> bool:
         """The same, where it is known that the server lists do not refuse `server`."""
-        return server in self._granted(observed) or self.rooms.user_meets_server(observed, server)
+        granted = self._grants.get(observed)
+        if granted is None:
+            granted = self._granted(observed)
+        return server in granted or self.rooms.user_meets_server(observed, server)
 
     def destinations_of(self, observed: UserID) -> list[ServerName]:
         """Every server with a right to `observed`, in a fixed order."""
         servers = self._granted(observed)  # in order but for the newest: that is sorted in no time
-        met = self.rooms.servers_of(observed) - {self.our_name}
+        met = self.rooms.servers_of(observed)
+        met.discard(self.our_name)
         everyone = sorted(met.union(servers)) if met else sorted(servers)
         if self.settings.servers.permit_all:  # as nearly everywhere: ten thousand need no look
             return everyone

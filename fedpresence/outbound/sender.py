@@ -20,27 +20,24 @@ Always true:
 Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Literal, Protocol
 
-from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
-from fedpresence.engine.effects import Urgency
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
 from fedpresence.engine.presence import Published
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.backoff import Backoff
-from fedpresence.outbound.queue import DestinationQueue, QueueEffect
+from fedpresence.outbound.queue import DestinationQueue, News
 from fedpresence.outbound.status import DestinationStatus, TransactionSeen
 from fedpresence.wire.transactions import Packed, pack
 
@@ -114,6 +111,8 @@ class Tools:
     random: Random
     counters: Counters
     on_transaction: Callable[[TransactionSeen], None] | None
+    wake_at: Callable[["DestinationSender", int], None]
+    line_up: Callable[["DestinationSender", int], None]
     burst: Burst = field(default_factory=Burst)
 
 
@@ -130,36 +129,55 @@ class _Sealed:
     again: bool = False
 
 
-class DestinationSender(Service):
+class DestinationSender:
     """Delivers one destination's queue.
 
-    It asks by `wake_at` to be woken (`look`) when something falls due, says then by when it should have its
-    turn, and sends one transaction when it gets it (`go`). Where only a refresh is due it lines up for that
-    (`line_up`), and has its turn after it was called (`called`). `permitted` False: it sleeps, and keeps
-    what waits.
+    Whoever puts something into the queue has it look at the clock (`look`): it says by when it should have
+    its turn, or asks by `wake_at` to be woken (`woken`) when something falls due; it sends one transaction
+    when it gets its turn (`go`). Where only a refresh is due it lines up for that (`line_up`), and has its
+    turn after it was called (`called`). `permitted` False: it sleeps, and keeps what waits.
     """
+
+    __slots__ = (
+        "_alarms_ms",
+        "_asked_by_ms",
+        "_backoff",
+        "_connecting_ms",
+        "_in_flight",
+        "_in_line",
+        "_is_refusing",
+        "_last_error",
+        "_last_success_ms",
+        "_parts",
+        "_permitted",
+        "_refusals",
+        "_running",
+        "_told_alive",
+        "_tools",
+        "_unclear",
+        "destination",
+        "queue",
+    )
 
     def __init__(
         self,
         destination: ServerName,
         queue: DestinationQueue,
         tools: Tools,
-        wake_at: Callable[["DestinationSender", int], None],
-        line_up: Callable[["DestinationSender", int], None],
         *,
-        permitted: bool = True,
+        running: bool,
+        permitted: bool,
     ) -> None:
         self.destination = destination
         self.queue = queue
         self._tools = tools
-        self._wake_at = wake_at
-        self._line_up = line_up
-        self._in_line = False  # for its refresh
-        self._alarms_ms: list[int] = []  # asked for and still to come, the earliest last
-        self._asked_by_ms: int | None = None  # when it should have the turn that it asked for
+        self._running = running
         self._permitted = permitted
+        self._in_line = False  # for its refresh
+        self._alarms_ms: tuple[int, ...] = ()  # asked for and still to come, the earliest last
+        self._asked_by_ms: int | None = None  # when it should have the turn that it asked for
         self._backoff = Backoff()
-        self._parts: deque[Wanted] = deque()  # of a transaction that was refused as a whole
+        self._parts: tuple[Wanted, ...] = ()  # of a transaction that was refused as a whole
         self._refusals = 0
         self._is_refusing = False  # it refused the last that it answered
         self._unclear: _Sealed | None = None
@@ -169,16 +187,14 @@ class DestinationSender(Service):
         self._last_success_ms: int | None = None
         self._last_error: str | None = None
 
-    # --- service ---------------------------------------------------------------------------------
-
-    def startService(self) -> None:
+    def start(self) -> None:
         """Send from now on."""
-        Service.startService(self)
+        self._running = True
         self.schedule()
 
-    def stopService(self) -> Deferred[None]:
+    def stop(self) -> Deferred[None]:
         """Send no more; fires when nothing is in flight."""
-        Service.stopService(self)
+        self._running = False
         stopped: Deferred[None] = Deferred()
         in_flight = self._in_flight
         if in_flight is None:
@@ -190,25 +206,10 @@ class DestinationSender(Service):
 
     # --- what happens to it ----------------------------------------------------------------------
 
-    def add_push(self, user_id: UserID, urgency: Urgency, now: int, deadline_ms: int) -> None:
-        """News of a user waits, to be told by then if others do not wait longer."""
-        self.queue.add_push(user_id, urgency, deadline_ms)
-        if self._asked_by_ms is None or deadline_ms < self._asked_by_ms:
-            self._look_soon(now)  # else its turn comes
-
-    def add_again(self, user_id: UserID, now: int) -> None:
-        """A state told in the run before is to be told again, with others."""
-        self.queue.add_again(user_id, now)
-        self._look_soon(now)
-
-    def add(self, effect: QueueEffect, now: int, *, overdrawn: bool) -> None:
-        """Something else waits for this destination."""
-        self.queue.add(effect, now, overdrawn=overdrawn)
-        self._look_soon(now)
-
-    def _look_soon(self, now: int) -> None:
-        if not self._alarms_ms or self._alarms_ms[-1] > max(now, self.queue.window_end_ms):
-            self.schedule()  # else it will look as soon as anything can leave, whatever came
+    def add_push(self, user_id: UserID, news: News) -> bool:
+        """News of a user waits; whether to `look`: not where a turn in time was asked for."""
+        self.queue.add_push(user_id, news)
+        return self._asked_by_ms is None or news.deadline_ms < self._asked_by_ms
 
     def seen_alive(self) -> None:
         """A signed request came from there (F:X-8)."""
@@ -235,42 +236,47 @@ class DestinationSender(Service):
         self._permitted = permitted
         if not permitted:
             self._unclear = None  # bytes of a right that has ended
-            self._parts.clear()
+            self._parts = ()
         self.schedule()
 
     def schedule(self) -> None:
-        """Something changed: be woken when something falls due.
+        """Something changed: be woken when something falls due."""
+        if self._in_flight is None and self._running:
+            self._wake_by(self.next_due_ms())
 
-        An alarm that comes before that costs next to nothing; taking one back would cost more.
-        """
-        if self._in_flight is not None or not self.running:
-            return
-        due_ms = self.next_due_ms()
-        if due_ms is not None and (not self._alarms_ms or due_ms < self._alarms_ms[-1]):
-            self._alarms_ms.append(due_ms)
-            self._wake_at(self, due_ms)
+    def woken(self, now_ms: int) -> int | None:
+        """An alarm came: as `look`."""
+        self._alarms_ms = self._alarms_ms[:-1]
+        return self.look(now_ms)
 
     def look(self, now_ms: int) -> int | None:
-        """An alarm came: by when it should have a turn; None where nothing is due, or only a refresh."""
-        self._alarms_ms.pop()
-        if self._in_flight is not None or not self.running:
+        """By when it should have a turn that it has not asked for yet; None where it need have none now."""
+        if self._in_flight is not None or not self._running:
             return None
         due_ms = self.next_due_ms()
-        if due_ms is not None and due_ms <= now_ms:
-            by_ms = self._refresh_alone_by_ms(now_ms)
-            if by_ms is None:
-                return self._ask(now_ms)
-            self._in_line = True
-            self._line_up(self, by_ms)
-        self.schedule()
+        if due_ms is None or due_ms > now_ms:
+            self._wake_by(due_ms)
+            return None
+        by_ms = self._refresh_alone_by_ms(now_ms)
+        if by_ms is None:
+            return self._ask(now_ms)
+        self._in_line = True
+        self._tools.line_up(self, by_ms)
+        self._wake_by(self.next_due_ms())
         return None
+
+    def _wake_by(self, due_ms: int | None) -> None:
+        """An alarm that comes before that costs next to nothing; taking one back would cost more."""
+        if due_ms is not None and (not self._alarms_ms or due_ms < self._alarms_ms[-1]):
+            self._alarms_ms = (*self._alarms_ms, due_ms)
+            self._tools.wake_at(self, due_ms)
 
     def called(self, now_ms: int) -> int | None:
         """Its refresh may go: by when it should have a turn; None where it need not go any more."""
         if not self._in_line:
             return None
         self._in_line = False
-        if self._in_flight is None and self.running:
+        if self._in_flight is None and self._running:
             self._prune(now_ms)
             due_ms = self.next_due_ms()
             if due_ms is not None and due_ms <= now_ms and self._refresh_alone_by_ms(now_ms) is not None:
@@ -291,6 +297,11 @@ class DestinationSender(Service):
         else:
             due_ms = self.queue.next_due_ms()
         return None if due_ms is None else max(due_ms, self._backoff.next_try_ms)
+
+    def rests_until_ms(self) -> int:
+        """Before then nothing leaves, whatever comes. All are asked for each change, hence no `max`."""
+        window_end_ms, next_try_ms = self.queue.window_end_ms, self._backoff.next_try_ms
+        return window_end_ms if window_end_ms > next_try_ms else next_try_ms
 
     def idle(self) -> bool:
         """Whether nothing is in flight, nor due now."""
@@ -330,12 +341,12 @@ class DestinationSender(Service):
 
     # --- sending ---------------------------------------------------------------------------------
 
-    def go(self) -> None:
+    def go(self, now: int) -> None:
         """Send one transaction, if there still is something to send."""
         self._asked_by_ms = None
-        if self._in_flight is not None or not self.running:
+        if self._in_flight is not None or not self._running:
             return
-        in_flight = ensureDeferred(self._deliver())
+        in_flight = ensureDeferred(self._deliver(now))
         self._in_flight = in_flight
         in_flight.addBoth(self._landed)
 
@@ -345,8 +356,7 @@ class DestinationSender(Service):
             self._log_bug(result)
         self.schedule()
 
-    async def _deliver(self) -> None:
-        now = self._now_ms()
+    async def _deliver(self, now: int) -> None:
         self._prune(now)
         due_ms = self.next_due_ms()
         if due_ms is None or due_ms > now:
@@ -355,7 +365,7 @@ class DestinationSender(Service):
         try:
             link = await self._tools.client.open(self.destination)
         except DeliveryFailed as error:
-            self._parts.clear()
+            self._parts = ()
             self._try_later(error)
             return
         finally:
@@ -375,9 +385,14 @@ class DestinationSender(Service):
         rights = self._tools.decisions.rights(self.destination)
         if unclear is not None and (unclear.rights, unclear.revision) == (rights, self.queue.revision):
             return unclear
-        wanted = self._parts.popleft() if self._parts else self.queue.take(now, MAX_USERS)
+        if self._parts:
+            wanted, *parts = self._parts
+            self._parts = tuple(parts)
+        else:
+            # The windows of those who leave together end together: they will again.
+            wanted = self.queue.take(self._tools.burst.moment(now), MAX_USERS)
         composed = await self._tools.decisions.compose(self.destination, wanted, self._tools.burst.moment)
-        if not self._permitted or not self.running:
+        if not self._permitted or not self._running:
             return None  # while we waited for our turn
         now = self._now_ms()
         lost = [user for user in wanted.users if user not in composed.published]
@@ -444,10 +459,10 @@ class DestinationSender(Service):
         if error.status is None:
             if error.heard and self._permitted and not sealed.again:
                 self._unclear = replace(sealed, again=True)
-            self._parts.clear()
+            self._parts = ()
             self._try_later(error)
         elif error.status in FOR_NOW_STATUSES or error.status >= 500:
-            self._parts.clear()
+            self._parts = ()
             self._try_later(error)
         else:
             self._refused(sealed, error)
@@ -474,12 +489,12 @@ class DestinationSender(Service):
         self._is_refusing = True
         halves = _halves(sealed) if error.status in SPLIT_STATUSES else None
         if halves is not None and self._refusals < MAX_REFUSALS_IN_A_ROW:
-            self._parts.extendleft(reversed(halves))
+            self._parts = (*halves, *self._parts)
             return
         aside = [Wanted(sealed.packed.users, sealed.packed.owed)]
         if self._refusals >= MAX_REFUSALS_IN_A_ROW:
             aside.extend(self._parts)
-            self._parts.clear()
+            self._parts = ()
         for part in aside:
             self.queue.set_aside(part.users, part.owed, now)
         if not self._parts:
@@ -539,19 +554,21 @@ class DestinationSender(Service):
         _log.failure("sending to {destination} failed", failure, destination=self.destination)
         self._try_later(DeliveryFailed(self.destination, "our own fault, see the log"))
 
-    def _ask(self, now: int) -> int:
-        self._asked_by_ms = deadline_ms = self._deadline_ms(now)
-        return deadline_ms
+    def _ask(self, now: int) -> int | None:
+        """By when it should have its turn; None where it has asked for one as early.
 
-    def _deadline_ms(self, now: int) -> int:
-        """By when it should have its turn. What waits for one that fails is old, and must not go first."""
+        What waits for one that fails is old, and must not go first.
+        """
         deadline_ms = self.queue.deadline_ms(now)
         if self._is_refusing:
-            return max(deadline_ms, now + REFUSING_PATIENCE_MS)
-        if self._backoff.failing_since_ms is None:
-            return deadline_ms
-        patience_ms = WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS
-        return max(deadline_ms, self._backoff.next_try_ms + patience_ms)
+            deadline_ms = max(deadline_ms, now + REFUSING_PATIENCE_MS)
+        elif self._backoff.failing_since_ms is not None:
+            patience_ms = WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS
+            deadline_ms = max(deadline_ms, self._backoff.next_try_ms + patience_ms)
+        if self._asked_by_ms is not None and self._asked_by_ms <= deadline_ms:
+            return None
+        self._asked_by_ms = deadline_ms
+        return deadline_ms
 
 
 def _without(composed: Composed, users: frozenset[UserID]) -> Composed:

@@ -2,6 +2,9 @@
 
 Always true:
 - a destination has a sender only while something waits, fails, or will need a refresh there;
+- news lies in one place until somebody looks at the destinations, at the latest when it may leave for one of
+  them: what comes for ten that have just sent something is put into their queues all at once;
+- one timer wakes whoever has something to do;
 - destinations that the server lists deny are asleep: what waits is kept, nothing is sent (Z-9);
 - constructing opens nothing; when `stopService` has fired, nothing is in flight.
 
@@ -14,7 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from twisted.application.service import MultiService
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.logger import Logger
 
@@ -29,6 +32,8 @@ from fedpresence.outbound.queue import (
     OVERDRAWN_PATIENCE_MS,
     PATIENCE_MS,
     DestinationQueue,
+    Lengths,
+    News,
     QueueEffect,
 )
 from fedpresence.outbound.rounds import Round
@@ -42,6 +47,7 @@ ROUND = 0.75  # of a refresh interval: in the middle of when a refresh is due, e
 USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18)
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
+MAX_CAME = 1_000  # changes that are in no queue yet
 GATHER = 2  # who must wait gathers for half a batch window: longer would show as latency
 
 _ASKED, _CHANGE, _AGAIN = Urgency.ASKED, Urgency.CHANGE, Urgency.AGAIN  # an enum's attribute is slow to find
@@ -65,7 +71,7 @@ class OutboundSettings:
     servers: ServerLists = field(default_factory=ServerLists)
 
 
-class Outbound(MultiService):
+class Outbound(Service):
     """Takes outgoing effects and delivers them.
 
     `boot_users` is read once, at the start: who must be told again, and where. `on_transaction` is
@@ -84,7 +90,6 @@ class Outbound(MultiService):
         boot_users: Callable[[], Iterable[tuple[ServerName, UserID]]] = tuple,
         on_transaction: Callable[[TransactionSeen], None] | None = None,
     ) -> None:
-        MultiService.__init__(self)
         self._clock = clock
         self._client = client
         self._settings = settings
@@ -99,20 +104,22 @@ class Outbound(MultiService):
             random=random,
             counters=counters or NullCounters(),
             on_transaction=on_transaction,
+            wake_at=self._wake_at,
+            line_up=self._line_up,
         )
+        self._lengths = Lengths(settings.server_name, settings.batch_window_ms, settings.refresh_interval_ms)
         self._senders: dict[ServerName, DestinationSender] = {}
+        self._came: list[tuple[SendPush, int]] = []  # and when: not in the queues yet
+        self._came_ms = 0  # when the first of it may leave
         self._turns: Turns[ServerName] = Turns(
             settings.max_transactions_per_second, settings.batch_window_ms // GATHER
         )
         self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
-        self._turn_timer: Timer | None = None
         self._round: Round[ServerName] = Round(settings.refresh_interval_ms * ROUND)
-        self._round_timer: Timer | None = None
-        self._round_ms = 0  # when it comes
         self._alarms: Alarms[DestinationSender] = Alarms()
-        self._alarm_timer: Timer | None = None
-        self._alarm_ms = 0  # when it comes
+        self._timer: Timer | None = None
+        self._timer_ms = 0  # when it comes
         self._sweep_timer: Timer | None = None
 
     # --- service ---------------------------------------------------------------------------------
@@ -125,19 +132,24 @@ class Outbound(MultiService):
             sender.queue.add_at_boot(user_id, now)
         self._count_refreshes()
         self._round.went(now)  # as if one had just gone: the first wait for theirs too
-        MultiService.startService(self)
+        Service.startService(self)
+        for sender in self._senders.values():
+            sender.start()
+        self._set_timer()
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 
     def stopService(self) -> Deferred[None]:
         """Cancel what is in flight, close connections."""
-        for timer in (self._turn_timer, self._round_timer, self._alarm_timer, self._sweep_timer):
+        Service.stopService(self)
+        for timer in (self._timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
-        self._turn_timer = self._round_timer = self._alarm_timer = self._sweep_timer = None
+        self._timer = self._sweep_timer = None
         return ensureDeferred(self._stop())
 
     async def _stop(self) -> None:
-        await MultiService.stopService(self)
+        for stopped in [sender.stop() for sender in self._senders.values()]:
+            await stopped
         await self._client.close()
 
     # --- what others call ------------------------------------------------------------------------
@@ -148,9 +160,11 @@ class Outbound(MultiService):
         if isinstance(effect, SendPush):
             self._enqueue_push(effect, now)
             return
+        self._take_in()
         sender = self._senders.get(effect.destination) or self._new_sender(effect.destination)
         overdrawn = isinstance(effect, SendPoll) and not self._asked.take(now)
-        sender.add(effect, now, overdrawn=overdrawn)
+        sender.queue.add(effect, now, overdrawn=overdrawn)
+        sender.schedule()
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -160,6 +174,7 @@ class Outbound(MultiService):
 
     def retry(self, destination: ServerName) -> bool:
         """Try `destination` now; False where nothing was ever to be sent there."""
+        self._take_in()
         sender = self._senders.get(destination)
         if sender is None:
             return False
@@ -168,6 +183,7 @@ class Outbound(MultiService):
 
     def describe(self, destination: ServerName | None = None) -> dict[ServerName, DestinationStatus]:
         """How it goes with all destinations, or with one: empty where there is nothing to say."""
+        self._take_in()
         if destination is None:
             return {name: sender.status() for name, sender in self._senders.items()}
         sender = self._senders.get(destination)
@@ -175,47 +191,92 @@ class Outbound(MultiService):
 
     def reload(self, servers: ServerLists) -> None:
         """New server lists. Call it before the engine hears of them, so that what waits is kept."""
+        self._take_in()
         self._servers = servers
         for destination, sender in self._senders.items():
             sender.permit(servers.permit(destination))
 
     def idle(self) -> bool:
         """Whether nothing is in flight, nor due now."""
+        self._take_in()
         return all(sender.idle() for sender in self._senders.values())
 
     def in_flight(self) -> int:
         """How many transactions are being made or sent."""
         return sum(sender.status().state == "sending" for sender in self._senders.values())
 
-    # --- inside ----------------------------------------------------------------------------------
+    def queues(self) -> list[DestinationQueue]:
+        """What waits for each destination, for whoever measures."""
+        self._take_in()
+        return [sender.queue for sender in self._senders.values()]
 
-    def _enqueue_push(self, effect: SendPush, now: int) -> None:
-        user_id, urgency = effect.user_id, effect.urgency
-        if urgency is _AGAIN:
-            for destination in effect.destinations:
-                (self._senders.get(destination) or self._new_sender(destination)).add_again(user_id, now)
+    # --- what came -------------------------------------------------------------------------------
+
+    def _enqueue_push(self, push: SendPush, now: int) -> None:
+        may_leave_ms = self._may_leave_ms(push, now)
+        is_first = not self._came or may_leave_ms < self._came_ms
+        self._came.append((push, now))
+        if is_first:
+            self._came_ms = may_leave_ms
+            self._set_timer()
+        elif len(self._came) >= MAX_CAME:
+            self._take_in()
+
+    def _may_leave_ms(self, push: SendPush, now: int) -> int:
+        """When it may leave for the first of its destinations, 0 for now; or when it has lain for long."""
+        first_ms = now + self._settings.batch_window_ms
+        for destination in push.destinations:
+            sender = self._senders.get(destination)
+            rests_until_ms = 0 if sender is None else sender.rests_until_ms()
+            if rests_until_ms <= now:
+                return 0
+            if rests_until_ms < first_ms:
+                first_ms = rests_until_ms
+        return first_ms
+
+    def _take_in(self) -> None:
+        """Put what came into the queues, and let those whose turn it may be sooner ask for it."""
+        if not self._came:
             return
-        in_share = self._within_share(effect, now)
-        deadline_ms, senders = now + PATIENCE_MS[urgency], self._senders
-        for number, destination in enumerate(effect.destinations):
+        came, self._came = self._came, []
+        looking: dict[DestinationSender, None] = {}
+        for push, at_ms in came:
+            if push.urgency is _AGAIN:
+                self._tell_again(push, at_ms)
+            else:
+                self._queue_push(push, at_ms, looking)
+        now = now_ms(self._clock)
+        for sender in looking:
+            deadline_ms = sender.look(now)
+            if deadline_ms is not None:
+                self._turns.ask(sender.destination, deadline_ms)
+        self._set_timer()
+
+    def _queue_push(self, push: SendPush, at_ms: int, looking: dict[DestinationSender, None]) -> None:
+        user_id, urgency, senders = push.user_id, push.urgency, self._senders
+        in_share = self._within_share(push, at_ms)
+        news = News(urgency, at_ms + PATIENCE_MS[urgency])
+        for number, destination in enumerate(push.destinations):
             if number == in_share:
-                deadline_ms = now + OVERDRAWN_PATIENCE_MS
+                news = News(urgency, at_ms + OVERDRAWN_PATIENCE_MS)
             sender = senders.get(destination) or self._new_sender(destination)
-            sender.add_push(user_id, urgency, now, deadline_ms)
+            if sender.add_push(user_id, news):
+                looking[sender] = None
+
+    def _tell_again(self, push: SendPush, at_ms: int) -> None:
+        for destination in push.destinations:
+            sender = self._senders.get(destination) or self._new_sender(destination)
+            sender.queue.add_again(push.user_id, at_ms)
+            sender.schedule()
 
     def _new_sender(self, destination: ServerName) -> DestinationSender:
-        queue = DestinationQueue(
-            self._settings.server_name,
+        sender = self._senders[destination] = DestinationSender(
             destination,
-            batch_window_ms=self._settings.batch_window_ms,
-            refresh_interval_ms=self._settings.refresh_interval_ms,
+            DestinationQueue(destination, self._lengths),
+            self._tools,
+            running=bool(self.running),
+            permitted=self._servers.permit_all or self._servers.permit(destination),
         )
-        permitted = self._servers.permit(destination)
-        sender = DestinationSender(
-            destination, queue, self._tools, self._wake_at, self._line_up, permitted=permitted
-        )
-        self._senders[destination] = sender
-        MultiService.addService(self, sender)
         return sender
 
     def _within_share(self, effect: SendPush, now: int) -> int:
@@ -242,92 +303,85 @@ class Outbound(MultiService):
             self._users.move_to_end(user_id)
         return bucket
 
+    # --- whose moment it is ----------------------------------------------------------------------
+
     def _wake_at(self, sender: DestinationSender, at_ms: int) -> None:
         self._alarms.set(sender, at_ms)
-        self._set_alarm_timer()
-
-    def _set_alarm_timer(self) -> None:
-        """See to it that the timer comes with the first alarm; never later, and only then sooner."""
-        at_ms = self._alarms.next_ms()
-        if at_ms is None or not self.running:
-            return
-        if self._alarm_timer is not None:
-            if self._alarm_ms <= at_ms:
-                return
-            self._alarm_timer.cancel()
-        self._alarm_ms = at_ms
-        # At least a whole millisecond where it is not due yet: less may round to no time at all.
-        delay_ms = max(0, at_ms - now_ms(self._clock))
-        self._alarm_timer = self._clock.callLater(delay_ms / 1000, self._alarm_came)
-
-    def _alarm_came(self) -> None:
-        """Wake whose moment it is; only when all have asked does the most urgent get its turn."""
-        self._alarm_timer = None
-        now = now_ms(self._clock)
-        for sender in self._alarms.pop_due(now):
-            deadline_ms = sender.look(now)
-            if deadline_ms is not None:
-                self._turns.ask(sender.destination, deadline_ms)
-        self._give_turns()
-        self._set_alarm_timer()
-        self._set_round_timer()
+        if self._timer is None or at_ms < self._timer_ms:
+            self._set_timer()
 
     def _line_up(self, sender: DestinationSender, by_ms: int) -> None:
         self._round.ask(sender.destination, by_ms)
 
-    def _set_round_timer(self) -> None:
-        """See to it that the next refresh is called when it is its turn, or sooner: then nobody is."""
-        ready_ms = self._round.ready_ms()
-        if ready_ms is None or not self.running:
-            return
-        if self._round_timer is not None:
-            if self._round_ms <= ready_ms:
-                return
-            self._round_timer.cancel()
-        self._round_ms = ready_ms
-        delay_ms = max(0, ready_ms - now_ms(self._clock))
-        self._round_timer = self._clock.callLater(delay_ms / 1000, self._round_came)
+    def _next_ms(self) -> int | None:
+        """When there is something to do, maybe in the past; None where there never is."""
+        turn_ms = self._turns.ready_ms()
+        if turn_ms is not None:
+            return turn_ms  # nobody goes before: a group that gathers would be torn
+        came_ms = self._came_ms if self._came else None
+        moments = (came_ms, self._alarms.next_ms(), self._round.ready_ms())
+        return min((at_ms for at_ms in moments if at_ms is not None), default=None)
 
-    def _round_came(self) -> None:
-        self._round_timer = None
+    def _set_timer(self) -> None:
+        """See to it that the timer comes when there is something to do; never later, and only then sooner."""
+        next_ms = self._next_ms()
+        if next_ms is None or not self.running:
+            return
+        at_ms = max(0, next_ms)
+        if self._timer is not None:
+            if self._timer_ms <= at_ms:
+                return
+            self._timer.cancel()
+        self._timer_ms = at_ms
+        # At least a whole millisecond where it is not due yet: less may round to no time at all.
+        delay_ms = max(0, at_ms - now_ms(self._clock))
+        self._timer = self._clock.callLater(delay_ms / 1000, self._woken)
+
+    def _woken(self) -> None:
+        """Only when all whose moment it is have asked does the most urgent get its turn."""
         now = now_ms(self._clock)
+        self._timer_ms = 0  # no other is set meanwhile
+        try:
+            self._take_in()
+            for sender in self._alarms.pop_due(now):
+                deadline_ms = sender.woken(now)
+                if deadline_ms is not None:
+                    self._turns.ask(sender.destination, deadline_ms)
+            self._call_round(now)
+            self._give_turns()
+        finally:
+            self._timer = None
+            self._set_timer()
+
+    def _call_round(self, now: int) -> None:
         while (name := self._round.next(now)) is not None:
             sender = self._senders.get(name)
             deadline_ms = None if sender is None else sender.called(now)
             if deadline_ms is not None:
                 self._round.went(now)
                 self._turns.ask(name, deadline_ms)
-        self._give_turns()
-        self._set_round_timer()
-
-    def _count_refreshes(self) -> None:
-        self._round.count = sum(sender.queue.refreshes(MAX_USERS) for sender in self._senders.values())
 
     def _give_turns(self) -> None:
         now = now_ms(self._clock)
         ready_ms = self._turns.ready_ms()
-        if ready_ms is not None and ready_ms <= now:  # before, a group that gathers would be torn
-            self._tools.burst.at_ms = now
-            while (name := self._turns.next(now)) is not None:
-                sender = self._senders.get(name)
-                if sender is not None:
-                    sender.go()
-            self._tools.burst.at_ms = None
-            ready_ms = self._turns.ready_ms()
-        if ready_ms is not None and self._turn_timer is None and self.running:
-            delay_s = max(0.001, ready_ms / 1000 - self._clock.seconds())
-            self._turn_timer = self._clock.callLater(delay_s, self._turn_came)
+        if ready_ms is None or ready_ms > now:  # before, a group that gathers would be torn
+            return
+        self._tools.burst.at_ms = now
+        while (name := self._turns.next(now)) is not None:
+            sender = self._senders.get(name)
+            if sender is not None:
+                sender.go(now)
+        self._tools.burst.at_ms = None
 
-    def _turn_came(self) -> None:
-        self._turn_timer = None
-        self._give_turns()
+    def _count_refreshes(self) -> None:
+        self._round.count = sum(sender.queue.refreshes(MAX_USERS) for sender in self._senders.values())
 
     def _sweep(self) -> None:
+        self._take_in()
         for destination, sender in list(self._senders.items()):
             if sender.forgettable():
                 del self._senders[destination]
                 self._turns.withdraw(destination)
-                MultiService.removeService(self, sender)
         self._count_refreshes()
         self._sweep_timer = self._clock.callLater(SWEEP_INTERVAL_S, self._sweep)
 

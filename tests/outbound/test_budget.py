@@ -128,3 +128,21 @@ def test_of_some_tokens_as_many_are_drawn_as_there_are() -> None:
 
     assert (bucket.take_some(NOW_MS, 3), bucket.take_some(NOW_MS, 3)) == (3, 2)
     assert bucket.take_some(NOW_MS + 1_000, 3) == 1
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 50), st.lists(st.tuples(st.integers(0, 3_000), st.integers(0, 60)))
+)
+def test_some_tokens_are_drawn_as_one_by_one(rate: int, burst: int, steps: list[tuple[int, int]]) -> None:
+    """Ten thousand at once must not take ten thousand steps, nor be granted more."""
+    bucket, slow = TokenBucket(rate, burst), TokenBucket(rate, burst)
+    now_ms = 1_700_000_000_000
+    for pause_ms, most in steps:
+        now_ms += pause_ms
+
+        taken = bucket.take_some(now_ms, most)
+
+        one_by_one = next((n for n in range(most) if not slow.take(now_ms)), most)
+        assert abs(taken - one_by_one) <= (0 if 1000 % rate == 0 else 1)
+        if taken != one_by_one:  # the last digits of floats: not to be compared any further
+            return

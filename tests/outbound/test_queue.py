@@ -14,13 +14,13 @@ from fedpresence.engine.outgoing import Wanted
 from fedpresence.engine.presence import PresenceState, Published
 from fedpresence.engine.subscription import EduKind, OwedEdu
 from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.errands import MAX_EDUS_TAKEN, MAX_ONCE, MAX_OWED
 from fedpresence.outbound.queue import (
-    MAX_EDUS_TAKEN,
-    MAX_ONCE,
-    MAX_OWED,
     OVERDRAWN_PATIENCE_MS,
     PATIENCE_MS,
     DestinationQueue,
+    Lengths,
+    News,
 )
 
 NOW_MS = 1_700_000_000_000
@@ -34,13 +34,13 @@ OFFLINE = Published(PresenceState.OFFLINE, NOW_MS)
 
 
 def a_queue(destination: ServerName = THERE, origin: ServerName = HERE) -> DestinationQueue:
-    return DestinationQueue(origin, destination, batch_window_ms=WINDOW_MS, refresh_interval_ms=REFRESH_MS)
+    return DestinationQueue(destination, Lengths(origin, WINDOW_MS, REFRESH_MS))
 
 
 def push(
     queue: DestinationQueue, now_ms: int, user: UserID = ALICE, urgency: Urgency = Urgency.CHANGE
 ) -> None:
-    queue.add_push(user, urgency, now_ms + PATIENCE_MS[urgency])
+    queue.add_push(user, News(urgency, now_ms + PATIENCE_MS[urgency]))
 
 
 def edu(kind: EduKind = EduKind.INVITE, generation: int = 1, observer: UserID = ALICE) -> OwedEdu:
@@ -161,7 +161,7 @@ def test_the_most_urgent_and_longest_waiting_go_first() -> None:
 def test_news_of_a_user_who_spent_their_share_goes_last() -> None:
     """One flapping user must not spend everybody's budget (Z-18)."""
     queue = a_queue()
-    queue.add_push(ALICE, Urgency.CHANGE, NOW_MS + OVERDRAWN_PATIENCE_MS)
+    queue.add_push(ALICE, News(Urgency.CHANGE, NOW_MS + OVERDRAWN_PATIENCE_MS))
     overdrawn_ms = queue.deadline_ms(NOW_MS)
     push(queue, NOW_MS + 100, CAROL)
 

@@ -1,4 +1,5 @@
 import re
+from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred
 
@@ -6,8 +7,19 @@ from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.presence import PresenceState
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.sender import Burst
-from fedpresence.outbound.service import SWEEP_INTERVAL_S
-from tests.outbound.sending import ALICE, CAROL, START_MS, THERE, Rig, refusal, silence, unreachable
+from fedpresence.outbound.service import MAX_CAME, SWEEP_INTERVAL_S
+from tests.outbound.sending import (
+    ALICE,
+    BOB,
+    CAROL,
+    START_MS,
+    THERE,
+    Outcome,
+    Rig,
+    refusal,
+    silence,
+    unreachable,
+)
 
 
 def test_nothing_happens_before_the_start() -> None:
@@ -321,6 +333,7 @@ def test_part_of_a_users_news_may_be_within_their_share() -> None:
 
     rig.outbound.enqueue(SendPush(names, ALICE, Urgency.CHANGE))
 
+    assert len(rig.outbound.describe()) == 12
     deadlines = [rig.outbound._senders[name].queue.deadline_ms(START_MS) - START_MS for name in names]
     assert deadlines == [200] * 10 + [60_000] * 2
 
@@ -334,3 +347,105 @@ def test_what_leaves_together_is_made_at_one_moment_and_no_longer_ago_than_an_ag
 
     assert burst.moment(START_MS + 3) == START_MS
     assert burst.moment(START_MS + 11) == START_MS + 11
+
+
+def test_news_for_who_rests_is_put_into_their_queues_all_at_once() -> None:
+    """Twenty changes for ten destinations are no two hundred errands, and are known to whoever asks."""
+    rig = Rig().start()
+    names = tuple(ServerName(f"{number}.test") for number in range(10))
+    rig.outbound.enqueue(SendPush(names, ALICE, Urgency.CHANGE))
+    rig.wait()
+    assert len(rig.server.sent) == 10
+
+    for number in range(20):
+        rig.outbound.enqueue(SendPush(names, UserID(f"@{number}:here.test"), Urgency.CHANGE))
+        rig.clock.advance(0.005)
+    assert len(rig.outbound._came) == 20
+    rig.clock.advance(0.1)
+
+    assert [len(users) for users in rig.server.pushed()[10:]] == [20] * 10
+
+
+def test_news_that_is_in_no_queue_yet_is_described_and_is_not_late() -> None:
+    """Where it lies is nobody's concern: not the operator's, and not that of who waits for it."""
+    rig = Rig().start()
+    rig.push()
+    rig.wait()
+    rig.push(CAROL)
+    assert len(rig.outbound._came) == 1
+
+    assert rig.outbound.describe()[THERE].pending_users == 1
+    rig.push(BOB)
+    rig.clock.advance(0.2)
+
+    assert rig.server.pushed() == [[ALICE], [CAROL, BOB]]
+
+
+def test_one_quiet_destination_is_told_at_once_though_all_others_rest() -> None:
+    """Nobody waits for the window of another destination (decision 12)."""
+    rig = Rig().start()
+    names = tuple(ServerName(f"{number}.test") for number in range(5))
+    rig.outbound.enqueue(SendPush(names, ALICE, Urgency.CHANGE))
+    rig.wait()
+
+    rig.outbound.enqueue(SendPush((*names, THERE), CAROL, Urgency.CHANGE))
+    rig.clock.advance(0)
+
+    assert [name for name, _ in rig.server.opened[5:]] == [THERE]
+
+
+def test_a_right_that_ends_before_news_is_in_a_queue_ends_all_the_same() -> None:
+    """Rights are those of the moment at which bytes are made (S:5)."""
+    rig = Rig().start()
+    rig.push()
+    rig.wait()
+    rig.push(CAROL)
+
+    rig.engine.forbid(CAROL)
+    rig.wait(1)
+
+    assert rig.server.pushed() == [[ALICE]]
+    assert rig.outbound.describe()[THERE].pending_users == 0
+
+
+def test_news_that_is_in_no_queue_yet_is_bounded() -> None:
+    """A destination that is away for days rests for days."""
+    rig = Rig().start()
+    rig.server.reachable = unreachable()
+    rig.push()
+    rig.wait(600)
+
+    for number in range(MAX_CAME - 1):
+        rig.push(UserID(f"@{number}:here.test"))
+    assert len(rig.outbound._came) == MAX_CAME - 1
+    rig.push(CAROL)
+    assert len(rig.outbound._came) == 0
+    rig.push(BOB)
+    rig.wait(0.3)
+
+    assert len(rig.outbound._came) == 0
+    assert rig.outbound.describe()[THERE].pending_users == MAX_CAME + 2
+
+
+def test_windows_of_those_who_leave_together_end_together() -> None:
+    """So they leave together again, with bytes made once, and the daemon wakes once."""
+    rig = Rig(batch_window_ms=200).start()
+    names = tuple(ServerName(f"{number}.test") for number in range(10))
+    otherwise = rig.server.otherwise
+
+    def slowly(txn_id: str, content: Mapping[str, object]) -> Outcome:
+        rig.clock.rightNow += 0.0005  # as making one takes
+        return otherwise(txn_id, content)
+
+    rig.server.otherwise = slowly
+    for number in range(5):
+        rig.outbound.enqueue(SendPush(names, UserID(f"@{number}:here.test"), Urgency.CHANGE))
+        rig.clock.advance(0)
+        rig.clock.advance(0.205)
+
+    assert len(rig.server.sent) == 50
+    assert all(max(t) - min(t) <= 10 for t in _by_tens([at_ms for _, at_ms in rig.server.opened]))
+
+
+def _by_tens(moments: list[int]) -> list[list[int]]:
+    return [moments[at : at + 10] for at in range(0, len(moments), 10)]
