@@ -37,7 +37,7 @@ from fedpresence.engine.events import (
     ListEduReceived,
     PollReceived,
     PresenceSet,
-    PushReceived,
+    PushesReceived,
     ReceivedEdu,
     RoomJoinRuleChanged,
     RoomMemberChanged,
@@ -269,8 +269,8 @@ class Engine:
     def _edus(self, turn: Turn, edus: tuple[ReceivedEdu, ...]) -> None:
         for edu in edus:
             match edu:
-                case PushReceived():
-                    self._lists.watching.push_received(turn, edu)
+                case PushesReceived():
+                    self._lists.watching.pushes_received(turn, edu)
                 case ListEduReceived():
                     self._lists.received(turn, edu)
                 case PollReceived():

@@ -12,7 +12,7 @@ What is asked all the time, the stage, is read where it lies; a whole row is mad
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import chain, combinations, repeat
 from struct import Struct
 
 from fedpresence.engine.loaded import NOWHERE, Loaded
@@ -38,6 +38,11 @@ _MAX_DENIALS = 255  # the second one blocks
 
 _OBSERVER_STAGES = dict(enumerate(ObserverStage, 1))
 _OBSERVED_STAGES = dict(enumerate(ObservedStage, 1))
+_STAGES_OF = {  # of each set of codes, with the zero of halves that are not kept, or without
+    frozenset(codes): frozenset(_OBSERVER_STAGES[code] for code in codes if code)
+    for size in range(len(_OBSERVER_STAGES) + 2)
+    for codes in combinations((0, *_OBSERVER_STAGES), size)
+}
 _OBSERVER_CODES = {stage: code for code, stage in _OBSERVER_STAGES.items()}
 _OBSERVED_CODES = {stage: code for code, stage in _OBSERVED_STAGES.items()}
 _ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
@@ -158,10 +163,13 @@ class Pairs:
                 rows.append((observer, confirmed_ms))
         return rows
 
-    def stages_about(self, observed: UserID) -> set[ObserverStage]:
-        """The stages of all local observers' rows about `observed`."""
-        codes = {packed[place] for _, packed, place in self._rows_about(observed)}
-        return {_OBSERVER_STAGES[code] for code in codes if code}
+    def stages_about(self, observed: UserID) -> frozenset[ObserverStage]:
+        """The stages of all local observers' rows about `observed`; asked for each push."""
+        codes = self._loaded_watching.codes_about(observed)
+        later = self._by_observed.get(observed)
+        if later is not None:
+            codes.update(pair[0] for pair in later.values())
+        return _STAGES_OF[frozenset(codes)]
 
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
-from fedpresence.engine.events import PollReceived, PushReceived
+from fedpresence.engine.events import PollReceived, PushesReceived, PushReceived
 from fedpresence.engine.presence import ONLINE, PresenceRecord, Published, worth_telling
 from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.remote import POLL_AFTER_ACCEPT_MS, USELESS_POLLS, RemoteUser
@@ -47,28 +47,32 @@ class Watching:
         self.unwanted: Counter[ServerName] = Counter()  # pushes that nobody here wants, by origin
         self._early_left = Quota(EARLY_PUSHES_PER_ORIGIN, EARLY_PUSH_MS)
 
-    def push_received(self, turn: Turn, push: PushReceived) -> None:
-        """One push item (E:R-1, R-2, R-5 to R-8)."""
+    def pushes_received(self, turn: Turn, event: PushesReceived) -> None:
+        """Push items of one server (E:R-1, R-2, R-5 to R-8)."""
+        origin = event.origin
+        if origin == self._world.our_name or not self._world.permits(origin):
+            return
+        for push in event.pushes:
+            if server_of(push.user_id) == origin:
+                self._push_received(turn, push, origin)
+
+    def _push_received(self, turn: Turn, push: PushReceived, origin: ServerName) -> None:
         world, user_id = self._world, push.user_id
-        if server_of(user_id) != push.origin or push.origin == world.our_name:
-            return
-        if not world.permits(push.origin):
-            return
         stages = world.pairs.stages_about(user_id)
         if not stages.isdisjoint(LET_GO):
-            self._remind(turn, user_id, push.origin)
+            self._remind(turn, user_id, origin)
         if ObserverStage.ACCEPTED in stages or world.rooms.is_near(user_id):
             self._early.pop(user_id, None)  # this one is newer
             self._take(turn, push, turn.now_ms)
             return
-        self._keep_early(push, turn.now_ms)
-        counted = push.origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
-        self.unwanted[push.origin if counted else OTHERS] += 1
+        self._keep_early(push, origin, turn.now_ms)
+        counted = origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
+        self.unwanted[origin if counted else OTHERS] += 1
         if ObserverStage.PENDING in stages:
             return
-        if self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):
-            self._replies.allow(push.origin, turn.now_ms)
-            turn.add(SendUnpoll(push.origin, user_id))
+        if self._may_reply(turn, origin) and self._unpolls.allow(user_id, turn.now_ms):
+            self._replies.allow(origin, turn.now_ms)
+            turn.add(SendUnpoll(origin, user_id))
 
     def poll_received(self, turn: Turn, poll: PollReceived) -> None:
         """A server wants states: answered only where it has a right to them (E:Q-1 to Q-4, Q-7)."""
@@ -198,9 +202,9 @@ class Watching:
         for user_id, remote in world.remotes.items():
             self._schedule(user_id, remote)
 
-    def _keep_early(self, push: PushReceived, now_ms: int) -> None:
+    def _keep_early(self, push: PushReceived, origin: ServerName, now_ms: int) -> None:
         """Keep the newest push of somebody nobody may see yet, for a minute and in bounded memory."""
-        if not self._early_left.allow(push.origin, now_ms):
+        if not self._early_left.allow(origin, now_ms):
             return
         self._early.pop(push.user_id, None)
         self._early[push.user_id] = (push, now_ms)
@@ -224,7 +228,7 @@ class Watching:
             remote = world.remotes[user_id] = RemoteUser()
         old = remote.shown()
         if remote.unanswered and heard_ms - remote.polled_ms <= FRESH_MS:
-            self._in_vain.pop(push.origin, None)  # later ones come by themselves
+            self._in_vain.pop(server_of(user_id), None)  # later ones come by themselves
         active_ms = remote.published.last_active_ms
         if push.last_active_ago is not None:
             active_ms = max(1, heard_ms - push.last_active_ago)
@@ -233,7 +237,8 @@ class Watching:
         )
         remote.heard(new, heard_ms)
         world.dirty[user_id] = None
-        world.forgotten.pop(user_id, None)
+        if world.forgotten:
+            world.forgotten.pop(user_id, None)
         self._schedule(user_id, remote)
         if worth_telling(old, new, world.settings.last_active_granularity_ms):
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))

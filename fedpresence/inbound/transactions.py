@@ -10,7 +10,7 @@ Always true:
 Source: F:7.1, F:7.3.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
-from fedpresence.engine.events import ListEduReceived, PushReceived, TransactionReceived
+from fedpresence.engine.events import ListEduReceived, PushesReceived, TransactionReceived
 from fedpresence.engine.subscription import EduKind
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
@@ -120,12 +120,13 @@ class Transactions:
             del self._queues[origin]
 
     def _count(self, origin: ServerName, transaction: ReceivedTransaction) -> None:
-        listed = [edu.kind.value for edu in transaction.edus if type(edu) is ListEduReceived]
-        amounts = Counter(listed)
-        amounts[PRESENCE] = len(transaction.edus) - len(listed)
+        amounts: dict[str, int] = {}
+        for edu in transaction.edus:
+            edu_type = edu.kind.value if isinstance(edu, ListEduReceived) else PRESENCE
+            amount = len(edu.pushes) if isinstance(edu, PushesReceived) else 1
+            amounts[edu_type] = amounts.get(edu_type, 0) + amount
         for edu_type, amount in amounts.items():
-            if amount:
-                self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
+            self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
         for skipped in transaction.skipped:
             edu_type = skipped.edu_type if skipped.edu_type in EDU_TYPES else "other"
             self._counters.count("inbound_edus", edu_type=edu_type, outcome="skipped")
@@ -142,5 +143,8 @@ def _entries(transaction: ReceivedTransaction) -> int:
     """What `limits.origin_entries` counts: users, not EDUs, for one `m.presence` can hold thousands."""
     entries = len(transaction.skipped)
     for edu in transaction.edus:
-        entries += 1 if isinstance(edu, (PushReceived, ListEduReceived)) else len(edu.user_ids)
+        if isinstance(edu, PushesReceived):
+            entries += len(edu.pushes)
+        else:
+            entries += 1 if isinstance(edu, ListEduReceived) else len(edu.user_ids)
     return entries
