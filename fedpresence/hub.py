@@ -40,8 +40,8 @@ class Decider(Protocol):
     def receive(self, event: Event, now_ms: int) -> Sequence[Effect]:
         """Decide."""
 
-    def next_deadline_ms(self) -> int | None:
-        """When to ask again."""
+    def wake_ms(self) -> int | None:
+        """When to tell that time has passed."""
 
 
 class Committer(Protocol):
@@ -204,7 +204,7 @@ class Hub:
     def _set_timer(self) -> None:
         if self._stopped:
             return
-        due_ms = self._engine.next_deadline_ms()
+        due_ms = self._engine.wake_ms()
         if due_ms == self._alarm_ms:
             return
         self._alarm_ms = due_ms

@@ -1,7 +1,8 @@
 """What falls due when.
 
 Always true:
-- `next_ms` is exact: the earliest moment set, never an older one that was moved or cancelled;
+- `next_ms` is exact: the earliest moment set, never an older one that was moved or cancelled; `no_sooner_ms`
+  is that or earlier, and costs nothing, so who is told to wake then looks once instead of at each change;
 - a key has one moment; moving it later costs a dictionary write, and `ask_again` puts off even finding
   out how much later, so a user who is active all the time costs nothing per tick, and keys without a
   moment cost nothing at all;
@@ -50,9 +51,19 @@ class Deadlines(Generic[Key]):
         else:
             self._early.pop(key, None)
 
-    def ask_again(self, key: Key) -> None:
-        """`key` may fall due later than was set, never earlier: it is asked when that moment surfaces."""
+    def ask_again(self, key: Key) -> bool:
+        """`key` may fall due later than was set, never earlier: it is asked when that moment surfaces.
+
+        False, and nothing is done, where no moment is set.
+        """
+        if key not in self._due:
+            return False
         self._unsure.add(key)
+        return True
+
+    def no_sooner_ms(self) -> int | None:
+        """A moment before which nothing falls due; None where nothing is set."""
+        return self._heap[0][0] if self._heap else None
 
     def next_ms(self) -> int | None:
         """When the next key falls due; None where nothing is set."""

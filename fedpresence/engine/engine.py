@@ -187,6 +187,10 @@ class Engine:
         """When time alone will change something; None: never. Waking earlier does nothing."""
         return self._world.deadlines.next_ms()
 
+    def wake_ms(self) -> int | None:
+        """When to tell that time has passed: then or earlier than `next_deadline_ms`, and found at once."""
+        return self._world.deadlines.no_sooner_ms()
+
     def load(self, stored: Memory, now_ms: int) -> None:
         """Take up what was stored; once, before the first event, which is `Started`."""
         world = self._world

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
 from fedpresence.engine.events import PollReceived, PushesReceived, PushReceived
-from fedpresence.engine.presence import ONLINE, PresenceRecord, Published, worth_telling
+from fedpresence.engine.presence import OFFLINE, ONLINE, PresenceRecord, Published, worth_telling
 from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.remote import POLL_AFTER_ACCEPT_MS, USELESS_POLLS, RemoteUser
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, MINUTE_MS
@@ -239,7 +239,10 @@ class Watching:
         world.dirty[user_id] = None
         if world.forgotten:
             world.forgotten.pop(user_id, None)
-        self._schedule(user_id, remote)
+        # Silence that was to end what is shown begins anew: its end can only come later.
+        is_later = old.state is not OFFLINE and heard_ms == turn.now_ms
+        if not (is_later and world.deadlines.ask_again(user_id)):
+            self._schedule(user_id, remote)
         if worth_telling(old, new, world.settings.last_active_granularity_ms):
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
 

@@ -36,7 +36,9 @@ def test_every_key_falls_due_at_its_own_moment_and_at_no_other(steps: list[tuple
             assert [model[k] for k in due] == sorted(model[k] for k in due)
             for k in expected:
                 del model[k]
-        assert deadlines.next_ms() == min(model.values(), default=None)
+        nobody_before = deadlines.no_sooner_ms()
+        assert not model or (nobody_before is not None and nobody_before <= min(model.values()))
+        assert deadlines.next_ms() == min(model.values(), default=None) == deadlines.no_sooner_ms()
         assert len(deadlines) == len(model)
 
 
@@ -148,5 +150,13 @@ def test_a_key_that_may_be_later_is_asked_when_it_surfaces_and_not_before() -> N
     assert deadlines.next_ms() == 29
 
     true["a"] = None
-    deadlines.ask_again("a")
+    assert deadlines.ask_again("a")
     assert deadlines.next_ms() is None
+
+
+def test_a_key_without_a_moment_is_not_asked_again() -> None:
+    """Whoever calls must set one: nobody would look."""
+    deadlines: Deadlines[str] = Deadlines(lambda key: 10)
+
+    assert not deadlines.ask_again("a")
+    assert (deadlines.no_sooner_ms(), deadlines.next_ms()) == (None, None)
