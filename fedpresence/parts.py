@@ -214,9 +214,11 @@ class Parts:
         if self.scan is not None:
             await self.scan.meet(user_id)
 
-    async def _take_transaction(self, transaction: TransactionReceived) -> None:
+    def _take_transaction(self, transaction: TransactionReceived) -> Deferred[None]:
         """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
-        await self.hub.submit(transaction)
+        return self.hub.submit(transaction).addCallback(self._answer_who_asked, transaction)
+
+    def _answer_who_asked(self, _: None, transaction: TransactionReceived) -> None:
         if self.feed.somebody_asks:
             for edu in transaction.edus:
                 if isinstance(edu, PushesReceived):

@@ -251,7 +251,7 @@ class Engine:
             self._world.deadlines.set(HOUSEKEEPING, turn.now_ms + HOUR_MS)
         if not self._answers.take(turn, event.origin, event.txn_id, event.origin_server_ts):
             return
-        list_edus = tuple(edu for edu in event.edus if isinstance(edu, ListEduReceived))
+        list_edus = tuple([edu for edu in event.edus if isinstance(edu, ListEduReceived)])
         if list_edus:
             self._inbox_id += 1
             turn.add(SaveInbox(self._inbox_id, list_edus))

@@ -11,9 +11,10 @@ Source: F:7.1, F:7.3.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from fedpresence.clock import Clock, now_ms
@@ -34,7 +35,8 @@ QUEUE_RETRY_MS = 1_000  # a transaction takes milliseconds
 MAX_SKIPPED_LOGGED = 5  # per transaction
 EDU_TYPES = frozenset({PRESENCE, *(kind.value for kind in EduKind)})
 
-Submit = Callable[[TransactionReceived], Awaitable[None]]
+Submit = Callable[[TransactionReceived], Deferred[None]]
+Outcome = TypeVar("Outcome")
 
 
 class Transactions:
@@ -58,7 +60,12 @@ class Transactions:
         self._limits.take_bytes(origin, size, now)
         running = self._running.get((origin, txn_id))
         if running is None:
-            running = self._begin(origin, txn_id, decode_transaction(body, origin), now)
+            work = self._begin(origin, txn_id, decode_transaction(body, origin), now)
+            if work.called:  # mostly: there was nothing to wait for
+                await work
+                return
+            running = self._running[origin, txn_id] = Shared(work)
+            work.addBoth(lambda _: self._running.pop((origin, txn_id), None))
         await running.wait()
 
     def stop(self) -> Deferred[None]:
@@ -69,10 +76,11 @@ class Transactions:
 
     def _begin(
         self, origin: ServerName, txn_id: str, transaction: ReceivedTransaction, now: int
-    ) -> Shared[None]:
+    ) -> Deferred[None]:
         if self._stopped:
             raise BadRequest("M_UNKNOWN", "Stopping", status=503)
-        if len(self._queues.get(origin, ())) >= MAX_QUEUED:
+        queue = self._queues.get(origin)
+        if queue is not None and len(queue) >= MAX_QUEUED:
             raise BadRequest(
                 "M_LIMIT_EXCEEDED",
                 "Too many concurrent transactions",
@@ -80,27 +88,18 @@ class Transactions:
                 retry_after_ms=QUEUE_RETRY_MS,
             )
         self._limits.take_entries(origin, _entries(transaction), now)
-        work = ensureDeferred(self._in_turn(origin, txn_id, transaction))
-        running = Shared(work)
-        if not running.done:
-            self._running[origin, txn_id] = running
-            work.addBoth(lambda _: self._running.pop((origin, txn_id), None))
-        return running
-
-    async def _in_turn(self, origin: ServerName, txn_id: str, transaction: ReceivedTransaction) -> None:
-        queue = self._queues.get(origin)
+        event = TransactionReceived(origin, txn_id, transaction.origin_server_ts, transaction.edus)
         if queue is None:
             self._queues[origin] = deque()
+            work = self._submit(event)
         else:
-            turn: Deferred[None] = Deferred()
-            queue.append(turn)
-            await turn
-        try:
-            await self._submit(
-                TransactionReceived(origin, txn_id, transaction.origin_server_ts, transaction.edus)
-            )
-        finally:
-            self._next_turn(origin)
+            work = Deferred()
+            queue.append(work)
+            work.addCallback(lambda _: self._submit(event))
+        work.addBoth(self._next_turn, origin)
+        return work.addCallback(self._taken, origin, txn_id, transaction)
+
+    def _taken(self, _: None, origin: ServerName, txn_id: str, transaction: ReceivedTransaction) -> None:
         self._count(origin, transaction)
         _log.debug(
             "{origin} sent {txn_id!r}: {edus} EDUs, {skipped} skipped, {pdus} PDUs, {delay_ms} ms old",
@@ -112,12 +111,14 @@ class Transactions:
             delay_ms=now_ms(self._clock) - transaction.origin_server_ts,
         )
 
-    def _next_turn(self, origin: ServerName) -> None:
+    def _next_turn(self, outcome: Outcome, origin: ServerName) -> Outcome:
+        """However this one ended, it is the turn of the next."""
         queue = self._queues[origin]
         if queue:
             queue.popleft().callback(None)
         else:
             del self._queues[origin]
+        return outcome
 
     def _count(self, origin: ServerName, transaction: ReceivedTransaction) -> None:
         amounts: dict[str, int] = {}

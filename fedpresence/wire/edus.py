@@ -91,8 +91,12 @@ def decode_edus(
 
 def _size_of(content: dict[str, object]) -> int:
     """How many users an `m.presence` is about."""
-    lists = (content.get(key) for key in ("push", "poll", "unpoll"))
-    return sum(len(value) for value in lists if isinstance(value, list))
+    size = 0
+    for key in ("push", "poll", "unpoll"):
+        value = content.get(key)
+        if isinstance(value, list):
+            size += len(value)
+    return size
 
 
 def encode_edu(edu: Edu) -> bytes:
@@ -157,9 +161,9 @@ def _decode_presence(
             pushes[push.user_id] = push
     if pushes:
         received.append(PushesReceived(origin, tuple(pushes.values())))
-    if poll := _user_ids(_array(content, "poll", skip), skip):
+    if "poll" in content and (poll := _user_ids(_array(content, "poll", skip), skip)):
         received.append(PollReceived(origin, poll))
-    if unpoll := _user_ids(_array(content, "unpoll", skip), skip):
+    if "unpoll" in content and (unpoll := _user_ids(_array(content, "unpoll", skip), skip)):
         received.append(UnpollReceived(origin, unpoll))
 
 
