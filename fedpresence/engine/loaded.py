@@ -134,13 +134,15 @@ class ByOther:
             if packed[row * size]:
                 yield users[owners[row]], row * size
 
-    def codes_about(self, other: UserID) -> set[int]:
-        """The first bytes of the rows about this user; zero of one that is gone."""
+    def codes_about(self, other: UserID) -> int:
+        """The first bytes of the rows about this user, each as a bit of that number."""
         number = self._numbers.get(other)
         if number is None:
-            return set()
-        packed, size = self._packed, self._size
-        return {packed[row * size] for row in self._rows[self._begins[number] : self._begins[number + 1]]}
+            return 0
+        packed, size, bits = self._packed, self._size, 0
+        for row in self._rows[self._begins[number] : self._begins[number + 1]]:
+            bits |= 1 << packed[row * size]
+        return bits
 
     def users(self) -> Iterator[UserID]:
         """Every user whom a row is about, be it gone meanwhile."""

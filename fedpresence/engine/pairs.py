@@ -12,7 +12,7 @@ What is asked all the time, the stage, is read where it lies; a whole row is mad
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, combinations, repeat
+from itertools import chain, repeat
 from struct import Struct
 
 from fedpresence.engine.loaded import NOWHERE, Loaded
@@ -38,11 +38,10 @@ _MAX_DENIALS = 255  # the second one blocks
 
 _OBSERVER_STAGES = dict(enumerate(ObserverStage, 1))
 _OBSERVED_STAGES = dict(enumerate(ObservedStage, 1))
-_STAGES_OF = {  # of each set of codes, with the zero of halves that are not kept, or without
-    frozenset(codes): frozenset(_OBSERVER_STAGES[code] for code in codes if code)
-    for size in range(len(_OBSERVER_STAGES) + 2)
-    for codes in combinations((0, *_OBSERVER_STAGES), size)
-}
+_STAGES_OF = [  # of a number with one bit for each code: the first is for halves that are not kept
+    frozenset(stage for code, stage in _OBSERVER_STAGES.items() if bits >> code & 1)
+    for bits in range(2 << len(_OBSERVER_STAGES))
+]
 _OBSERVER_CODES = {stage: code for code, stage in _OBSERVER_STAGES.items()}
 _OBSERVED_CODES = {stage: code for code, stage in _OBSERVED_STAGES.items()}
 _ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
@@ -166,10 +165,10 @@ class Pairs:
     def stages_about(self, observed: UserID) -> frozenset[ObserverStage]:
         """The stages of all local observers' rows about `observed`; asked for each push."""
         codes = self._loaded_watching.codes_about(observed)
-        later = self._by_observed.get(observed)
-        if later is not None:
-            codes.update(pair[0] for pair in later.values())
-        return _STAGES_OF[frozenset(codes)]
+        if observed in self._by_observed:
+            for pair in self._by_observed[observed].values():
+                codes |= 1 << pair[0]
+        return _STAGES_OF[codes]
 
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""

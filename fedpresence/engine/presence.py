@@ -103,13 +103,17 @@ class Reason(Enum):
     LAST_ACTIVE_NOT_ONLINE = "last_active_change_not_online"
 
 
-REASONS = {  # P:8.1: the reason of each row that tells; the others do not
-    2: Reason.STATUS_MSG,
-    3: Reason.STATE,
-    4: Reason.CURRENTLY_ACTIVE,
-    5: Reason.LAST_ACTIVE_ONLINE,
-    7: Reason.LAST_ACTIVE_NOT_ONLINE,
-}
+REASONS = (  # P:8.1, by the number of the row: why it tells, if it does; there is no row 0
+    None,
+    None,
+    Reason.STATUS_MSG,
+    Reason.STATE,
+    Reason.CURRENTLY_ACTIVE,
+    Reason.LAST_ACTIVE_ONLINE,
+    None,
+    Reason.LAST_ACTIVE_NOT_ONLINE,
+    None,
+)
 
 
 def deciding_row(old: Published, new: Published, granularity_ms: int) -> int:
@@ -130,7 +134,7 @@ def deciding_row(old: Published, new: Published, granularity_ms: int) -> int:
 
 def worth_telling(old: Published, new: Published, granularity_ms: int) -> Reason | None:
     """Why observers must hear of the step from `old` to `new`; None where they must not."""
-    return REASONS.get(deciding_row(old, new, granularity_ms))
+    return REASONS[deciding_row(old, new, granularity_ms)]
 
 
 # --- a local user ----------------------------------------------------------------------------

@@ -49,30 +49,32 @@ class Watching:
 
     def pushes_received(self, turn: Turn, event: PushesReceived) -> None:
         """Push items of one server (E:R-1, R-2, R-5 to R-8)."""
-        origin = event.origin
-        if origin == self._world.our_name or not self._world.permits(origin):
+        world, origin = self._world, event.origin
+        if origin == world.our_name or not world.permits(origin):
             return
         for push in event.pushes:
-            if server_of(push.user_id) == origin:
-                self._push_received(turn, push, origin)
+            user_id = push.user_id
+            if server_of(user_id) != origin:
+                continue
+            stages = world.pairs.stages_about(user_id)
+            if not stages.isdisjoint(LET_GO):
+                self._remind(turn, user_id, origin)
+            if ObserverStage.ACCEPTED in stages or world.rooms.is_near(user_id):
+                if self._early:
+                    self._early.pop(user_id, None)  # this one is newer
+                self._take(turn, push, turn.now_ms)
+            else:
+                self._not_wanted(turn, push, origin, is_asked_for=ObserverStage.PENDING in stages)
 
-    def _push_received(self, turn: Turn, push: PushReceived, origin: ServerName) -> None:
-        world, user_id = self._world, push.user_id
-        stages = world.pairs.stages_about(user_id)
-        if not stages.isdisjoint(LET_GO):
-            self._remind(turn, user_id, origin)
-        if ObserverStage.ACCEPTED in stages or world.rooms.is_near(user_id):
-            self._early.pop(user_id, None)  # this one is newer
-            self._take(turn, push, turn.now_ms)
-            return
+    def _not_wanted(self, turn: Turn, push: PushReceived, origin: ServerName, *, is_asked_for: bool) -> None:
         self._keep_early(push, origin, turn.now_ms)
         counted = origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
         self.unwanted[origin if counted else OTHERS] += 1
-        if ObserverStage.PENDING in stages:
+        if is_asked_for:
             return
-        if self._may_reply(turn, origin) and self._unpolls.allow(user_id, turn.now_ms):
+        if self._may_reply(turn, origin) and self._unpolls.allow(push.user_id, turn.now_ms):
             self._replies.allow(origin, turn.now_ms)
-            turn.add(SendUnpoll(origin, user_id))
+            turn.add(SendUnpoll(origin, push.user_id))
 
     def poll_received(self, turn: Turn, poll: PollReceived) -> None:
         """A server wants states: answered only where it has a right to them (E:Q-1 to Q-4, Q-7)."""
@@ -222,7 +224,8 @@ class Watching:
         return True
 
     def _take(self, turn: Turn, push: PushReceived, heard_ms: int) -> None:
-        world, user_id = self._world, push.user_id
+        world = self._world
+        user_id, state, ago_ms, status_msg, is_active = push
         remote = world.remotes.get(user_id)
         if remote is None:
             remote = world.remotes[user_id] = RemoteUser()
@@ -230,11 +233,9 @@ class Watching:
         if remote.unanswered and heard_ms - remote.polled_ms <= FRESH_MS:
             self._in_vain.pop(server_of(user_id), None)  # later ones come by themselves
         active_ms = remote.published.last_active_ms
-        if push.last_active_ago is not None:
-            active_ms = max(1, heard_ms - push.last_active_ago)
-        new = Published(
-            push.state, active_ms, push.status_msg, push.currently_active and push.state is ONLINE
-        )
+        if ago_ms is not None:
+            active_ms = max(1, heard_ms - ago_ms)
+        new = Published(state, active_ms, status_msg, is_active and state is ONLINE)
         remote.heard(new, heard_ms)
         world.dirty[user_id] = None
         if world.forgotten:
