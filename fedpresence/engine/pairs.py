@@ -151,7 +151,11 @@ class Pairs:
     def watching(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`."""
         codes = [_OBSERVER_CODES[stage] for stage in stages]
-        return [observer for observer, packed, place in self._rows_about(observed) if packed[place] in codes]
+        observers = self._loaded_watching.with_codes(observed, codes)
+        if observed in self._by_observed:
+            pairs = self._by_observed[observed]
+            observers += [observer for observer, pair in pairs.items() if pair[0] in codes]
+        return observers
 
     def at_rest(self, observed: UserID) -> list[tuple[UserID, int]]:
         """Local observers who were accepted, and when last; but not whose row owes or waits for something."""

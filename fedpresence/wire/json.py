@@ -50,7 +50,7 @@ def decode_json(data: bytes) -> object:
     except (RecursionError, ValueError) as error:
         # Not `from error`: it would keep the whole body alive in the log's failure.
         raise BadRequest("M_NOT_JSON", f"Not JSON: {_reason(error)}") from None
-    if _SURROGATE_ESCAPE.search(text) and not _ESCAPES_ARE_WHOLE.fullmatch(text):
+    if "\\" in text and _SURROGATE_ESCAPE.search(text) and not _ESCAPES_ARE_WHOLE.fullmatch(text):
         raise BadRequest("M_BAD_JSON", "A string holds half a surrogate pair")
     return value
 
@@ -86,7 +86,7 @@ def _check_size(data: bytes) -> None:
     needs no more. Then exactly, with the strings taken out.
     """
     opening = data.count(b"[") + data.count(b"{")
-    if opening <= MAX_DEPTH and opening + data.count(b",") < MAX_VALUES:
+    if opening <= MAX_DEPTH and (len(data) < MAX_VALUES or opening + data.count(b",") < MAX_VALUES):
         return
     bare, strings = _STRING.subn(b"0", data, 2 * MAX_VALUES + 1)
     if strings > 2 * MAX_VALUES:  # each value may be one, and have one for its key

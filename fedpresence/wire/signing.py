@@ -10,6 +10,7 @@ server keys" (F:3, F:4, F:6).
 """
 
 import re
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -300,7 +301,7 @@ def _is_signed(message: bytes, signature: object, verify_key: VerifyKey) -> bool
     if not isinstance(signature, str) or not _SIGNATURE.match(signature):
         return False
     try:
-        verify_key.verify(message, decode_base64(signature))
+        verify_key.verify(message, a2b_base64(signature[:86] + "=="))
     except CryptoError:
         return False
     return True
