@@ -46,7 +46,8 @@ def decode_json(data: bytes) -> object:
     _check_size(data)
     try:
         text = data.decode("utf-8")
-        value: object = _DECODER.decode(text)
+        decoder = _DECODER if len(data) > MAX_INT_DIGITS else _SHORT_DECODER
+        value: object = decoder.decode(text)
     except (RecursionError, ValueError) as error:
         # Not `from error`: it would keep the whole body alive in the log's failure.
         raise BadRequest("M_NOT_JSON", f"Not JSON: {_reason(error)}") from None
@@ -144,6 +145,8 @@ def _constant(_name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
+# For texts too short to hold an integer that is too long: most of them.
+_SHORT_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
 
 
 def _reason(error: Exception) -> str:
