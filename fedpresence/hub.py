@@ -157,7 +157,7 @@ class Hub:
         durable = _durable_of(effects)
         self._unhurried += durable
         try:
-            may_wait = all(type(effect) in _UNHURRIED for effect in durable)
+            may_wait = _UNHURRIED.issuperset(map(type, durable))
             if may_wait and len(self._unhurried) <= MAX_UNHURRIED:
                 self._finish(effects, done, refused)
                 return
