@@ -12,10 +12,10 @@ Source: F:7.1, F:7.3.
 
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
@@ -36,7 +36,6 @@ MAX_SKIPPED_LOGGED = 5  # per transaction
 EDU_TYPES = frozenset({PRESENCE, *(kind.value for kind in EduKind)})
 
 Submit = Callable[[TransactionReceived], Deferred[None]]
-Outcome = TypeVar("Outcome")
 
 
 class Transactions:
@@ -96,10 +95,15 @@ class Transactions:
             work = Deferred()
             queue.append(work)
             work.addCallback(lambda _: self._submit(event))
-        work.addBoth(self._next_turn, origin)
-        return work.addCallback(self._taken, origin, txn_id, transaction)
+        taken = (origin, txn_id, transaction)
+        return work.addCallbacks(self._taken, self._failed, callbackArgs=taken, errbackArgs=(origin,))
+
+    def _failed(self, failure: Failure, origin: ServerName) -> Failure:
+        self._next_turn(origin)
+        return failure
 
     def _taken(self, _: None, origin: ServerName, txn_id: str, transaction: ReceivedTransaction) -> None:
+        self._next_turn(origin)
         self._count(origin, transaction)
         _log.debug(
             "{origin} sent {txn_id!r}: {edus} EDUs, {skipped} skipped, {pdus} PDUs, {delay_ms} ms old",
@@ -111,14 +115,12 @@ class Transactions:
             delay_ms=now_ms(self._clock) - transaction.origin_server_ts,
         )
 
-    def _next_turn(self, outcome: Outcome, origin: ServerName) -> Outcome:
-        """However this one ended, it is the turn of the next."""
+    def _next_turn(self, origin: ServerName) -> None:
         queue = self._queues[origin]
         if queue:
             queue.popleft().callback(None)
         else:
             del self._queues[origin]
-        return outcome
 
     def _count(self, origin: ServerName, transaction: ReceivedTransaction) -> None:
         amounts: dict[str, int] = {}
