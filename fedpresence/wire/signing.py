@@ -41,7 +41,8 @@ MAX_HEADER_BYTES = 4096  # two server names, a key ID and a signature need less 
 MAX_KEYS = 64  # in a key object: Z-4
 
 _SIGNATURE = re.compile(r"[A-Za-z0-9+/]{86}(?:==)?\Z")  # 64 bytes, padded or not
-_SIGNATURE_PARAMETER = re.compile(r'sig="([A-Za-z0-9+/]{86})"')
+# Behind a comma or a space, so it is a parameter; a quoted string cannot hold it, for it has bare quotes.
+_SIGNATURE_PARAMETER = re.compile(r'(?<=[, \t])sig="([A-Za-z0-9+/]{86})"')
 _ANY_SIGNATURE = "A" * 86
 _PUBLIC_KEY = re.compile(r"[A-Za-z0-9+/]{43}=?\Z")  # 32 bytes
 
