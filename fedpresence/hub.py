@@ -39,8 +39,8 @@ class Decider(Protocol):
     def receive(self, event: Event, now_ms: int) -> Sequence[Effect]:
         """Decide."""
 
-    def next_deadline_ms(self) -> int | None:
-        """When to ask again."""
+    def wake_ms(self) -> int | None:
+        """When to tell that time has passed."""
 
 
 class Committer(Protocol):
@@ -211,7 +211,7 @@ class Hub:
 
     def _set_timer(self) -> None:
         """See to it that the timer comes with the next deadline, or before: then for nothing."""
-        due_ms = self._engine.next_deadline_ms()
+        due_ms = self._engine.wake_ms()
         if due_ms is None or self._stopped:
             return
         if self._timer is not None:
@@ -224,7 +224,7 @@ class Hub:
 
     def _time_passed(self) -> None:
         self._timer = None
-        due_ms = self._engine.next_deadline_ms()
+        due_ms = self._engine.wake_ms()
         if due_ms is not None and due_ms <= now_ms(self._clock):
             self.submit(TimePassed()).addErrback(_unheard)
         else:

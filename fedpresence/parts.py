@@ -26,7 +26,7 @@ from fedpresence.clock import Clock, now_ms
 from fedpresence.config import Config, engine_settings
 from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, SendPush, TellObservers
 from fedpresence.engine.engine import Engine
-from fedpresence.engine.events import InboxDue, PushReceived, TransactionReceived, UserAdded
+from fedpresence.engine.events import InboxDue, PushesReceived, TransactionReceived, UserAdded
 from fedpresence.engine.settings import ServerLists
 from fedpresence.homeserver.api import HomeserverApi
 from fedpresence.homeserver.appservice import AppService
@@ -214,13 +214,16 @@ class Parts:
         if self.scan is not None:
             await self.scan.meet(user_id)
 
-    async def _take_transaction(self, transaction: TransactionReceived) -> None:
+    def _take_transaction(self, transaction: TransactionReceived) -> Deferred[None]:
         """Into the engine; who asked for a user that it tells of need not wait any longer (decision 7)."""
-        await self.hub.submit(transaction)
+        return self.hub.submit(transaction).addCallback(self._answer_who_asked, transaction)
+
+    def _answer_who_asked(self, _: None, transaction: TransactionReceived) -> None:
         if self.feed.somebody_asks:
             for edu in transaction.edus:
-                if isinstance(edu, PushReceived):
-                    self.feed.heard(edu.user_id)
+                if isinstance(edu, PushesReceived):
+                    for push in edu.pushes:
+                        self.feed.heard(push.user_id)
 
     def _decisions(self) -> Decisions:
         engine, hub, clock = self.engine, self.hub, self.clock

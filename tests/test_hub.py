@@ -49,7 +49,7 @@ class Saving:
             raise ZeroDivisionError
         return (SaveUser(event.user_id, deactivated=False), SendPoll(THERE, event.user_id))
 
-    def next_deadline_ms(self) -> int | None:
+    def wake_ms(self) -> int | None:
         return self.deadline_ms
 
 

@@ -37,7 +37,7 @@ from fedpresence.engine.events import (
     ListEduReceived,
     PollReceived,
     PresenceSet,
-    PushReceived,
+    PushesReceived,
     ReceivedEdu,
     RoomJoinRuleChanged,
     RoomMemberChanged,
@@ -188,6 +188,10 @@ class Engine:
         """When time alone will change something; None: never. Waking earlier does nothing."""
         return self._world.deadlines.next_ms()
 
+    def wake_ms(self) -> int | None:
+        """When to tell that time has passed: then or earlier than `next_deadline_ms`, and found at once."""
+        return self._world.deadlines.no_sooner_ms()
+
     def load(self, stored: Memory, now_ms: int) -> None:
         """Take up what was stored; once, before the first event, which is `Started`."""
         world = self._world
@@ -248,7 +252,7 @@ class Engine:
             self._world.deadlines.set(HOUSEKEEPING, turn.now_ms + HOUR_MS)
         if not self._answers.take(turn, event.origin, event.txn_id, event.origin_server_ts):
             return
-        list_edus = tuple(edu for edu in event.edus if isinstance(edu, ListEduReceived))
+        list_edus = tuple([edu for edu in event.edus if isinstance(edu, ListEduReceived)])
         if list_edus:
             self._inbox_id += 1
             turn.add(SaveInbox(self._inbox_id, list_edus))
@@ -270,8 +274,8 @@ class Engine:
     def _edus(self, turn: Turn, edus: tuple[ReceivedEdu, ...]) -> None:
         for edu in edus:
             match edu:
-                case PushReceived():
-                    self._lists.watching.push_received(turn, edu)
+                case PushesReceived():
+                    self._lists.watching.pushes_received(turn, edu)
                 case ListEduReceived():
                     self._lists.received(turn, edu)
                 case PollReceived():

@@ -5,6 +5,7 @@ Always true: identifiers in an event have been parsed; an event from another ser
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.settings import EngineSettings
@@ -145,16 +146,25 @@ class ListEduReceived:
     observed: UserID
 
 
-@dataclass(frozen=True, slots=True)
-class PushReceived:
-    """One push item. `last_active_ago` None: the key was missing or unusable (E:R-4)."""
+class PushReceived(NamedTuple):
+    """One push item. `last_active_ago` None: the key was missing or unusable (E:R-4).
 
-    origin: ServerName
+    A tuple, because tens of thousands come in a second and it is made in half the time.
+    """
+
     user_id: UserID
     state: PresenceState
     last_active_ago: int | None
     status_msg: str | None
     currently_active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PushesReceived:
+    """The push items of one `m.presence`, each user once."""
+
+    origin: ServerName
+    pushes: tuple[PushReceived, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +183,7 @@ class UnpollReceived:
     user_ids: tuple[UserID, ...]
 
 
-ReceivedEdu = ListEduReceived | PushReceived | PollReceived | UnpollReceived
+ReceivedEdu = ListEduReceived | PushesReceived | PollReceived | UnpollReceived
 
 
 @dataclass(frozen=True, slots=True)

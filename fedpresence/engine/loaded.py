@@ -134,6 +134,25 @@ class ByOther:
             if packed[row * size]:
                 yield users[owners[row]], row * size
 
+    def with_codes(self, other: UserID, codes: Sequence[int]) -> list[UserID]:
+        """The owners of the rows about this user that begin with one of these bytes."""
+        number = self._numbers.get(other)
+        if number is None:
+            return []
+        users, owners, packed, size = self._users, self._owners, self._packed, self._size
+        rows = self._rows[self._begins[number] : self._begins[number + 1]]
+        return [users[owners[row]] for row in rows if packed[row * size] in codes]
+
+    def codes_about(self, other: UserID) -> int:
+        """The first bytes of the rows about this user, each as a bit of that number."""
+        number = self._numbers.get(other)
+        if number is None:
+            return 0
+        packed, size, bits = self._packed, self._size, 0
+        for row in self._rows[self._begins[number] : self._begins[number + 1]]:
+            bits |= 1 << packed[row * size]
+        return bits
+
     def users(self) -> Iterator[UserID]:
         """Every user whom a row is about, be it gone meanwhile."""
         begins = self._begins

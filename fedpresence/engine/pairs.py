@@ -38,6 +38,10 @@ _MAX_DENIALS = 255  # the second one blocks
 
 _OBSERVER_STAGES = dict(enumerate(ObserverStage, 1))
 _OBSERVED_STAGES = dict(enumerate(ObservedStage, 1))
+_STAGES_OF = [  # of a number with one bit for each code: the first is for halves that are not kept
+    frozenset(stage for code, stage in _OBSERVER_STAGES.items() if bits >> code & 1)
+    for bits in range(2 << len(_OBSERVER_STAGES))
+]
 _OBSERVER_CODES = {stage: code for code, stage in _OBSERVER_STAGES.items()}
 _OBSERVED_CODES = {stage: code for code, stage in _OBSERVED_STAGES.items()}
 _ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
@@ -147,11 +151,11 @@ class Pairs:
     def watching(self, observed: UserID, *stages: ObserverStage) -> list[UserID]:
         """Local observers whose row about `observed` is in one of `stages`."""
         codes = [_OBSERVER_CODES[stage] for stage in stages]
-        loaded, later = self._loaded_observer.packed, self._by_observed.get(observed)
-        found = [user for user, place in self._loaded_watching.of(observed) if loaded[place] in codes]
-        if later:
-            found += [user for user, pair in later.items() if pair[0] in codes]
-        return found
+        observers = self._loaded_watching.with_codes(observed, codes)
+        if observed in self._by_observed:
+            pairs = self._by_observed[observed]
+            observers += [observer for observer, pair in pairs.items() if pair[0] in codes]
+        return observers
 
     def at_rest(self, observed: UserID) -> list[tuple[UserID, int]]:
         """Local observers who were accepted, and when last; but not whose row owes or waits for something."""
@@ -162,10 +166,13 @@ class Pairs:
                 rows.append((observer, confirmed_ms))
         return rows
 
-    def stages_about(self, observed: UserID) -> set[ObserverStage]:
-        """The stages of all local observers' rows about `observed`."""
-        codes = {packed[place] for _, packed, place in self._rows_about(observed)}
-        return {_OBSERVER_STAGES[code] for code in codes if code}
+    def stages_about(self, observed: UserID) -> frozenset[ObserverStage]:
+        """The stages of all local observers' rows about `observed`; asked for each push."""
+        codes = self._loaded_watching.codes_about(observed)
+        if observed in self._by_observed:
+            for pair in self._by_observed[observed].values():
+                codes |= 1 << pair[0]
+        return _STAGES_OF[codes]
 
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""

@@ -9,9 +9,9 @@ Always true:
 Source: presence.md sections 2 to 8; Matrix client-server API, Presence.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NamedTuple
 
 from fedpresence.engine.settings import EngineSettings
 from fedpresence.ids import DeviceID, UserID
@@ -42,11 +42,10 @@ NEWS_INTERVAL_MS = 15_000  # between two changes of a user who has flapped for m
 _PRIORITY = {BUSY: 4, ONLINE: 3, UNAVAILABLE: 2, OFFLINE: 1}  # P:6
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(NamedTuple):
     """What a user publishes at one moment; moments are absolute, ages are made as it leaves (P:M-2).
 
-    `last_active_ms` 0 means never.
+    `last_active_ms` 0 means never. A tuple: one is made for each activity and each push, in half the time.
     """
 
     state: PresenceState
@@ -104,42 +103,38 @@ class Reason(Enum):
     LAST_ACTIVE_NOT_ONLINE = "last_active_change_not_online"
 
 
-Condition = Callable[[Published, Published, int], bool]
-
-# P:8.1, rows 1 to 7: the first condition that holds decides; row 8, "anything else", is None as well.
-DECISIONS: tuple[tuple[int, Condition, Reason | None], ...] = (
-    (1, lambda old, new, moved: old == new, None),
-    (2, lambda old, new, moved: old.status_msg != new.status_msg, Reason.STATUS_MSG),
-    (3, lambda old, new, moved: old.state is not new.state, Reason.STATE),
-    (
-        4,
-        lambda old, new, moved: old.state is ONLINE and old.currently_active != new.currently_active,
-        Reason.CURRENTLY_ACTIVE,
-    ),
-    (
-        5,
-        lambda old, new, moved: (
-            old.state is ONLINE
-            and abs(new.last_active_ms - old.last_active_ms) > moved
-            and not new.currently_active
-        ),
-        Reason.LAST_ACTIVE_ONLINE,
-    ),
-    (6, lambda old, new, moved: old.state is ONLINE, None),
-    (
-        7,
-        lambda old, new, moved: abs(new.last_active_ms - old.last_active_ms) > moved,
-        Reason.LAST_ACTIVE_NOT_ONLINE,
-    ),
+REASONS = (  # P:8.1, by the number of the row: why it tells, if it does; there is no row 0
+    None,
+    None,
+    Reason.STATUS_MSG,
+    Reason.STATE,
+    Reason.CURRENTLY_ACTIVE,
+    Reason.LAST_ACTIVE_ONLINE,
+    None,
+    Reason.LAST_ACTIVE_NOT_ONLINE,
+    None,
 )
+
+
+def deciding_row(old: Published, new: Published, granularity_ms: int) -> int:
+    """The row of P:8.1 that decides: the first one that holds; 8 where none does."""
+    if old == new:
+        return 1
+    if old.status_msg != new.status_msg:
+        return 2
+    if old.state is not new.state:
+        return 3
+    has_moved = abs(new.last_active_ms - old.last_active_ms) > granularity_ms
+    if old.state is not ONLINE:
+        return 7 if has_moved else 8
+    if old.currently_active != new.currently_active:
+        return 4
+    return 5 if has_moved and not new.currently_active else 6
 
 
 def worth_telling(old: Published, new: Published, granularity_ms: int) -> Reason | None:
     """Why observers must hear of the step from `old` to `new`; None where they must not."""
-    for _, holds, reason in DECISIONS:
-        if holds(old, new, granularity_ms):
-            return reason
-    return None
+    return REASONS[deciding_row(old, new, granularity_ms)]
 
 
 # --- a local user ----------------------------------------------------------------------------

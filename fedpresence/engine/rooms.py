@@ -182,7 +182,10 @@ class Rooms:
 
     def is_near(self, remote_user: UserID) -> bool:
         """Whether any local user shares a room that counts with `remote_user`."""
-        return any(room.ours for room in self._of(remote_user)) and self.permits(server_of(remote_user))
+        for room_id in self._of_user.get(remote_user, ()):
+            if self._rooms[room_id].ours:
+                return self.permits(server_of(remote_user))
+        return False
 
     def servers_of(self, user_id: UserID) -> set[ServerName]:
         """The servers with a right to a local user by a room; ours may be among them."""
@@ -203,7 +206,7 @@ class Rooms:
     def ours_near(self, user_id: UserID) -> set[UserID]:
         """Every local user who shares a room that counts with the user."""
         ours: set[UserID] = set()
-        if self.permits(server_of(user_id)):
+        if user_id in self._of_user and self.permits(server_of(user_id)):
             for room in self._of(user_id):
                 ours.update(room.ours)
         return ours

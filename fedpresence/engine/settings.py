@@ -34,6 +34,8 @@ class ServerLists:
 
     def permit(self, server_name: ServerName) -> bool:
         """Whether presence may be exchanged with `server_name`."""
+        if self.allow is None and not self.deny:  # as nearly everywhere
+            return True
         return _permits(self.allow, self.deny, server_name, re.IGNORECASE)
 
     @property

@@ -12,8 +12,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 from fedpresence.engine.effects import SendDropOnce, SendPoll, SendPush, SendUnpoll, TellObservers, Urgency
-from fedpresence.engine.events import PollReceived, PushReceived
-from fedpresence.engine.presence import ONLINE, PresenceRecord, Published, worth_telling
+from fedpresence.engine.events import PollReceived, PushesReceived, PushReceived
+from fedpresence.engine.presence import OFFLINE, ONLINE, PresenceRecord, Published, worth_telling
 from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.remote import POLL_AFTER_ACCEPT_MS, USELESS_POLLS, RemoteUser
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, MINUTE_MS
@@ -47,28 +47,34 @@ class Watching:
         self.unwanted: Counter[ServerName] = Counter()  # pushes that nobody here wants, by origin
         self._early_left = Quota(EARLY_PUSHES_PER_ORIGIN, EARLY_PUSH_MS)
 
-    def push_received(self, turn: Turn, push: PushReceived) -> None:
-        """One push item (E:R-1, R-2, R-5 to R-8)."""
-        world, user_id = self._world, push.user_id
-        if server_of(user_id) != push.origin or push.origin == world.our_name:
+    def pushes_received(self, turn: Turn, event: PushesReceived) -> None:
+        """Push items of one server (E:R-1, R-2, R-5 to R-8)."""
+        world, origin = self._world, event.origin
+        if origin == world.our_name or not world.permits(origin):
             return
-        if not world.permits(push.origin):
+        for push in event.pushes:
+            user_id = push.user_id
+            if server_of(user_id) != origin:
+                continue
+            stages = world.pairs.stages_about(user_id)
+            if not stages.isdisjoint(LET_GO):
+                self._remind(turn, user_id, origin)
+            if ObserverStage.ACCEPTED in stages or world.rooms.is_near(user_id):
+                if self._early:
+                    self._early.pop(user_id, None)  # this one is newer
+                self._take(turn, push, turn.now_ms)
+            else:
+                self._not_wanted(turn, push, origin, is_asked_for=ObserverStage.PENDING in stages)
+
+    def _not_wanted(self, turn: Turn, push: PushReceived, origin: ServerName, *, is_asked_for: bool) -> None:
+        self._keep_early(push, origin, turn.now_ms)
+        counted = origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
+        self.unwanted[origin if counted else OTHERS] += 1
+        if is_asked_for:
             return
-        stages = world.pairs.stages_about(user_id)
-        if not stages.isdisjoint(LET_GO):
-            self._remind(turn, user_id, push.origin)
-        if ObserverStage.ACCEPTED in stages or world.rooms.is_near(user_id):
-            self._early.pop(user_id, None)  # this one is newer
-            self._take(turn, push, turn.now_ms)
-            return
-        self._keep_early(push, turn.now_ms)
-        counted = push.origin in self.unwanted or len(self.unwanted) < MAX_UNWANTED_ORIGINS
-        self.unwanted[push.origin if counted else OTHERS] += 1
-        if ObserverStage.PENDING in stages:
-            return
-        if self._may_reply(turn, push.origin) and self._unpolls.allow(user_id, turn.now_ms):
-            self._replies.allow(push.origin, turn.now_ms)
-            turn.add(SendUnpoll(push.origin, user_id))
+        if self._may_reply(turn, origin) and self._unpolls.allow(push.user_id, turn.now_ms):
+            self._replies.allow(origin, turn.now_ms)
+            turn.add(SendUnpoll(origin, push.user_id))
 
     def poll_received(self, turn: Turn, poll: PollReceived) -> None:
         """A server wants states: answered only where it has a right to them (E:Q-1 to Q-4, Q-7)."""
@@ -198,9 +204,9 @@ class Watching:
         for user_id, remote in world.remotes.items():
             self._schedule(user_id, remote)
 
-    def _keep_early(self, push: PushReceived, now_ms: int) -> None:
+    def _keep_early(self, push: PushReceived, origin: ServerName, now_ms: int) -> None:
         """Keep the newest push of somebody nobody may see yet, for a minute and in bounded memory."""
-        if not self._early_left.allow(push.origin, now_ms):
+        if not self._early_left.allow(origin, now_ms):
             return
         self._early.pop(push.user_id, None)
         self._early[push.user_id] = (push, now_ms)
@@ -218,23 +224,26 @@ class Watching:
         return True
 
     def _take(self, turn: Turn, push: PushReceived, heard_ms: int) -> None:
-        world, user_id = self._world, push.user_id
+        world = self._world
+        user_id, state, ago_ms, status_msg, is_active = push
         remote = world.remotes.get(user_id)
         if remote is None:
             remote = world.remotes[user_id] = RemoteUser()
         old = remote.shown()
         if remote.unanswered and heard_ms - remote.polled_ms <= FRESH_MS:
-            self._in_vain.pop(push.origin, None)  # later ones come by themselves
+            self._in_vain.pop(server_of(user_id), None)  # later ones come by themselves
         active_ms = remote.published.last_active_ms
-        if push.last_active_ago is not None:
-            active_ms = max(1, heard_ms - push.last_active_ago)
-        new = Published(
-            push.state, active_ms, push.status_msg, push.currently_active and push.state is ONLINE
-        )
+        if ago_ms is not None:
+            active_ms = max(1, heard_ms - ago_ms)
+        new = Published(state, active_ms, status_msg, is_active and state is ONLINE)
         remote.heard(new, heard_ms)
         world.dirty[user_id] = None
-        world.forgotten.pop(user_id, None)
-        self._schedule(user_id, remote)
+        if world.forgotten:
+            world.forgotten.pop(user_id, None)
+        # Silence that was to end what is shown begins anew: its end can only come later.
+        is_later = old.state is not OFFLINE and heard_ms == turn.now_ms
+        if not (is_later and world.deadlines.ask_again(user_id)):
+            self._schedule(user_id, remote)
         if worth_telling(old, new, world.settings.last_active_granularity_ms):
             turn.add(TellObservers(user_id, world.local_observers_of(user_id)))
 

@@ -88,8 +88,10 @@ class World:
         return user
 
     def _moment_of(self, key: DeadlineKey) -> int | None:
-        """When time alone changes something about a local user, the only kind that is asked again."""
-        user = None if isinstance(key, tuple) else self.locals.get(key)
+        """When time alone changes something about a user: pairs are not asked again."""
+        if isinstance(key, tuple):
+            return None
+        user = self.locals.get(key) or self.remotes.get(key)
         return None if user is None else user.next_deadline_ms(self.settings)
 
     def published(self, user_id: UserID, now_ms: int) -> Published:

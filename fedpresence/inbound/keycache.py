@@ -11,7 +11,7 @@ Source: F:K-2, F:K-4; Z-4.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from random import Random
 
@@ -37,17 +37,16 @@ class KeySet:
 
     keys: ServerKeys
     fetched_ms: int
+    valid_until_ms: int = field(init=False)
+    """The last moment at which these keys count (F:K-2)."""
+    refresh_at_ms: int = field(init=False)
+    """From half of their life on they should be fetched again (F:K-4)."""
 
-    @property
-    def valid_until_ms(self) -> int:
-        """The last moment at which these keys count (F:K-2)."""
-        return min(self.keys.valid_until_ts, self.fetched_ms + MAX_LIFE_MS)
-
-    @property
-    def refresh_at_ms(self) -> int:
-        """From half of their life on they should be fetched again (F:K-4)."""
-        half = (self.valid_until_ms - self.fetched_ms) // 2
-        return self.fetched_ms + max(half, LEAST_REFRESH_MS)
+    def __post_init__(self) -> None:
+        valid_until_ms = min(self.keys.valid_until_ts, self.fetched_ms + MAX_LIFE_MS)
+        half = (valid_until_ms - self.fetched_ms) // 2
+        object.__setattr__(self, "valid_until_ms", valid_until_ms)
+        object.__setattr__(self, "refresh_at_ms", self.fetched_ms + max(half, LEAST_REFRESH_MS))
 
     def holds(self, now_ms: int) -> bool:
         """Whether a request made now may be checked with these keys."""

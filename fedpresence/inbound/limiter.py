@@ -36,12 +36,13 @@ class Limiter(Generic[K]):
 
     def wait_ms(self, key: K, size: float, now_ms: int) -> int:
         """How long until `size` may be taken; 0: now."""
-        return self._wait_ms(self._tokens(key, now_ms), size)
+        tokens = self._tokens(key, now_ms)
+        return 0 if size <= tokens else self._wait_ms(tokens, size)
 
     def take(self, key: K, size: float, now_ms: int) -> int:
         """Take `size`, answering 0; or nothing, answering how long to wait."""
         tokens = self._tokens(key, now_ms)
-        wait_ms = self._wait_ms(tokens, size)
+        wait_ms = 0 if size <= tokens else self._wait_ms(tokens, size)
         if wait_ms == 0:
             self._buckets[key] = (tokens - size, now_ms)
             self._buckets.move_to_end(key)
@@ -56,8 +57,13 @@ class Limiter(Generic[K]):
         return max(1, int(missing * 1000 / self.rate.per_second) + 1)
 
     def _tokens(self, key: K, now_ms: int) -> float:
-        tokens, at_ms = self._buckets.get(key, (float(self.rate.burst), now_ms))
-        return min(self.rate.burst, tokens + max(0, now_ms - at_ms) * self.rate.per_second / 1000)
+        kept = self._buckets.get(key)
+        if kept is None:
+            return self.rate.burst
+        tokens, at_ms = kept
+        if now_ms > at_ms:
+            tokens += (now_ms - at_ms) * self.rate.per_second / 1000
+        return min(self.rate.burst, tokens)
 
 
 class OriginLimits:
@@ -76,17 +82,19 @@ class OriginLimits:
 
     def expect_bytes(self, origin: ServerName, size: int, now_ms: int) -> None:
         """BadRequest 429 where `size` bytes would be refused now. Takes nothing: `origin` is a claim yet."""
-        _refuse_after(self._bytes.wait_ms(origin, size, now_ms))
+        if wait_ms := self._bytes.wait_ms(origin, size, now_ms):
+            raise _limited(wait_ms)
 
     def take_bytes(self, origin: ServerName, size: int, now_ms: int) -> None:
         """Charge `size` bytes to the authenticated `origin`; BadRequest 429 where it sent too many."""
-        _refuse_after(self._bytes.take(origin, size, now_ms))
+        if wait_ms := self._bytes.take(origin, size, now_ms):
+            raise _limited(wait_ms)
 
     def take_entries(self, origin: ServerName, count: int, now_ms: int) -> None:
         """Charge pushes, polls and list EDUs to `origin`; BadRequest 429 where it sent too many."""
-        _refuse_after(self._entries.take(origin, count, now_ms))
+        if wait_ms := self._entries.take(origin, count, now_ms):
+            raise _limited(wait_ms)
 
 
-def _refuse_after(wait_ms: int) -> None:
-    if wait_ms > 0:
-        raise BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=wait_ms)
+def _limited(wait_ms: int) -> BadRequest:
+    return BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=wait_ms)

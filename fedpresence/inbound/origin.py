@@ -70,12 +70,13 @@ class OriginCheck:
             raise NotAuthentic("Missing Authorization header of the scheme X-Matrix")
         if len(ours) > MAX_HEADERS:
             raise NotAuthentic("Too many Authorization headers")
-        headers = tuple(parse_x_matrix(header) for header in ours)
+        headers = tuple([parse_x_matrix(header) for header in ours])
         origin = headers[0].origin
-        if any(header.origin != origin for header in headers):
-            raise NotAuthentic("The Authorization headers name several origins")
-        if any(header.destination not in (None, self.server_name) for header in headers):
-            raise NotAuthentic("The request is for another server")
+        for header in headers:
+            if header.origin != origin:
+                raise NotAuthentic("The Authorization headers name several origins")
+            if header.destination is not None and header.destination != self.server_name:
+                raise NotAuthentic("The request is for another server")
         if origin != self.server_name and not self._servers.permit(origin):
             raise BadRequest("M_FORBIDDEN", "This server does not talk to yours", status=403)
         return Claim(origin, headers)

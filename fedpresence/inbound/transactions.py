@@ -10,15 +10,16 @@ Always true:
 Source: F:7.1, F:7.3.
 """
 
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
-from fedpresence.engine.events import ListEduReceived, PushReceived, TransactionReceived
+from fedpresence.engine.events import ListEduReceived, PushesReceived, TransactionReceived
 from fedpresence.engine.subscription import EduKind
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
@@ -34,7 +35,7 @@ QUEUE_RETRY_MS = 1_000  # a transaction takes milliseconds
 MAX_SKIPPED_LOGGED = 5  # per transaction
 EDU_TYPES = frozenset({PRESENCE, *(kind.value for kind in EduKind)})
 
-Submit = Callable[[TransactionReceived], Awaitable[None]]
+Submit = Callable[[TransactionReceived], Deferred[None]]
 
 
 class Transactions:
@@ -58,7 +59,12 @@ class Transactions:
         self._limits.take_bytes(origin, size, now)
         running = self._running.get((origin, txn_id))
         if running is None:
-            running = self._begin(origin, txn_id, decode_transaction(body, origin), now)
+            work = self._begin(origin, txn_id, decode_transaction(body, origin), now)
+            if work.called:  # mostly: there was nothing to wait for
+                await work
+                return
+            running = self._running[origin, txn_id] = Shared(work)
+            work.addBoth(lambda _: self._running.pop((origin, txn_id), None))
         await running.wait()
 
     def stop(self) -> Deferred[None]:
@@ -69,10 +75,11 @@ class Transactions:
 
     def _begin(
         self, origin: ServerName, txn_id: str, transaction: ReceivedTransaction, now: int
-    ) -> Shared[None]:
+    ) -> Deferred[None]:
         if self._stopped:
             raise BadRequest("M_UNKNOWN", "Stopping", status=503)
-        if len(self._queues.get(origin, ())) >= MAX_QUEUED:
+        queue = self._queues.get(origin)
+        if queue is not None and len(queue) >= MAX_QUEUED:
             raise BadRequest(
                 "M_LIMIT_EXCEEDED",
                 "Too many concurrent transactions",
@@ -80,27 +87,23 @@ class Transactions:
                 retry_after_ms=QUEUE_RETRY_MS,
             )
         self._limits.take_entries(origin, _entries(transaction), now)
-        work = ensureDeferred(self._in_turn(origin, txn_id, transaction))
-        running = Shared(work)
-        if not running.done:
-            self._running[origin, txn_id] = running
-            work.addBoth(lambda _: self._running.pop((origin, txn_id), None))
-        return running
-
-    async def _in_turn(self, origin: ServerName, txn_id: str, transaction: ReceivedTransaction) -> None:
-        queue = self._queues.get(origin)
+        event = TransactionReceived(origin, txn_id, transaction.origin_server_ts, transaction.edus)
         if queue is None:
             self._queues[origin] = deque()
+            work = self._submit(event)
         else:
-            turn: Deferred[None] = Deferred()
-            queue.append(turn)
-            await turn
-        try:
-            await self._submit(
-                TransactionReceived(origin, txn_id, transaction.origin_server_ts, transaction.edus)
-            )
-        finally:
-            self._next_turn(origin)
+            work = Deferred()
+            queue.append(work)
+            work.addCallback(lambda _: self._submit(event))
+        taken = (origin, txn_id, transaction)
+        return work.addCallbacks(self._taken, self._failed, callbackArgs=taken, errbackArgs=(origin,))
+
+    def _failed(self, failure: Failure, origin: ServerName) -> Failure:
+        self._next_turn(origin)
+        return failure
+
+    def _taken(self, _: None, origin: ServerName, txn_id: str, transaction: ReceivedTransaction) -> None:
+        self._next_turn(origin)
         self._count(origin, transaction)
         _log.debug(
             "{origin} sent {txn_id!r}: {edus} EDUs, {skipped} skipped, {pdus} PDUs, {delay_ms} ms old",
@@ -120,12 +123,13 @@ class Transactions:
             del self._queues[origin]
 
     def _count(self, origin: ServerName, transaction: ReceivedTransaction) -> None:
-        listed = [edu.kind.value for edu in transaction.edus if type(edu) is ListEduReceived]
-        amounts = Counter(listed)
-        amounts[PRESENCE] = len(transaction.edus) - len(listed)
+        amounts: dict[str, int] = {}
+        for edu in transaction.edus:
+            edu_type = edu.kind.value if isinstance(edu, ListEduReceived) else PRESENCE
+            amount = len(edu.pushes) if isinstance(edu, PushesReceived) else 1
+            amounts[edu_type] = amounts.get(edu_type, 0) + amount
         for edu_type, amount in amounts.items():
-            if amount:
-                self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
+            self._counters.count("inbound_edus", amount, edu_type=edu_type, outcome="received")
         for skipped in transaction.skipped:
             edu_type = skipped.edu_type if skipped.edu_type in EDU_TYPES else "other"
             self._counters.count("inbound_edus", edu_type=edu_type, outcome="skipped")
@@ -142,5 +146,8 @@ def _entries(transaction: ReceivedTransaction) -> int:
     """What `limits.origin_entries` counts: users, not EDUs, for one `m.presence` can hold thousands."""
     entries = len(transaction.skipped)
     for edu in transaction.edus:
-        entries += 1 if isinstance(edu, (PushReceived, ListEduReceived)) else len(edu.user_ids)
+        if isinstance(edu, PushesReceived):
+            entries += len(edu.pushes)
+        else:
+            entries += 1 if isinstance(edu, ListEduReceived) else len(edu.user_ids)
     return entries

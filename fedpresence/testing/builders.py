@@ -20,6 +20,7 @@ from fedpresence.engine.events import (
     ListEduReceived,
     PollReceived,
     PresenceSet,
+    PushesReceived,
     PushReceived,
     ReceivedEdu,
     Started,
@@ -146,9 +147,10 @@ def a_push(
     *,
     user_id: UserID = BOB,
     origin: ServerName = THERE,
-) -> PushReceived:
-    """One push item."""
-    return PushReceived(origin, user_id, state, last_active_ago, status_msg, currently_active)
+) -> PushesReceived:
+    """One push item, alone."""
+    push = PushReceived(user_id, state, last_active_ago, status_msg, currently_active)
+    return PushesReceived(origin, (push,))
 
 
 def a_poll(*user_ids: UserID, origin: ServerName = THERE) -> PollReceived:

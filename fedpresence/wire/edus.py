@@ -20,6 +20,7 @@ from typing import assert_never
 from fedpresence.engine.events import (
     ListEduReceived,
     PollReceived,
+    PushesReceived,
     PushReceived,
     ReceivedEdu,
     UnpollReceived,
@@ -90,8 +91,12 @@ def decode_edus(
 
 def _size_of(content: dict[str, object]) -> int:
     """How many users an `m.presence` is about."""
-    lists = (content.get(key) for key in ("push", "poll", "unpoll"))
-    return sum(len(value) for value in lists if isinstance(value, list))
+    size = 0
+    for key in ("push", "poll", "unpoll"):
+        value = content.get(key)
+        if isinstance(value, list):
+            size += len(value)
+    return size
 
 
 def encode_edu(edu: Edu) -> bytes:
@@ -152,13 +157,13 @@ def _decode_presence(
         if isinstance(push, str):
             skip(push)
         else:
-            if push.user_id in pushes:
-                del pushes[push.user_id]  # the last of a user counts, and stands where it stood
+            pushes.pop(push.user_id, None)  # the last of a user counts, and stands where it stood
             pushes[push.user_id] = push
-    received.extend(pushes.values())
-    if poll := _user_ids(_array(content, "poll", skip), skip):
+    if pushes:
+        received.append(PushesReceived(origin, tuple(pushes.values())))
+    if "poll" in content and (poll := _user_ids(_array(content, "poll", skip), skip)):
         received.append(PollReceived(origin, poll))
-    if unpoll := _user_ids(_array(content, "unpoll", skip), skip):
+    if "unpoll" in content and (unpoll := _user_ids(_array(content, "unpoll", skip), skip)):
         received.append(UnpollReceived(origin, unpoll))
 
 
@@ -166,34 +171,31 @@ def _decode_push(item: object, origin: ServerName) -> PushReceived | str:
     """The push, or the reason why not (E:R-1 to R-4)."""
     if not isinstance(item, dict):
         return "malformed"
-    user_id = item.get("user_id")
+    get = item.get
+    user_id, presence, ago, status_msg = (
+        get("user_id"),
+        get("presence"),
+        get("last_active_ago"),
+        get("status_msg"),
+    )
     if not isinstance(user_id, str) or not is_compliant_of(user_id, origin):
         return "origin" if _is_of_another(user_id, origin) else "user"  # F:1.2: clients must not be shown it
-    presence = item.get("presence")
     state = _STATES.get(presence) if isinstance(presence, str) else None
     if state is None:
         return "state"
-    return PushReceived(
-        origin=origin,
-        user_id=user_id,
-        state=state,
-        last_active_ago=_last_active_ago(item.get("last_active_ago")),
-        status_msg=_status_msg(item.get("status_msg")),
-        currently_active=item.get("currently_active") is True and state is PresenceState.ONLINE,
-    )
+    if type(ago) is not int:
+        ago = None  # a float where an integer belongs makes the field invalid (Z-3), and true is none
+    elif not 0 <= ago <= MAX_AGO_MS:
+        ago = 0 if ago < 0 else MAX_AGO_MS
+    if status_msg is not None:
+        status_msg = _status_msg(status_msg)
+    is_active = get("currently_active") is True and state is PresenceState.ONLINE
+    return PushReceived(user_id, state, ago, status_msg, is_active)
 
 
 def _is_of_another(value: object, origin: ServerName) -> bool:
     user_id = _user_id(value)
     return user_id is not None and server_of(user_id) != origin
-
-
-def _last_active_ago(value: object) -> int | None:
-    if type(value) is not int:
-        return None  # a float where an integer belongs makes the field invalid (Z-3), and true is none
-    if value > MAX_AGO_MS:
-        return MAX_AGO_MS
-    return value if value > 0 else 0
 
 
 def _status_msg(value: object) -> str | None:

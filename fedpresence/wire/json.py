@@ -46,11 +46,12 @@ def decode_json(data: bytes) -> object:
     _check_size(data)
     try:
         text = data.decode("utf-8")
-        value: object = _DECODER.decode(text)
+        decoder = _DECODER if len(data) > MAX_INT_DIGITS else _SHORT_DECODER
+        value: object = decoder.decode(text)
     except (RecursionError, ValueError) as error:
         # Not `from error`: it would keep the whole body alive in the log's failure.
         raise BadRequest("M_NOT_JSON", f"Not JSON: {_reason(error)}") from None
-    if _SURROGATE_ESCAPE.search(text) and not _ESCAPES_ARE_WHOLE.fullmatch(text):
+    if "\\" in text and _SURROGATE_ESCAPE.search(text) and not _ESCAPES_ARE_WHOLE.fullmatch(text):
         raise BadRequest("M_BAD_JSON", "A string holds half a surrogate pair")
     return value
 
@@ -86,7 +87,7 @@ def _check_size(data: bytes) -> None:
     needs no more. Then exactly, with the strings taken out.
     """
     opening = data.count(b"[") + data.count(b"{")
-    if opening <= MAX_DEPTH and opening + data.count(b",") < MAX_VALUES:
+    if opening <= MAX_DEPTH and (len(data) < MAX_VALUES or opening + data.count(b",") < MAX_VALUES):
         return
     bare, strings = _STRING.subn(b"0", data, 2 * MAX_VALUES + 1)
     if strings > 2 * MAX_VALUES:  # each value may be one, and have one for its key
@@ -144,6 +145,8 @@ def _constant(_name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
+# For texts too short to hold an integer that is too long: most of them.
+_SHORT_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
 
 
 def _reason(error: Exception) -> str:

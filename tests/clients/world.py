@@ -80,7 +80,7 @@ class FakeEngine:
         does = self.does.get(type(event))
         return does(event) if does else ()
 
-    def next_deadline_ms(self) -> int | None:
+    def wake_ms(self) -> int | None:
         """Never."""
         return None
 

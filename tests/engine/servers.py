@@ -32,6 +32,7 @@ from fedpresence.engine.events import (
     InboxDue,
     ListEduReceived,
     PollReceived,
+    PushesReceived,
     PushReceived,
     ReceivedEdu,
     RoomMembersSet,
@@ -512,12 +513,13 @@ def as_received(edu: Edu, origin: ServerName) -> list[ReceivedEdu]:
     """What the other server reads."""
     if isinstance(edu, ListEdu):
         return [ListEduReceived(edu.kind, origin, edu.observer, edu.observed)]
-    received: list[ReceivedEdu] = [
-        PushReceived(
-            origin, push.user_id, push.state, push.last_active_ago, push.status_msg, push.currently_active
+    received: list[ReceivedEdu] = []
+    if edu.push:
+        pushes = (
+            PushReceived(p.user_id, p.state, p.last_active_ago, p.status_msg, p.currently_active)
+            for p in edu.push
         )
-        for push in edu.push
-    ]
+        received.append(PushesReceived(origin, tuple(pushes)))
     if edu.poll:
         received.append(PollReceived(origin, edu.poll))
     if edu.unpoll:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpresence.engine.deadlines import Deadlines
+from fedpresence.engine.deadlines import TIDIED_AHEAD_MS, Deadlines
 from tests.engine.costs import calls_of
 
 keys = st.sampled_from("abcde")
@@ -36,7 +36,9 @@ def test_every_key_falls_due_at_its_own_moment_and_at_no_other(steps: list[tuple
             assert [model[k] for k in due] == sorted(model[k] for k in due)
             for k in expected:
                 del model[k]
-        assert deadlines.next_ms() == min(model.values(), default=None)
+        nobody_before = deadlines.no_sooner_ms()
+        assert not model or (nobody_before is not None and nobody_before <= min(model.values()))
+        assert deadlines.next_ms() == min(model.values(), default=None) == deadlines.no_sooner_ms()
         assert len(deadlines) == len(model)
 
 
@@ -148,5 +150,31 @@ def test_a_key_that_may_be_later_is_asked_when_it_surfaces_and_not_before() -> N
     assert deadlines.next_ms() == 29
 
     true["a"] = None
-    deadlines.ask_again("a")
+    assert deadlines.ask_again("a")
     assert deadlines.next_ms() is None
+
+
+def test_who_wakes_for_nothing_has_peace_for_a_while_and_never_tidies_everything() -> None:
+    """A million remote users who are pushed in time: neither a wake-up for each nor all of them in one."""
+    true = {key: 1_000 * key for key in range(100)}
+    deadlines: Deadlines[int] = Deadlines(true.get)
+    for key, at_ms in true.items():
+        deadlines.set(key, at_ms)
+    for key in true:
+        true[key] += 1_000_000
+        deadlines.ask_again(key)
+
+    assert deadlines.pop_due(0) == []
+    assert deadlines.no_sooner_ms() == TIDIED_AHEAD_MS + 1_000
+    assert len(deadlines._unsure) == 100 - 11
+
+    assert deadlines.next_ms() == 1_000_000
+    assert deadlines.pop_due(1_000_000) == [0]
+
+
+def test_a_key_without_a_moment_is_not_asked_again() -> None:
+    """Whoever calls must set one: nobody would look."""
+    deadlines: Deadlines[str] = Deadlines(lambda key: 10)
+
+    assert not deadlines.ask_again("a")
+    assert (deadlines.no_sooner_ms(), deadlines.next_ms()) == (None, None)

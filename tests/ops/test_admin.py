@@ -48,7 +48,7 @@ class FakeEngine:
         self.events.append(event)
         return ()
 
-    def next_deadline_ms(self) -> int | None:
+    def wake_ms(self) -> int | None:
         """Nothing is ever due."""
         return None
 

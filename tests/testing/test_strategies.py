@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fedpresence.engine.events import PushReceived
+from fedpresence.engine.events import PushesReceived
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName, is_compliant, parse_server_name, parse_user_id, server_of
 from fedpresence.testing import strategies
@@ -48,10 +48,11 @@ def test_broken_user_ids_are_no_users(value: object) -> None:
 @given(strategies.push_items(A))
 def test_push_items_are_understood_in_full(item: dict[str, object]) -> None:
     """Nothing of a good item is cut off or replaced."""
-    (push,), skipped = decode_edus([{"edu_type": "m.presence", "content": {"push": [item]}}], A)
+    (edu,), skipped = decode_edus([{"edu_type": "m.presence", "content": {"push": [item]}}], A)
 
-    assert isinstance(push, PushReceived)
+    assert isinstance(edu, PushesReceived)
     assert skipped == ()
+    (push,) = edu.pushes
     assert (push.user_id, push.state.value) == (item["user_id"], item["presence"])
     assert push.last_active_ago == item["last_active_ago"]
     assert push.status_msg == item.get("status_msg")

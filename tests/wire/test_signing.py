@@ -424,6 +424,34 @@ def test_a_parameter_that_stands_twice_is_refused(more: str) -> None:
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize("tail", ["", ',destination="b.test"'])
+def test_headers_that_differ_in_their_signatures_alone_keep_each_its_own(tail: str) -> None:
+    """The rest is read once: what is remembered of one request must not pass for another's proof."""
+    other = "B" * 86
+
+    for signature in (SIG, other, "A" * 86, SIG + "=="):
+        text = f'X-Matrix origin="a.test",key="ed25519:1",sig="{signature}"{tail}'
+        assert parse_x_matrix(text.encode()).signature == signature
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'X-Matrix x="a,sig="{sig}"",origin="a.test",key="ed25519:1",sig="{other}"',
+        'X-Matrix x="a",xsig="{sig}",origin="a.test",key="ed25519:1",sig="\\A' + "A" * 85 + '"',
+        'X-Matrix xsig="{sig}",origin="a.test",key="ed25519:1",sig="{other}"',
+        'X-Matrix origin="a.test",key="ed25519:1",sig="{other}",x="sig=\\"{sig}\\""',
+    ],
+)
+def test_what_only_looks_like_the_signature_is_not_taken_for_it(text: str) -> None:
+    """A header is believed for its `sig` alone, wherever 86 such characters stand besides."""
+    try:
+        found = parse_x_matrix(text.format(sig=SIG, other="A" * 86).encode())
+    except NotAuthentic:
+        return
+    assert found.signature == "A" * 86
+
+
 def test_a_header_of_four_kibibytes_is_read_and_a_longer_one_is_not() -> None:
     """It is read before anybody is known."""
     start = f'X-Matrix origin="a.test",key="ed25519:1",sig="{SIG}",x="'.encode()

@@ -20,6 +20,7 @@ from fedpresence.engine.events import (
     ListEduReceived,
     PollReceived,
     PresenceSet,
+    PushesReceived,
     PushReceived,
     ReceivedEdu,
     RoomJoinRuleChanged,
@@ -108,11 +109,10 @@ def received_edus(
     asked = st.lists(from_here, min_size=1, max_size=3, unique=True).map(tuple)
     states = st.sampled_from(PresenceState)
     ago = st.none() | st.integers(0, MAX_AGO_MS)
-    push = st.builds(
-        PushReceived, st.just(origin), from_there, states, ago, st.none() | status_messages(), st.booleans()
-    )
+    push = st.builds(PushReceived, from_there, states, ago, st.none() | status_messages(), st.booleans())
+    pushes = st.lists(push, min_size=1, max_size=3, unique_by=lambda each: each.user_id).map(tuple)
     return st.one_of(
-        push,
+        st.builds(PushesReceived, st.just(origin), pushes),
         st.builds(PollReceived, st.just(origin), asked),
         st.builds(UnpollReceived, st.just(origin), asked),
         _list_edus_received(origin, _BY_OBSERVER, from_there, from_here),
