@@ -112,6 +112,10 @@ class Hub:
             self._readers.append((lambda: _fire(answer, lambda: reader(now_ms(self._clock))), ready))
         return answer
 
+    def settling(self) -> Deferred[None] | None:
+        """Fires when all that was decided is committed; None where it is, and may be read at once."""
+        return self.read(lambda _: None) if self._in_turn or self._dead else None
+
     def idle(self) -> bool:
         """Whether nothing waits and no turn runs."""
         return not self._waiting and not self._in_turn

@@ -35,12 +35,13 @@ _HTTPClient: Any = HTTPClient  # zope's interfaces mean nothing to mypy
 _Agent: Any = Agent  # untyped in Twisted
 
 
-async def exchange(
+def exchange(
     connection: Connection, method: str, uri: str, headers: dict[str, str], body: bytes | None, cap: int
-) -> Answer:
+) -> Deferred[Answer]:
     """One request and its answer: the path of every transaction.
 
-    DeliveryFailed where no status came; it says whether the server may have heard us.
+    DeliveryFailed where no status came; it says whether the server may have heard us. It is raised where the
+    request was not begun.
     """
     route = connection.route
     try:
@@ -48,9 +49,7 @@ async def exchange(
     except ValueError:
         connection.abort()  # or it would stay open, in nobody's hands
         raise
-    answer = await connection.request(request, cap, TIMEOUT_S)
-    _refuse_encoding(route, answer.headers.get(b"content-encoding", ()))
-    return answer
+    return connection.request(request, cap, TIMEOUT_S).addCallback(_as_it_is, route)
 
 
 async def fetch(connections: Connections, route: Route, uri: str, cap: int) -> Answer:
@@ -96,6 +95,11 @@ def http_date_ms(value: str | bytes) -> int | None:
         return int(parse(value.encode() if isinstance(value, str) else value)) * 1000
     except (ValueError, IndexError, KeyError):
         return None
+
+
+def _as_it_is(answer: Answer, route: Route) -> Answer:
+    _refuse_encoding(route, answer.headers.get(b"content-encoding", ()))
+    return answer
 
 
 def _refuse_encoding(route: Route, encodings: Sequence[bytes]) -> None:
