@@ -14,7 +14,7 @@ Source: RFC 9112; F:X-6, Z-5.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from typing import Protocol as Interface
@@ -34,8 +34,9 @@ MAX_FIELDS = 100  # header lines: Matrix servers send ten
 # The whole grammar of a head, so that nothing in it is taken for what it is not.
 _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\0\r\n]*+)?\r\n"
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\0\r\n]*+\r\n)*+)\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\0\r\n]*+\r\n)*+\r\n"
 )
+_FIELD = re.compile(rb"\n([^:\r]+):[ \t]*([^\r]*)")  # of a head that is known to be one
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\0\r\n]*)?")
 
@@ -62,6 +63,10 @@ def encode_request(method: str, uri: str, headers: Mapping[str, str], body: byte
     if not "".join(lines).isprintable():
         raise ValueError("the head of a request must be printable")
     return "\r\n".join((*lines, "", "")).encode("ascii") + (body or b"")
+
+
+def _is_close(values: Sequence[bytes]) -> bool:
+    return any(option.strip(b" \t").lower() == b"close" for value in values for option in value.split(b","))
 
 
 class AnswerReader:
@@ -119,16 +124,16 @@ class AnswerReader:
             if len(self._buffer) > self._overhead_left or b"\n\n" in self._buffer:
                 raise MalformedAnswerError("its head is too long, or its lines end without CR")
             return None
-        match = _HEAD.fullmatch(self._take_overhead(end + 4))
+        head = self._take_overhead(end + 4)
+        match = _HEAD.fullmatch(head)
         if match is None:
             raise MalformedAnswerError("its head is malformed")
-        lines = match[3].split(b"\r\n")[:-1]
-        if len(lines) > MAX_FIELDS:
+        fields = _FIELD.findall(head)
+        if len(fields) > MAX_FIELDS:
             raise MalformedAnswerError("it has too many headers")
         headers: dict[bytes, list[bytes]] = {}
-        for line in lines:
-            name, _, value = line.partition(b":")
-            headers.setdefault(name.lower(), []).append(value.strip(b" \t"))
+        for name, value in fields:
+            headers.setdefault(name.lower(), []).append(value.rstrip(b" \t"))
         status = int(match[2])
         if status == 101:
             raise MalformedAnswerError("it changes the protocol")
@@ -153,8 +158,7 @@ class AnswerReader:
             self._left = int(lengths[0])
         if status in (204, 304):  # whatever they say, no body follows
             self._framing, self._left = "length", 0
-        options = b",".join(headers.get(b"connection", ())).lower().split(b",")
-        wants_to_close = is_old or b"close" in [option.strip(b" \t") for option in options]
+        wants_to_close = is_old or _is_close(headers.get(b"connection", ()))
         self.reusable = not wants_to_close and self._framing != "close"
 
     # --- the body --------------------------------------------------------------------------------
@@ -173,6 +177,8 @@ class AnswerReader:
         """Move what is left to the body, as far as it is here; whether it was."""
         if len(self._body) + self._left > self._cap:
             raise MalformedAnswerError("its body is too long")
+        if not self._left:
+            return True
         part = self._buffer[: self._left]
         del self._buffer[: self._left]
         self._body += part
