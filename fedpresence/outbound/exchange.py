@@ -98,7 +98,9 @@ def http_date_ms(value: str | bytes) -> int | None:
 
 
 def _as_it_is(answer: Answer, route: Route) -> Answer:
-    _refuse_encoding(route, answer.headers.get(b"content-encoding", ()))
+    encodings = answer.headers.get(b"content-encoding")
+    if encodings:
+        _refuse_encoding(route, encodings)
     return answer
 
 

@@ -56,7 +56,7 @@ OVERDRAWN_PATIENCE_MS = (
     60_000  # news of a user who has spent their share, and what is asked for in bulk (Z-18)
 )
 
-_CHANGE = Urgency.CHANGE  # asked for at each push: an attribute of an enum is slow to find
+_CHANGE, _TIMER = Urgency.CHANGE, Urgency.TIMER  # an attribute of an enum is slow to find
 
 Pair = tuple[UserID, UserID]  # observer, observed
 OwedKey = tuple[UserID, UserID, int, EduKind]
@@ -196,15 +196,17 @@ class DestinationQueue:
     def take(self, now_ms: int, limit: int) -> Wanted:
         """What the next transaction should carry, at most `limit` users; it still waits until `delivered`."""
         users = self._users_to_take(now_ms, limit)
+        self._taken = {user: news.count if (news := self._pending.get(user)) else 0 for user in users}
+        # Nothing is gained by waiting where the next transaction is full already.
+        self._left_ms = None if len(self._pending) >= 2 * limit else now_ms
+        if not (self._owed or self._drops or self._polls or self._unpolls):
+            return Wanted(users)  # as mostly
         drops = tuple(self._drops.values())[:MAX_EDUS_TAKEN]
         for drop in drops:
             del self._drops[(drop.observer, drop.observed)]
         owed = self._owed_to_take(now_ms, {(drop.observer, drop.observed) for drop in drops})
         polls = _pop_some(self._polls, MAX_POLLS_TAKEN)
         unpolls = _pop_some(self._unpolls, MAX_POLLS_TAKEN)
-        self._taken = {user: news.count if (news := self._pending.get(user)) else 0 for user in users}
-        # Nothing is gained by waiting where the next transaction is full already.
-        self._left_ms = None if len(self._pending) >= 2 * limit else now_ms
         return Wanted(users=users, owed=owed, drops=drops, polls=polls, unpolls=unpolls)
 
     def unchanged(self, published: dict[UserID, Published], now_ms: int) -> frozenset[UserID]:
@@ -216,7 +218,7 @@ class DestinationQueue:
                 news is not None
                 and told is not None
                 and told.published is not None
-                and news.urgency in (Urgency.CHANGE, Urgency.TIMER)
+                and _CHANGE <= news.urgency <= _TIMER
                 and told.told_ms + self._refresh_after_ms > now_ms
                 and _same(told.published, content)
             ):
@@ -309,6 +311,8 @@ class DestinationQueue:
 
     def next_due_ms(self) -> int | None:
         """When the next transaction may leave; a moment that has passed means now."""
+        if self._polls or self._urgent:
+            return self.window_end_ms  # nothing goes sooner
         news_ms, refresh_ms = self.news_due_ms(), self.refresh_due_ms()
         if news_ms is None or refresh_ms is None:
             return refresh_ms if news_ms is None else news_ms
@@ -316,9 +320,11 @@ class DestinationQueue:
 
     def news_due_ms(self) -> int | None:
         """When it should leave for what waits; None where nothing does but refreshes."""
-        left_ms, window_end_ms = self._left_ms, self.window_end_ms
         if self._polls or self._urgent:
-            return window_end_ms  # nothing goes sooner
+            return self.window_end_ms  # nothing goes sooner
+        if not (self._pending or self._drops or self._unpolls or self._owed):
+            return None
+        left_ms, window_end_ms = self._left_ms, self.window_end_ms
         timer_end_ms = left_ms + max(self._window_ms, TIMER_WINDOW_MS) if left_ms is not None else 0
         due: list[int] = []
         if self._pending or self._drops or self._unpolls:
@@ -332,8 +338,8 @@ class DestinationQueue:
         told_ms = self._longest_untold_ms()
         if told_ms is None:
             return None
-        window_end_ms = self._left_ms + self._window_ms if self._left_ms is not None else 0
-        return max(told_ms + self._refresh_after_ms, window_end_ms)
+        due_ms, window_end_ms = told_ms + self._refresh_after_ms, self.window_end_ms
+        return due_ms if due_ms > window_end_ms else window_end_ms
 
     def refresh_by_ms(self) -> int | None:
         """By when a refresh must have left; None where nobody will need one."""
@@ -422,10 +428,9 @@ class DestinationQueue:
         if told is None:
             self._told[user] = _Told(told_ms, published)
             return
-        # What did not change is not made anew: with a million pairs the collector would never rest.
+        # The record is not made anew: with a million pairs the collector would never rest.
         told.told_ms = told_ms
-        if told.published != published:
-            told.published = published
+        told.published = published
         self._told.move_to_end(user)
 
     def _longest_untold_ms(self) -> int | None:

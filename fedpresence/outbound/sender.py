@@ -344,8 +344,11 @@ class DestinationSender(Service):
             return None  # while we waited
         unclear, self._unclear = self._unclear, None
         decisions = self._tools.decisions
-        rights = decisions.rights(self.destination)
-        if unclear is not None and (unclear.rights, unclear.revision) == (rights, self.queue.revision):
+        if (
+            unclear is not None
+            and unclear.revision == self.queue.revision
+            and unclear.rights == decisions.rights(self.destination)
+        ):
             return unclear
         wanted = self._parts.popleft() if self._parts else self.queue.take(now, MAX_USERS)
         composed = decisions.compose(self.destination, wanted, self._tools.burst.moment(now))
