@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fedpresence.clock import now_ms
+from fedpresence.debugging import debugging
 from fedpresence.engine.effects import Urgency
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
@@ -465,14 +466,15 @@ class DestinationSender(Service):
     def _report(self, sealed: _Sealed, sent_ms: int, now: int, status: int | None) -> None:
         outcome = "unanswered" if status is None else f"{status // 100}xx"
         self._tools.counters.count("outbound_transactions", outcome=outcome)
-        _log.debug(
-            "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
-            destination=self.destination,
-            txn_id=sealed.txn_id,
-            edus=sealed.packed.edu_count,
-            status=status,
-            delay_ms=now - sent_ms,
-        )
+        if debugging.is_read:
+            _log.debug(
+                "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
+                destination=self.destination,
+                txn_id=sealed.txn_id,
+                edus=sealed.packed.edu_count,
+                status=status,
+                delay_ms=now - sent_ms,
+            )
         if self._tools.on_transaction is not None:
             answered_ms, body = None if status is None else now, sealed.packed.body
             self._tools.on_transaction(
