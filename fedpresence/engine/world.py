@@ -119,7 +119,10 @@ class World:
 
     def is_granted(self, server: ServerName, observed: UserID) -> bool:
         """The same, where it is known that the server lists do not refuse `server`."""
-        return server in self._granted(observed) or self.rooms.user_meets_server(observed, server)
+        granted = self._grants.get(observed)
+        if granted is None:
+            granted = self._granted(observed)
+        return server in granted or self.rooms.user_meets_server(observed, server)
 
     def destinations_of(self, observed: UserID) -> list[ServerName]:
         """Every server with a right to `observed`, in a fixed order."""

@@ -25,7 +25,15 @@ from fedpresence.ids import ServerName, is_ip_literal
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.connections import Connections, Resolve, tcp_dial
 from fedpresence.outbound.discovery import Discovery
-from fedpresence.outbound.exchange import TIMEOUT_S, USER_AGENT, exchange, fetch, http_date_ms, values_of
+from fedpresence.outbound.exchange import (
+    TIMEOUT_S,
+    USER_AGENT,
+    exchange,
+    fetch,
+    http_date_ms,
+    refuse_encoding,
+    values_of,
+)
 from fedpresence.outbound.http11 import Answer, Connection
 from fedpresence.outbound.srv import system_lookup
 from fedpresence.outbound.tls import TlsPolicy
@@ -89,7 +97,7 @@ class Client:
         body = None if content is None else encode_canonical(content)
         connection = await self._connection_to(destination)
         answer = await self._signed(destination, connection, method, uri, body)
-        if not 200 <= answer.status < 300:
+        if not _is_taken(answer, destination):
             raise self._refusal(destination, answer)
         return answer.status, answer.body
 
@@ -143,7 +151,7 @@ class Client:
         return await fetch(self._connections, route, path, MAX_ANSWER_BYTES)
 
     def _status_of(self, answer: Answer, destination: ServerName, slashed: bool) -> int:
-        if 200 <= answer.status < 300:
+        if _is_taken(answer, destination):
             return answer.status
         error = self._refusal(destination, answer)
         if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
@@ -198,6 +206,13 @@ class Client:
             retry_after_ms=retry_after_ms,
             heard=True,
         )
+
+
+def _is_taken(answer: Answer, destination: ServerName) -> bool:
+    encodings = answer.headers.get(b"content-encoding")
+    if encodings:
+        refuse_encoding(destination, encodings)
+    return 200 <= answer.status < 300
 
 
 def build_client(

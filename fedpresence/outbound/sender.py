@@ -230,7 +230,8 @@ class DestinationSender(Service):
             due_ms = self.queue.news_due_ms()
         else:
             due_ms = self.queue.next_due_ms()
-        return None if due_ms is None else max(due_ms, self._backoff.next_try_ms)
+        next_try_ms = self._backoff.next_try_ms
+        return next_try_ms if due_ms is not None and due_ms < next_try_ms else due_ms
 
     def idle(self) -> bool:
         """Whether nothing is in flight, nor due now."""
