@@ -23,8 +23,8 @@ from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import ObservedRow, ObservedStage
 from fedpresence.ids import DeviceID, ServerName, UserID
-from fedpresence.outbound.sender import Decisions, OpenLink
 from fedpresence.outbound.service import Outbound, OutboundSettings
+from fedpresence.outbound.tools import Decisions, OpenLink
 from fedpresence.storage.store import Stored
 
 HERE = ServerName("here.test")
@@ -121,6 +121,9 @@ class _StillClock:
 class _Nowhere:
     """A client whose connections never stand: everything stays queued."""
 
+    def kept(self, destination: ServerName) -> None:
+        """None."""
+
     async def open(self, destination: ServerName) -> OpenLink:
         """Wait for ever, or until cancelled."""
         never: Deferred[OpenLink] = Deferred()
@@ -151,7 +154,8 @@ def _fan_out(destinations: int) -> Case:
         _StillClock(),
         _Nowhere(),
         Decisions(
-            compose=lambda *_: Deferred(),
+            settling=lambda: None,
+            compose=engine.compose,
             rights=engine.rights,
             needs_refresh=lambda destination, user_id: engine.needs_refresh(destination, user_id, NOW_MS),
             submit=lambda event: Deferred(),

@@ -1,6 +1,6 @@
 """Every other server, in memory and in virtual time: how it behaves, and what it heard.
 
-It stands where the client stands (`outbound.sender.Opens`); above it everything is the daemon's own.
+It stands where the client stands (`outbound.tools.Opens`); above it everything is the daemon's own.
 
 Always true: a transaction is read when it arrives, as its bytes say it; a connection that is new costs a
 turn of the same budget as in `outbound.connections`, and one that idled too long is new.
@@ -14,7 +14,7 @@ from itertools import chain
 from random import Random
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 
 from fedpresence.clock import now_ms
@@ -22,7 +22,7 @@ from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.budget import TokenBucket
 from fedpresence.outbound.exchange import TIMEOUT_S
-from fedpresence.outbound.sender import OpenLink
+from fedpresence.outbound.tools import OpenLink
 from fedpresence.testing.rig.clock import TurnableClock
 
 ROUND_TRIP_S = 0.03
@@ -95,6 +95,9 @@ class Receivers:
         )
 
     # --- as a client -----------------------------------------------------------------------------
+
+    def kept(self, destination: ServerName) -> None:
+        """None: `open` finds those too."""
 
     async def open(self, destination: ServerName) -> OpenLink:
         """A connection, kept or new."""
@@ -192,9 +195,9 @@ class _Link:
         self._receivers = receivers
         self._destination = destination
 
-    async def send_transaction(self, txn_id: str, body: bytes) -> int:
+    def send_transaction(self, txn_id: str, body: bytes) -> "Deferred[int]":
         """The status, or DeliveryFailed."""
-        return await self._receivers.take(self._destination, body)
+        return ensureDeferred(self._receivers.take(self._destination, body))
 
     def give_back(self) -> None:
         """It was not needed."""

@@ -23,8 +23,8 @@ from fedpresence.engine.settings import EngineSettings
 from fedpresence.engine.subscription import ObservedRow, ObservedStage
 from fedpresence.hub import Hub
 from fedpresence.ids import DeviceID, ServerName, UserID
-from fedpresence.outbound.sender import Decisions
 from fedpresence.outbound.service import Outbound, OutboundSettings
+from fedpresence.outbound.tools import Decisions
 from fedpresence.storage.memory import MemoryStore
 from fedpresence.storage.store import Stored
 from fedpresence.testing.rig.clock import TurnableClock
@@ -86,9 +86,8 @@ class VirtualServer:
             self.clock,
             self.receivers,
             Decisions(
-                compose=lambda to, wanted, moment: self.hub.read(
-                    lambda now: self.engine.compose(to, wanted, moment(now))
-                ),
+                settling=self.hub.settling,
+                compose=self.engine.compose,
                 rights=self.engine.rights,
                 needs_refresh=lambda to, who: self.engine.needs_refresh(to, who, now_ms(self.clock)),
                 submit=self.hub.submit,

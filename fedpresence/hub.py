@@ -119,6 +119,10 @@ class Hub:
         else:
             answer.callback(value)
 
+    def settling(self) -> Deferred[None] | None:
+        """Fires when all that was decided is committed; None where it is, and may be read at once."""
+        return self.read(lambda _: None) if self._in_turn or self._dead else None
+
     def idle(self) -> bool:
         """Whether nothing waits and no turn runs."""
         return not self._waiting and not self._in_turn

@@ -46,9 +46,9 @@ from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.transactions import Transactions
 from fedpresence.ops.status import PrometheusCounters
 from fedpresence.outbound.client import build_client
-from fedpresence.outbound.sender import Decisions
 from fedpresence.outbound.service import Outbound, OutboundSettings
 from fedpresence.outbound.status import TransactionSeen
+from fedpresence.outbound.tools import Decisions
 from fedpresence.selfcheck import SelfCheck
 from fedpresence.storage.store import Store
 from fedpresence.wire.signing import Identity, ServerKeys
@@ -228,9 +228,8 @@ class Parts:
     def _decisions(self) -> Decisions:
         engine, hub, clock = self.engine, self.hub, self.clock
         return Decisions(
-            compose=lambda destination, wanted, moment: hub.read(
-                lambda now: engine.compose(destination, wanted, moment(now))
-            ),
+            settling=hub.settling,
+            compose=engine.compose,
             rights=engine.rights,
             needs_refresh=lambda destination, user_id: engine.needs_refresh(
                 destination, user_id, now_ms(clock)

@@ -16,8 +16,8 @@ from fedpresence.engine.events import Event, InboxDue, Started, Stopping, UserAd
 from fedpresence.engine.settings import EngineSettings
 from fedpresence.hub import Hub
 from fedpresence.ids import ServerName, UserID
-from fedpresence.outbound.sender import Decisions
 from fedpresence.outbound.service import Outbound, OutboundSettings
+from fedpresence.outbound.tools import Decisions
 from fedpresence.storage.memory import MemoryStore
 from fedpresence.testing.builders import HERE, NOW_MS
 from tests.asynchronous import result_of
@@ -48,9 +48,8 @@ class SendingServer:
             self.clock,
             self.net,
             Decisions(
-                compose=lambda to, wanted, moment: hub.read(
-                    lambda now: engine.compose(to, wanted, moment(now))
-                ),
+                settling=hub.settling,
+                compose=engine.compose,
                 rights=engine.rights,
                 needs_refresh=lambda to, user_id: engine.needs_refresh(to, user_id, self.now_ms),
                 submit=hub.submit,

@@ -173,6 +173,21 @@ def test_a_reader_may_read_again() -> None:
     assert result_of(second[0]) == 0
 
 
+def test_who_wants_to_read_hears_from_when_on_they_may() -> None:
+    """Nothing need be waited for where nothing is being written."""
+    at = Fixture()
+    assert at.hub.settling() is None
+    at.hub.submit(UserAdded(user("a")))
+
+    settling = at.hub.settling()
+
+    assert settling is not None
+    assert not settling.called
+    at.disk.written()
+    assert settling.called
+    assert at.hub.settling() is None
+
+
 def test_a_disk_that_fails_ends_everything() -> None:
     """Memory is ahead of the disk from that moment on: no later answer could be trusted."""
     at = Fixture()

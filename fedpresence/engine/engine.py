@@ -335,7 +335,7 @@ class Engine:
         Called when bytes are made, and only then: owed EDUs count as heard from here on.
         """
         world = self._world
-        rights = world.rights_ended[destination]
+        rights = self.rights(destination)
         if not world.permits(destination):
             return Composed((), (), {}, (), (), (), (), rights)
         before: list[Edu] = []
@@ -373,8 +373,8 @@ class Engine:
             before=tuple(before),
             pushes=tuple(pushes),
             published=published,
-            polls=tuple(u for u in wanted.polls if world.is_wanted(u)),
-            unpolls=tuple(u for u in wanted.unpolls if not self._is_watched(u)),
+            polls=tuple([u for u in wanted.polls if world.is_wanted(u)]),
+            unpolls=tuple([u for u in wanted.unpolls if not self._is_watched(u)]),
             owed=tuple(owed),
             stale_owed=tuple(stale),
             rights=rights,
@@ -386,7 +386,7 @@ class Engine:
 
     def rights(self, destination: ServerName) -> int:
         """A counter that moves when any right of `destination` ends: older bytes are never sent again."""
-        return self._world.rights_ended[destination]
+        return self._world.rights_ended.get(destination, 0)
 
     def needs_refresh(self, destination: ServerName, user_id: UserID, now_ms: int) -> bool:
         """Whether `destination` would take the user for offline if it heard nothing (E:P-6)."""

@@ -36,6 +36,7 @@ from twisted.python.reflect import safe_str
 from zope.interface import implementer
 
 from fedpresence.config import LogConfig
+from fedpresence.debugging import Debugging, debugging
 from fedpresence.errors import ConfigError
 
 REDACTED = "[redacted]"
@@ -141,23 +142,32 @@ class LogWriter:
 class Logging:
     """What `start_logging` began."""
 
-    def __init__(self, writer: LogWriter, publisher: LogPublisher, root: logging.Logger) -> None:
+    def __init__(
+        self, writer: LogWriter, publisher: LogPublisher, root: logging.Logger, debugging: Debugging
+    ) -> None:
         self._writer = writer
         self._publisher = publisher
         self._root = root
+        self._debugging = debugging
         self._bridge = _Bridge(publisher)
         root.addHandler(self._bridge)
-        root.setLevel(writer.lowest)
+        self._set_lowest()
 
     def reload(self, config: LogConfig) -> None:
         """Take over new levels (SIGHUP); ConfigError, and nothing changes, where one is unknown."""
         self._writer.reload(config)
-        self._root.setLevel(self._writer.lowest)
+        self._set_lowest()
 
     def stop(self) -> None:
         """Write no more."""
         self._root.removeHandler(self._bridge)
         self._publisher.removeObserver(cast(ILogObserver, self._writer))
+        self._debugging.is_read = True
+
+    def _set_lowest(self) -> None:
+        lowest = self._writer.lowest
+        self._root.setLevel(lowest)
+        self._debugging.is_read = lowest <= logging.DEBUG
 
 
 def start_logging(
@@ -167,6 +177,7 @@ def start_logging(
     beginner: LogBeginner = globalLogBeginner,
     publisher: LogPublisher = globalLogPublisher,
     root: logging.Logger | None = None,
+    debugging: Debugging = debugging,
 ) -> Logging:
     """Write this process's log to `stream` from now on, what was logged before included.
 
@@ -176,7 +187,7 @@ def start_logging(
     """
     writer = LogWriter(config, stream)
     beginner.beginLoggingTo([cast(ILogObserver, writer)], redirectStandardIO=False)
-    return Logging(writer, publisher, root if root is not None else logging.getLogger())
+    return Logging(writer, publisher, root if root is not None else logging.getLogger(), debugging)
 
 
 # --- levels ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, fail
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IResolutionReceiver
 from zope.interface import implementer
@@ -25,7 +25,15 @@ from fedpresence.ids import ServerName, is_ip_literal
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.connections import Connections, Resolve, tcp_dial
 from fedpresence.outbound.discovery import Discovery
-from fedpresence.outbound.exchange import TIMEOUT_S, USER_AGENT, exchange, fetch, http_date_ms, values_of
+from fedpresence.outbound.exchange import (
+    TIMEOUT_S,
+    USER_AGENT,
+    exchange,
+    fetch,
+    http_date_ms,
+    refuse_encoding,
+    values_of,
+)
 from fedpresence.outbound.http11 import Answer, Connection
 from fedpresence.outbound.srv import system_lookup
 from fedpresence.outbound.tls import TlsPolicy
@@ -54,9 +62,9 @@ class Link:
         self._destination = destination
         self._connection = connection
 
-    async def send_transaction(self, txn_id: str, body: bytes) -> int:
+    def send_transaction(self, txn_id: str, body: bytes) -> Deferred[int]:
         """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed. `body` is canonical JSON."""
-        return await self._client.send_transaction(self._destination, self._connection, txn_id, body)
+        return self._client.send_transaction(self._destination, self._connection, txn_id, body)
 
     def give_back(self) -> None:
         """There is nothing to send after all."""
@@ -73,6 +81,11 @@ class Client:
         self._signer = signer
         self._slashed: OrderedDict[ServerName, None] = OrderedDict()
 
+    def kept(self, destination: ServerName) -> Link | None:
+        """The connection that is kept to `destination`; None where there is none."""
+        connection = self._kept(destination)
+        return None if connection is None else Link(self, destination, connection)
+
     async def open(self, destination: ServerName) -> Link:
         """A connection to `destination`, authenticated; DeliveryFailed (not heard) otherwise."""
         return Link(self, destination, await self._connection_to(destination))
@@ -82,7 +95,11 @@ class Client:
     ) -> tuple[int, bytes]:
         """One signed request: its 2xx status and body, or DeliveryFailed. `content` None: no body."""
         body = None if content is None else encode_canonical(content)
-        return await self._signed(destination, await self._connection_to(destination), method, uri, body)
+        connection = await self._connection_to(destination)
+        answer = await self._signed(destination, connection, method, uri, body)
+        if not _is_taken(answer, destination):
+            raise self._refusal(destination, answer)
+        return answer.status, answer.body
 
     async def get_unsigned(self, server_name: ServerName, path: str) -> bytes:
         """The body of a 200 to an unsigned GET (keys); DeliveryFailed otherwise."""
@@ -91,9 +108,9 @@ class Client:
             raise self._refusal(server_name, answer)
         return answer.body
 
-    async def send_transaction(
+    def send_transaction(
         self, destination: ServerName, connection: Connection, txn_id: str, body: bytes
-    ) -> int:
+    ) -> Deferred[int]:
         """`PUT /send/{txn_id}` over this connection; old servers want a slash behind it (F:7.1).
 
         Which one does is learnt from its refusal, DeliveryFailed (not heard), and remembered.
@@ -101,19 +118,10 @@ class Client:
         slashed = destination in self._slashed
         uri = f"{SEND_PATH}{txn_id}{'/' if slashed else ''}"
         try:
-            status, _ = await self._signed(destination, connection, "PUT", uri, body)
+            answer = self._signed(destination, connection, "PUT", uri, body)
         except DeliveryFailed as error:
-            if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
-                raise
-            if slashed:
-                del self._slashed[destination]
-                raise
-            self._slashed[destination] = None
-            if len(self._slashed) > MAX_SLASHED:
-                self._slashed.popitem(last=False)
-            # Not these bytes again: a right in them may end before another connection stands (S:5).
-            raise DeliveryFailed(destination, "wants the trailing slash of old: next time") from error
-        return status
+            return fail(error)
+        return answer.addCallback(self._status_of, destination, slashed)
 
     @property
     def kept_connections(self) -> int:
@@ -126,11 +134,14 @@ class Client:
         await self._connections.close()
 
     async def _connection_to(self, server_name: ServerName) -> Connection:
-        route = self._discovery.known_route(server_name)
-        kept = None if route is None else self._connections.take(route)
+        kept = self._kept(server_name)
         if kept is not None:
             return kept
         return await self._within_deadline(server_name, self._find_and_open(server_name), heard=False)
+
+    def _kept(self, server_name: ServerName) -> Connection | None:
+        route = self._discovery.known_route(server_name)
+        return None if route is None else self._connections.take(route)
 
     async def _find_and_open(self, server_name: ServerName) -> Connection:
         return await self._connections.open(await self._discovery.route(server_name))
@@ -139,24 +150,36 @@ class Client:
         route = await self._discovery.route(server_name)
         return await fetch(self._connections, route, path, MAX_ANSWER_BYTES)
 
-    async def _signed(
+    def _status_of(self, answer: Answer, destination: ServerName, slashed: bool) -> int:
+        if _is_taken(answer, destination):
+            return answer.status
+        error = self._refusal(destination, answer)
+        if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
+            raise error
+        if slashed:
+            self._slashed.pop(destination, None)
+            raise error
+        self._slashed[destination] = None
+        if len(self._slashed) > MAX_SLASHED:
+            self._slashed.popitem(last=False)
+        # Not these bytes again: a right in them may end before another connection stands (S:5).
+        raise DeliveryFailed(destination, "wants the trailing slash of old: next time") from error
+
+    def _signed(
         self,
         destination: ServerName,
         connection: Connection,
         method: str,
         uri: str,
         body: bytes | None,
-    ) -> tuple[int, bytes]:
+    ) -> Deferred[Answer]:
         headers = {
             "Authorization": self._signer.authorization_of(method, uri, destination, body),
             "User-Agent": USER_AGENT,
         }
         if body is not None:
             headers["Content-Type"] = "application/json"
-        answer = await exchange(connection, method, uri, headers, body, MAX_ANSWER_BYTES)
-        if not 200 <= answer.status < 300:
-            raise self._refusal(destination, answer)
-        return answer.status, answer.body
+        return exchange(connection, method, uri, headers, body, MAX_ANSWER_BYTES)
 
     async def _within_deadline(
         self, server_name: ServerName, running: Coroutine[Deferred[Any], Any, T], *, heard: bool
@@ -183,6 +206,13 @@ class Client:
             retry_after_ms=retry_after_ms,
             heard=True,
         )
+
+
+def _is_taken(answer: Answer, destination: ServerName) -> bool:
+    encodings = answer.headers.get(b"content-encoding")
+    if encodings:
+        refuse_encoding(destination, encodings)
+    return 200 <= answer.status < 300
 
 
 def build_client(

@@ -22,6 +22,7 @@ from twisted.internet.task import deferLater
 
 from fedpresence.clock import Clock, Timer, now_ms, within
 from fedpresence.errors import DeliveryFailed, reason_of
+from fedpresence.ids import ServerName
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.budget import TokenBucket
 from fedpresence.outbound.handshake import authenticated
@@ -38,7 +39,7 @@ Dial = Callable[[str, int], Any]  # an IStreamClientEndpoint: zope's interfaces 
 
 
 class Connections:
-    """Opens connections, at most so many a second, and keeps one per route while it idles for `keep_s`.
+    """Opens connections, at most so many a second, and keeps one per server while it idles for `keep_s`.
 
     `resolve` gives the addresses of a host name (OSError where it cannot), `dial` the endpoint of an IP
     address and port.
@@ -63,7 +64,7 @@ class Connections:
         self._budget = TokenBucket(per_second, burst=per_second)
         self._waiting = 0
         self._keep_s = keep_s
-        self._kept: OrderedDict[Route, Connection] = OrderedDict()  # the longest idle first
+        self._kept: OrderedDict[ServerName, Connection] = OrderedDict()  # the longest idle first
         self._timer: Timer | None = None  # for the first of them
 
     async def open(self, route: Route) -> Connection:
@@ -76,7 +77,11 @@ class Connections:
 
     def take(self, route: Route) -> Connection | None:
         """The connection that is kept for that server; None where there is none."""
-        return self._kept.pop(route, None)
+        kept = self._kept.pop(route.server_name, None)
+        if kept is None or kept.route is route or kept.route == route:
+            return kept
+        kept.abort()  # it leads to where the server was
+        return None
 
     def keep(self, connection: Connection) -> None:
         """Keep it for the next request, one for a server: one transaction is in flight."""
@@ -88,25 +93,27 @@ class Connections:
         if connection.idle_since_s is None:
             self.keep(connection)
         elif self._keep(connection):
-            self._kept.move_to_end(connection.route, last=False)
+            self._kept.move_to_end(connection.route.server_name, last=False)
 
     def _keep(self, connection: Connection) -> bool:
-        if connection.route in self._kept:
+        name = connection.route.server_name
+        if name in self._kept:
             connection.abort()
             return False
-        self._kept[connection.route] = connection
+        self._kept[name] = connection
         if self._timer is None:
             self._timer = self.clock.callLater(self._keep_s, self._close_idle)
         return True
 
     def forget(self, connection: Connection) -> None:
         """It is closed."""
-        if self._kept.get(connection.route) is connection:
-            del self._kept[connection.route]
+        name = connection.route.server_name
+        if self._kept.get(name) is connection:
+            del self._kept[name]
 
     @property
     def kept(self) -> int:
-        """To how many routes connections are kept."""
+        """To how many servers connections are kept."""
         return len(self._kept)
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory
 from zope.interface import implementer
 
 from fedpresence.errors import DeliveryFailed, reason_of
+from fedpresence.ids import ServerName
 from fedpresence.outbound.connections import Connections
 from fedpresence.outbound.http11 import Answer, Connection, encode_request
 from fedpresence.outbound.route import Route
@@ -35,22 +36,20 @@ _HTTPClient: Any = HTTPClient  # zope's interfaces mean nothing to mypy
 _Agent: Any = Agent  # untyped in Twisted
 
 
-async def exchange(
+def exchange(
     connection: Connection, method: str, uri: str, headers: dict[str, str], body: bytes | None, cap: int
-) -> Answer:
+) -> Deferred[Answer]:
     """One request and its answer: the path of every transaction.
 
-    DeliveryFailed where no status came; it says whether the server may have heard us.
+    DeliveryFailed where no status came; it says whether the server may have heard us. It is raised where the
+    request was not begun.
     """
-    route = connection.route
     try:
-        request = encode_request(method, uri, {"Host": route.host_header, **headers}, body)
+        request = encode_request(method, uri, {"Host": connection.route.host_header, **headers}, body)
     except ValueError:
         connection.abort()  # or it would stay open, in nobody's hands
         raise
-    answer = await connection.request(request, cap, TIMEOUT_S)
-    _refuse_encoding(route, answer.headers.get(b"content-encoding", ()))
-    return answer
+    return connection.request(request, cap, TIMEOUT_S)
 
 
 async def fetch(connections: Connections, route: Route, uri: str, cap: int) -> Answer:
@@ -98,10 +97,11 @@ def http_date_ms(value: str | bytes) -> int | None:
         return None
 
 
-def _refuse_encoding(route: Route, encodings: Sequence[bytes]) -> None:
+def refuse_encoding(server_name: ServerName, encodings: Sequence[bytes]) -> None:
+    """DeliveryFailed where an answer of that server, by its Content-Encoding, is not as it is (Z-5)."""
     if any(encoding.strip().lower() not in (b"", b"identity") for encoding in encodings):
         reason = "its answer is encoded, which we did not ask for"
-        raise DeliveryFailed(route.server_name, reason, heard=True)
+        raise DeliveryFailed(server_name, reason, heard=True)
 
 
 @implementer(IAgent, IAgentEndpointFactory, IStreamClientEndpoint)
@@ -145,7 +145,8 @@ class _RouteAgent:
 
     def _refuse_encoding(self, response: Any) -> Any:
         try:
-            _refuse_encoding(self._route, response.headers.getRawHeaders(b"Content-Encoding", ()))
+            encodings = response.headers.getRawHeaders(b"Content-Encoding", ())
+            refuse_encoding(self._route.server_name, encodings)
         except DeliveryFailed:
             self.abort()
             raise

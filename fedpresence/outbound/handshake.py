@@ -8,13 +8,15 @@ import socket
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener, ISystemHandle, ITCPTransport
+from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.tcp import Connection
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fedpresence.clock import Clock
+from fedpresence.prompt import PromptTransport
 
 # What left and is not acknowledged for so long was lost with the line. Left to itself, TCP tries again after
 # pauses that double, and may be silent for half a minute after the line is back.
@@ -24,16 +26,30 @@ UNACKNOWLEDGED_MS = 10_000
 async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
     """The protocol of `factory`, connected through `endpoint` and TLS as `creator` has it."""
     # As endpoints.wrapClientTLS, which would take the global reactor for its clock.
-    make: Any = _UnbufferedTls
+    make: Any = _PromptTlsFactory
     tls = await endpoint.connect(make(creator, True, _HandshakeFactory(factory), clock))
-    handshake: _Handshake = tls.wrappedProtocol
+    handshake: _Handshake = tls.handshake
     return await handshake.done
 
 
-class _UnbufferedTls(TLSMemoryBIOFactory):
+class _PromptTls(TLSMemoryBIOProtocol):
     """TLS that writes at once: to collect what is written takes a timer, and a request is one piece."""
 
-    protocol = TLSMemoryBIOProtocol
+    def __init__(self, factory: Any, handshake: "_Handshake", connect: bool = True) -> None:
+        TLSMemoryBIOProtocol.__init__(self, factory, handshake, connect)
+        self.handshake = handshake
+
+    def makeConnection(self, transport: Any) -> None:
+        """As IProtocol."""
+        if isinstance(transport, Connection):
+            transport.setTcpNoDelay(True)
+            give_up_early(transport.getHandle())
+            transport = PromptTransport(transport)
+        TLSMemoryBIOProtocol.makeConnection(self, transport)
+
+
+class _PromptTlsFactory(TLSMemoryBIOFactory):
+    protocol = _PromptTls
 
 
 class _HandshakeFactory(Factory):
@@ -50,36 +66,24 @@ class _HandshakeFactory(Factory):
 
 @implementer(IHandshakeListener)
 class _Handshake(Protocol):
-    """Builds the real protocol after the handshake, and passes everything on to it from then on."""
+    """Builds the real protocol after the handshake, which takes its place."""
 
     def __init__(self, factory: Any, address: Any) -> None:
         self._factory = factory
         self._address = address
-        self._inner: Any = None
         self.done: Deferred[Any] = Deferred(lambda _: self._abort())
-
-    def connectionMade(self) -> None:
-        transport: Any = self.transport
-        if ITCPTransport.providedBy(transport):
-            transport.setTcpNoDelay(True)
-        if ISystemHandle.providedBy(connection := transport.transport):
-            give_up_early(connection.getHandle())
 
     def handshakeCompleted(self) -> None:
         if self.done.called:
             return
-        self._inner = self._factory.buildProtocol(self._address)
-        self._inner.makeConnection(self.transport)
-        self.done.callback(self._inner)
-
-    def dataReceived(self, data: bytes) -> None:
-        assert self._inner is not None, "application data follow the handshake"
-        self._inner.dataReceived(data)
+        tls: Any = self.transport
+        inner = self._factory.buildProtocol(self._address)
+        tls.wrappedProtocol = inner
+        inner.makeConnection(tls)
+        self.done.callback(inner)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._inner is not None:
-            self._inner.connectionLost(reason)
-        elif not self.done.called:
+        if not self.done.called:
             self.done.errback(reason)
 
     def _abort(self) -> None:

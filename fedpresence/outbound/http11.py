@@ -15,7 +15,7 @@ Source: RFC 9112; F:X-6, Z-5.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from typing import Protocol as Interface
 
@@ -64,6 +64,10 @@ def encode_request(method: str, uri: str, headers: Mapping[str, str], body: byte
     return "\r\n".join((*lines, "", "")).encode("ascii") + (body or b"")
 
 
+def _is_close(values: list[bytes]) -> bool:
+    return b"close" in [option.strip(b" \t") for option in b",".join(values).lower().split(b",")]
+
+
 class AnswerReader:
     """Reads one answer out of bytes as they come, with a body of at most `cap`.
 
@@ -75,7 +79,8 @@ class AnswerReader:
         self._cap = cap
         self._overhead_left = MAX_OVERHEAD_BYTES
         self._buffer = bytearray()
-        self._head: Answer | None = None
+        self._status = 0  # until its head was read
+        self._headers: dict[bytes, list[bytes]] = {}
         self._framing: Literal["length", "chunks", "close"] = "length"
         self._left = 0  # of the body, or of the chunk that is being read
         self._next: Literal["size", "end of data", "trailer"] = "size"  # the line behind what is left
@@ -84,12 +89,9 @@ class AnswerReader:
     def receive(self, data: bytes) -> Answer | None:
         """The answer, once it is whole; MalformedAnswerError where there will be none."""
         self._buffer += data
-        while self._head is None:
-            head = self._read_head()
-            if head is None:
+        while not self._status:
+            if not self._read_head():
                 return None
-            if head.status >= 200:
-                self._head = head  # else one follows that counts
         try:
             if not self._read_body():
                 return None
@@ -97,28 +99,29 @@ class AnswerReader:
             return self.end()
         if self._buffer:
             self.reusable = False  # nobody asked for more
-        return Answer(self._head.status, self._head.headers, bytes(self._body))
+        return Answer(self._status, self._headers, bytes(self._body))
 
     def end(self) -> Answer | None:
         """What is known of the answer when no more will be read; None where it has no status."""
         self.reusable = False
-        return self._head
+        return Answer(self._status, self._headers, b"") if self._status else None
 
     def closed(self) -> Answer | None:
         """As `end`, where the other side closed the connection: some bodies end so."""
-        head = self.end()
-        if head is None or self._framing != "close":
-            return head
-        return Answer(head.status, head.headers, bytes(self._body))
+        answer = self.end()
+        if answer is None or self._framing != "close":
+            return answer
+        return replace(answer, body=bytes(self._body))
 
     # --- the head --------------------------------------------------------------------------------
 
-    def _read_head(self) -> Answer | None:
+    def _read_head(self) -> bool:
+        """Whether a head was here; only one that counts leaves its status, behind any other follows one."""
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             if len(self._buffer) > self._overhead_left or b"\n\n" in self._buffer:
                 raise MalformedAnswerError("its head is too long, or its lines end without CR")
-            return None
+            return False
         match = _HEAD.fullmatch(self._take_overhead(end + 4))
         if match is None:
             raise MalformedAnswerError("its head is malformed")
@@ -134,7 +137,8 @@ class AnswerReader:
             raise MalformedAnswerError("it changes the protocol")
         if status >= 200:
             self._decide_framing(status, headers, is_old=match[1] == b"0")
-        return Answer(status, headers, b"")
+            self._status, self._headers = status, headers
+        return True
 
     def _decide_framing(self, status: int, headers: Mapping[bytes, list[bytes]], *, is_old: bool) -> None:
         """Where the body will end (RFC 9112, 6.3), and whether the connection may serve again (9.3)."""
@@ -153,8 +157,8 @@ class AnswerReader:
             self._left = int(lengths[0])
         if status in (204, 304):  # whatever they say, no body follows
             self._framing, self._left = "length", 0
-        options = b",".join(headers.get(b"connection", ())).lower().split(b",")
-        wants_to_close = is_old or b"close" in [option.strip(b" \t") for option in options]
+        options = headers.get(b"connection")
+        wants_to_close = is_old or (options is not None and _is_close(options))
         self.reusable = not wants_to_close and self._framing != "close"
 
     # --- the body --------------------------------------------------------------------------------
@@ -173,6 +177,8 @@ class AnswerReader:
         """Move what is left to the body, as far as it is here; whether it was."""
         if len(self._body) + self._left > self._cap:
             raise MalformedAnswerError("its body is too long")
+        if not self._left:
+            return True
         part = self._buffer[: self._left]
         del self._buffer[: self._left]
         self._body += part

@@ -339,7 +339,8 @@ class DestinationQueue:
         told_ms = self._longest_untold_ms()
         if told_ms is None:
             return None
-        return max(told_ms + self._refresh_after_ms, self.window_end_ms)
+        due_ms, window_end_ms = told_ms + self._refresh_after_ms, self.window_end_ms
+        return due_ms if due_ms > window_end_ms else window_end_ms
 
     def refresh_by_ms(self) -> int | None:
         """By when a refresh must have left; None where nobody will need one."""

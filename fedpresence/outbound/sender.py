@@ -20,17 +20,15 @@ Always true:
 Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from random import Random
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence.clock import Clock, now_ms
-from fedpresence.counters import Counters
+from fedpresence.clock import now_ms
+from fedpresence.debugging import debugging
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
 from fedpresence.engine.presence import Published
@@ -39,6 +37,7 @@ from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.backoff import Backoff
 from fedpresence.outbound.queue import DestinationQueue, News
 from fedpresence.outbound.status import DestinationStatus, TransactionSeen
+from fedpresence.outbound.tools import OpenLink, Tools
 from fedpresence.wire.transactions import Packed, pack
 
 _log = Logger()
@@ -48,72 +47,10 @@ FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from 
 WOKEN_PATIENCE_MS = 60_000  # thousands that are back too; as any backlog
 REFUSING_PATIENCE_MS = 60_000  # and who refuses costs twenty turns where others cost one (Z-17)
 CONNECTING_MS = 2_000  # a connection that takes longer waits for packets that were lost
-BURST_MS = 10  # no age is behind by more where many leave together
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
 # 401: mostly it could not fetch our keys, because we were away ourselves a moment ago (as F:7.2 of Synapse).
 FOR_NOW_STATUSES = frozenset({401, 429})
-
-
-class OpenLink(Protocol):
-    """A connection for one transaction."""
-
-    async def send_transaction(self, txn_id: str, body: bytes) -> int:
-        """The 2xx status; DeliveryFailed otherwise. `body` is canonical JSON."""
-
-    def give_back(self) -> None:
-        """There is nothing to send after all."""
-
-
-class Opens(Protocol):
-    """The client, as far as a sender knows it."""
-
-    async def open(self, destination: ServerName) -> OpenLink:
-        """A connection; DeliveryFailed otherwise."""
-
-
-class Burst:
-    """Transactions that leave together are made at one moment: they say the same, and share its bytes."""
-
-    __slots__ = ("at_ms",)
-
-    def __init__(self) -> None:
-        self.at_ms: int | None = None  # while one leaves
-
-    def moment(self, now_ms: int) -> int:
-        """The moment at which to make what is made now: not longer ago than an age is worth."""
-        return now_ms if self.at_ms is None or now_ms - self.at_ms > BURST_MS else self.at_ms
-
-
-@dataclass(frozen=True, slots=True)
-class Decisions:
-    """What sending asks of the engine, through the hub, and what it tells it.
-
-    `compose` answers by the rights of its moment, with the ages of the moment that its last argument makes of
-    now; `rights` and `needs_refresh` read at once.
-    """
-
-    compose: Callable[[ServerName, Wanted, Callable[[int], int]], Deferred[Composed]]
-    rights: Callable[[ServerName], int]
-    needs_refresh: Callable[[ServerName, UserID], bool]
-    submit: Callable[[Event], Deferred[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What all senders share."""
-
-    origin: ServerName
-    clock: Clock
-    client: Opens
-    decisions: Decisions
-    next_txn_id: Callable[[], str]
-    random: Random
-    counters: Counters
-    on_transaction: Callable[[TransactionSeen], None] | None
-    wake_at: Callable[["DestinationSender", int], None]
-    line_up: Callable[["DestinationSender", int], None]
-    burst: Burst = field(default_factory=Burst)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +233,8 @@ class DestinationSender:
             due_ms = self.queue.news_due_ms()
         else:
             due_ms = self.queue.next_due_ms()
-        return None if due_ms is None else max(due_ms, self._backoff.next_try_ms)
+        next_try_ms = self._backoff.next_try_ms
+        return next_try_ms if due_ms is not None and due_ms < next_try_ms else due_ms
 
     def rests_until_ms(self) -> int:
         """Before then nothing leaves, whatever comes. All are asked for each change, hence no `max`."""
@@ -346,7 +284,13 @@ class DestinationSender:
         self._asked_by_ms = None
         if self._in_flight is not None or not self._running:
             return
-        in_flight = ensureDeferred(self._deliver(now))
+        try:
+            in_flight = self._deliver(now)
+        except Exception:
+            in_flight = fail()  # our own fault: it lands like one that comes later
+        if in_flight is None:
+            self.schedule()
+            return
         self._in_flight = in_flight
         in_flight.addBoth(self._landed)
 
@@ -356,11 +300,16 @@ class DestinationSender:
             self._log_bug(result)
         self.schedule()
 
-    async def _deliver(self, now: int) -> None:
+    def _deliver(self, now: int) -> Deferred[None] | None:
+        """Mostly a connection stands and no turn runs: then nothing is waited for but the answer."""
         self._prune(now)
         due_ms = self.next_due_ms()
         if due_ms is None or due_ms > now:
-            return
+            return None
+        link = self._tools.client.kept(self.destination)
+        return ensureDeferred(self._connect(now)) if link is None else self._transact(link, now)
+
+    async def _connect(self, now: int) -> None:
         self._connecting_ms = now
         try:
             link = await self._tools.client.open(self.destination)
@@ -370,31 +319,53 @@ class DestinationSender:
             return
         finally:
             self._connecting_ms = None
+        sending = self._transact(link, self._now_ms())
+        if sending is not None:
+            await sending
+
+    def _transact(self, link: OpenLink, now: int) -> Deferred[None] | None:
+        settling = self._tools.decisions.settling()
+        if settling is None:
+            return self._send(link, now)
+
+        def give_back(failure: Failure) -> Failure:
+            link.give_back()
+            return failure
+
+        return settling.addCallbacks(lambda _: self._send(link, self._now_ms()), give_back)
+
+    def _send(self, link: OpenLink, now: int) -> Deferred[None] | None:
         sealed = None
         try:
-            sealed = await self._seal(self._now_ms())
+            sealed = self._seal(now)
         finally:
             if sealed is None:
                 link.give_back()
-        if sealed is not None:
-            await self._send(link, sealed)
+        if sealed is None:
+            return None
+        sending = link.send_transaction(sealed.txn_id, sealed.packed.body)
+        about = (sealed, now)
+        return sending.addCallbacks(self._delivered, self._failed, about, errbackArgs=about)
 
-    async def _seal(self, now: int) -> _Sealed | None:
+    def _seal(self, now: int) -> _Sealed | None:
         """The transaction to send now; None where nothing is left to say, or nothing may be said."""
+        if not self._permitted or not self._running:
+            return None  # while we waited
         unclear, self._unclear = self._unclear, None
-        rights = self._tools.decisions.rights(self.destination)
-        if unclear is not None and (unclear.rights, unclear.revision) == (rights, self.queue.revision):
+        decisions = self._tools.decisions
+        if (
+            unclear is not None
+            and unclear.revision == self.queue.revision
+            and unclear.rights == decisions.rights(self.destination)
+        ):
             return unclear
+        moment = self._tools.burst.moment(now)
         if self._parts:
             wanted, *parts = self._parts
             self._parts = tuple(parts)
         else:
-            # The windows of those who leave together end together: they will again.
-            wanted = self.queue.take(self._tools.burst.moment(now), MAX_USERS)
-        composed = await self._tools.decisions.compose(self.destination, wanted, self._tools.burst.moment)
-        if not self._permitted or not self._running:
-            return None  # while we waited for our turn
-        now = self._now_ms()
+            wanted = self.queue.take(moment, MAX_USERS)  # windows of those who leave together end together
+        composed = decisions.compose(self.destination, wanted, moment)
         lost = [user for user in wanted.users if user not in composed.published]
         if lost or composed.stale_owed:
             self.queue.withdraw(lost, composed.stale_owed, now)
@@ -411,22 +382,9 @@ class DestinationSender:
         txn_id = self._tools.next_txn_id()
         return _Sealed(txn_id, wanted, packed, composed.published, composed.rights, self.queue.revision)
 
-    async def _send(self, link: OpenLink, sealed: _Sealed) -> None:
-        sent_ms = self._now_ms()
-        try:
-            status = await link.send_transaction(sealed.txn_id, sealed.packed.body)
-        except DeliveryFailed as error:
-            self._report(sealed, sent_ms, self._now_ms(), error.status)
-            self._not_delivered(sealed, error)
-        except CancelledError:
-            self._report(sealed, sent_ms, self._now_ms(), None)
-            raise
-        else:
-            now = self._now_ms()
-            self._report(sealed, sent_ms, now, status)
-            self._delivered(sealed, now)
-
-    def _delivered(self, sealed: _Sealed, now: int) -> None:
+    def _delivered(self, status: int, sealed: _Sealed, sent_ms: int) -> None:
+        now = self._now_ms()
+        self._report(sealed, sent_ms, now, status)
         packed = sealed.packed
         self.queue.delivered(packed.users, packed.owed, sealed.published, now)
         self._refusals = 0
@@ -437,6 +395,16 @@ class DestinationSender:
         self._tools.counters.count("outbound_pushes", len(packed.users))
         if packed.owed:
             self._submit(EdusDelivered(self.destination, packed.owed))
+
+    def _failed(self, failure: Failure, sealed: _Sealed, sent_ms: int) -> Failure | None:
+        error = failure.value
+        if isinstance(error, DeliveryFailed):
+            self._report(sealed, sent_ms, self._now_ms(), error.status)
+            self._not_delivered(sealed, error)
+            return None
+        if isinstance(error, CancelledError):
+            self._report(sealed, sent_ms, self._now_ms(), None)
+        return failure
 
     def _answered(self, now: int) -> None:
         """The destination is there, whatever it says."""
@@ -511,14 +479,15 @@ class DestinationSender:
     def _report(self, sealed: _Sealed, sent_ms: int, now: int, status: int | None) -> None:
         outcome = "unanswered" if status is None else f"{status // 100}xx"
         self._tools.counters.count("outbound_transactions", outcome=outcome)
-        _log.debug(
-            "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
-            destination=self.destination,
-            txn_id=sealed.txn_id,
-            edus=sealed.packed.edu_count,
-            status=status,
-            delay_ms=now - sent_ms,
-        )
+        if debugging.is_read:
+            _log.debug(
+                "{destination} {txn_id}: {edus} EDUs, {status} after {delay_ms} ms",
+                destination=self.destination,
+                txn_id=sealed.txn_id,
+                edus=sealed.packed.edu_count,
+                status=status,
+                delay_ms=now - sent_ms,
+            )
         if self._tools.on_transaction is not None:
             answered_ms, body = None if status is None else now, sealed.packed.body
             self._tools.on_transaction(

@@ -37,8 +37,9 @@ from fedpresence.outbound.queue import (
     QueueEffect,
 )
 from fedpresence.outbound.rounds import Round
-from fedpresence.outbound.sender import MAX_USERS, Decisions, DestinationSender, Opens, Tools
+from fedpresence.outbound.sender import MAX_USERS, DestinationSender
 from fedpresence.outbound.status import DestinationStatus, TransactionSeen
+from fedpresence.outbound.tools import Decisions, Opens, Tools
 
 _log = Logger()
 

@@ -126,7 +126,10 @@ def encode_push(push: Push) -> bytes:
     when set, `currently_active` only with `online` (E:P-4), and then always, true or false.
     """
     before, after = _around_age(push.user_id, push.state, push.status_msg, push.currently_active)
-    return b"%b%d%b" % (before, min(max(push.last_active_ago, 0), MAX_SAFE_INT), after)
+    age_ms = push.last_active_ago
+    if not 0 <= age_ms <= MAX_SAFE_INT:
+        age_ms = min(max(age_ms, 0), MAX_SAFE_INT)
+    return b"%b%d%b" % (before, age_ms, after)
 
 
 @lru_cache(maxsize=10_000)  # the same news goes to many destinations; only its age is always new

@@ -12,6 +12,7 @@ Source: Matrix appendices, "Canonical JSON" (F:2); Z-2, Z-3.
 import json
 import math
 import re
+from json.encoder import encode_basestring
 from typing import NoReturn
 
 from canonicaljson import encode_canonical_json
@@ -62,6 +63,8 @@ def encode_canonical(value: object) -> bytes:
     ValueError where it holds a float, an integer beyond 2^53 - 1, a key that is no string, half a
     surrogate pair or anything that is not JSON.
     """
+    if isinstance(value, str):
+        return encode_basestring(value).encode("utf-8")
     try:
         _check_canonical(value)
         return encode_canonical_json(value)

@@ -92,19 +92,19 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
 
     Where not all that stands before fits, no push goes either: it might overtake its accept.
     """
-    asking = list(_poll_edus(composed))[:MAX_POLL_EDUS]
+    asking = list(_poll_edus(composed))[:MAX_POLL_EDUS] if composed.polls or composed.unpolls else []
     edus: list[bytes] = []
     owed: list[OwedEdu] = []
     complete = True
-    for group, of_group in _groups(composed):
+    for group, of_group in _groups(composed) if composed.before else ():
         if len(edus) + len(group) > MAX_EDUS_SENT - len(asking):
             complete = False
             break
         edus.extend(encode_edu(edu) for edu in group)
         owed.extend(of_group)
-    edus.extend(encode_edu(edu) for edu in asking)
+    edus.extend([encode_edu(edu) for edu in asking])
     users: tuple[UserID, ...] = ()
-    if complete:
+    if complete and composed.pushes:
         encoded, users = _push_edus_made.encode(composed.pushes, MAX_EDUS_SENT - len(edus))
         edus.extend(encoded)
     body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[]}' % (
@@ -117,8 +117,8 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
         len(edus),
         users=users,
         owed=tuple(owed),
-        polls=tuple(user_id for edu in asking for user_id in edu.poll),
-        unpolls=tuple(user_id for edu in asking for user_id in edu.unpoll),
+        polls=tuple([user_id for edu in asking for user_id in edu.poll]),
+        unpolls=tuple([user_id for edu in asking for user_id in edu.unpoll]),
     )
 
 
@@ -194,8 +194,8 @@ class _PushEdus:
         """At most so many whole EDUs, and whom they are about."""
         if self._of != (pushes, max_edus):
             made = list(_push_edus(pushes, max_edus))
-            edus = tuple(encode_presence(items) for items, _ in made)
-            self._made = edus, tuple(user_id for _, users in made for user_id in users)
+            edus = tuple([encode_presence(items) for items, _ in made])
+            self._made = edus, tuple([user_id for _, users in made for user_id in users])
             self._of = (pushes, max_edus)
         return self._made
 

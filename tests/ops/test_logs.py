@@ -11,6 +11,7 @@ from twisted.python import log as legacy
 from twisted.python.failure import Failure
 
 from fedpresence.config import LogConfig
+from fedpresence.debugging import Debugging
 from fedpresence.errors import ConfigError
 from fedpresence.ops.logs import MAX_TEXT, Logging, LogWriter, redact, start_logging
 
@@ -27,10 +28,16 @@ class Process:
         self.warnings = SimpleNamespace(showwarning=lambda *_: None)
         self.root = logging.Logger("root")
         self.beginner = LogBeginner(self.publisher, io.StringIO(), SimpleNamespace(), self.warnings)
+        self.debugging = Debugging()
         self.early = self.logger("fedpresence.early")
         self.early.info("before the beginning")
         self.logging: Logging = start_logging(
-            config, self.stream, beginner=self.beginner, publisher=self.publisher, root=self.root
+            config,
+            self.stream,
+            beginner=self.beginner,
+            publisher=self.publisher,
+            root=self.root,
+            debugging=self.debugging,
         )
 
     def logger(self, namespace: str) -> Logger:
@@ -175,6 +182,19 @@ def test_levels_are_per_namespace_and_can_be_reloaded() -> None:
     process.logging.reload(LogConfig(level="debug", format="json"))
     assert len(say_json(process)) == 1
     process.logging.stop()
+
+
+def test_who_would_say_something_at_debug_can_ask_whether_anybody_reads_it() -> None:
+    """A word of every transaction costs as much as reading its answer, and mostly nobody wants it."""
+    process = Process(LogConfig())
+    assert not process.debugging.is_read
+
+    process.logging.reload(LogConfig(levels=MappingProxyType({"fedpresence.outbound": "debug"})))
+    assert process.debugging.is_read
+
+    process.logging.reload(LogConfig())
+    process.logging.stop()
+    assert process.debugging.is_read  # by whoever else listens
 
 
 def say_json(process: Process) -> list[dict[str, Any]]:

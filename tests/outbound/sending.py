@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.task import Clock
 
 from fedpresence.engine.effects import SendEdu, SendPush, Urgency
@@ -16,9 +16,9 @@ from fedpresence.engine.settings import ServerLists
 from fedpresence.engine.subscription import EduKind, OwedEdu
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName, UserID
-from fedpresence.outbound.sender import Decisions
 from fedpresence.outbound.service import Outbound, OutboundSettings
 from fedpresence.outbound.status import TransactionSeen
+from fedpresence.outbound.tools import Decisions
 
 HERE, THERE = ServerName("here.test"), ServerName("there.test")
 ALICE, CAROL = UserID("@alice:here.test"), UserID("@carol:here.test")
@@ -52,7 +52,7 @@ class Engine:
         self.counter = 0
         self.stale: set[OwedEdu] = set()
         self.events: list[Event] = []
-        self.composing: Deferred[None] = succeed(None)
+        self.composing: Deferred[None] | None = None
         self.composed_at: list[int] = []
 
     def publish(self, user: UserID, state: PresenceState, last_active_ms: int = START_MS) -> None:
@@ -67,7 +67,8 @@ class Engine:
     def decisions(self) -> Decisions:
         """As a sender sees it."""
         return Decisions(
-            compose=lambda _to, wanted, _moment: self.composing.addCallback(lambda _: self._compose(wanted)),
+            settling=lambda: self.composing,
+            compose=lambda _to, wanted, _moment: self._compose(wanted),
             rights=lambda destination: self.counter,
             needs_refresh=lambda destination, user: user not in self.forbidden,
             submit=self._submit,
@@ -78,7 +79,7 @@ class Engine:
         return succeed(None)
 
     def _compose(self, wanted: Wanted) -> Composed:
-        self.composing = succeed(None)
+        self.composing = None
         online = Published(PresenceState.ONLINE, START_MS)
         published = {u: self.states.get(u, online) for u in wanted.users if u not in self.forbidden}
         owed = tuple(edu for edu in wanted.owed if edu not in self.stale)
@@ -108,7 +109,15 @@ class Server:
         self.opened: list[tuple[ServerName, int]] = []
         self.sent: list[tuple[str, Mapping[str, object]]] = []
         self.given_back = 0
+        self.keeps = True  # its links, where it is reachable
         self.closed = False
+
+    def kept(self, destination: ServerName) -> "_Link | None":
+        """A link where one stands."""
+        if self.reachable != 200 or not self.keeps:
+            return None
+        self.opened.append((destination, round(self._clock.seconds() * 1000)))
+        return _Link(self)
 
     async def open(self, destination: ServerName) -> "_Link":
         """A link, unless unreachable."""
@@ -133,11 +142,12 @@ class _Link:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    async def send_transaction(self, txn_id: str, body: bytes) -> int:
+    def send_transaction(self, txn_id: str, body: bytes) -> "Deferred[int]":
         content: dict[str, object] = json.loads(body)
         self._server.sent.append((txn_id, content))
         outcomes = self._server.outcomes
-        return await _as_said(outcomes.pop(0) if outcomes else self._server.otherwise(txn_id, content))
+        outcome = outcomes.pop(0) if outcomes else self._server.otherwise(txn_id, content)
+        return ensureDeferred(_as_said(outcome))
 
     def give_back(self) -> None:
         self._server.given_back += 1

@@ -201,6 +201,36 @@ def test_a_right_that_ends_while_connecting_is_respected() -> None:
     assert rig.outbound.describe(THERE)[THERE].pending_users == 0
 
 
+def test_nothing_is_said_of_what_is_not_written_yet() -> None:
+    """Nobody hears of a change that a crash could undo; a connection that stands is no reason to be early."""
+    rig = Rig().start()
+    writing: Deferred[None] = Deferred()
+    rig.engine.composing = writing
+    rig.push()
+    rig.wait(5)
+    assert rig.server.sent == []
+
+    writing.callback(None)
+    rig.wait(1)
+
+    assert rig.server.pushed() == [[ALICE]]
+
+
+def test_a_stop_while_something_is_being_written_gives_the_connection_back() -> None:
+    """And nothing that waited is lost."""
+    rig = Rig().start()
+    rig.engine.composing = Deferred()
+    rig.push()
+    rig.wait(1)
+
+    stopped = rig.outbound.stopService()
+
+    assert stopped.called
+    assert rig.server.sent == []
+    assert rig.server.given_back == 1
+    assert rig.outbound.describe(THERE)[THERE].pending_users == 1
+
+
 def test_an_edu_its_row_does_not_owe_any_more_leaves_the_queue() -> None:
     """The row knows best what is owed (decision 16)."""
     rig = Rig().start()

@@ -6,8 +6,8 @@ from twisted.internet.defer import Deferred
 from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.presence import PresenceState
 from fedpresence.ids import ServerName, UserID
-from fedpresence.outbound.sender import Burst
 from fedpresence.outbound.service import MAX_CAME, SWEEP_INTERVAL_S
+from fedpresence.outbound.tools import Burst
 from tests.outbound.sending import (
     ALICE,
     BOB,

@@ -1,0 +1,39 @@
+"""A TCP connection that writes when it is told to.
+
+Twisted's asks the system first whether it may write, and the answer is a turn of the reactor later, though
+it is nearly always yes: for a request or an answer that costs more than to write it.
+
+Always true: bytes leave in the order in which they were written. Once the system did not take all of them,
+everything goes the way of Twisted, through its buffer, for as long as the connection stands.
+"""
+
+from typing import Any
+
+from twisted.internet.tcp import Connection
+
+
+class PromptTransport:
+    """Stands for a connection; all but `write` is as it was."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._is_prompt = True
+
+    def write(self, data: bytes) -> None:
+        """As ITransport."""
+        connection = self._connection
+        if self._is_prompt and connection.connected:
+            taken = connection.writeSomeData(data)
+            if taken == len(data):
+                return
+            self._is_prompt = False
+            if isinstance(taken, int):  # else it is lost, as Twisted will find out
+                data = data[taken:]
+        connection.write(data)
+
+    def writeSequence(self, data: list[bytes]) -> None:
+        """As ITransport."""
+        self.write(b"".join(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
