@@ -17,7 +17,7 @@ Source: Z-1, Z-2; RFC 9112.
 
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -43,6 +43,7 @@ from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.fields import Fields
 from fedpresence.incoming import IncomingBody
+from fedpresence.prompt import prompt
 from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
@@ -102,7 +103,6 @@ class BoundedChannel(Protocol):
         self._admitting: Deferred[None] | None = None
         self._is_deciding = False  # the admission of the first is awaited
         self._holds: set[str] = set()  # why the transport is paused
-        self._send_now: Callable[[], object] | None = None
         self._producer: Any = None  # who writes the answer
         self._is_refused = False
         self._linger_call: Timer | None = None
@@ -115,7 +115,8 @@ class BoundedChannel(Protocol):
 
     def connectionMade(self) -> None:
         """Take the connection, or close it at once where there are too many."""
-        transport: Any = self.transport
+        transport: Any = prompt(self.transport)
+        self.transport = transport
         if not self.site.opened(self):
             transport.abortConnection()
             return
@@ -124,7 +125,6 @@ class BoundedChannel(Protocol):
             keep_alive(True)  # a long poll of a client that is gone must end some day
         self.peer = transport.getPeer()
         self.is_secure = ISSLTransport.providedBy(transport)
-        self._send_now = getattr(transport, "doWrite", None)  # plain TCP: `IWriteDescriptor`
         transport.registerProducer(self, True)  # who does not read our answers is not read from
         self._patience.set(REQUEST_TIMEOUT_S)
 
@@ -194,8 +194,6 @@ class BoundedChannel(Protocol):
         """More of an answer."""
         transport: Any = self.transport
         transport.write(data)
-        if self._send_now is not None:
-            self._send_now()  # the reactor's next round would cost as much again; what is left it sends
 
     def write_for(self, producer: Any) -> None:
         """Who writes the answer, and waits while nobody reads; None: nobody any more."""

@@ -10,13 +10,14 @@ from typing import Any
 
 from OpenSSL import SSL, crypto
 from twisted.internet import ssl
-from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
+from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from fedpresence.config_endpoints import Endpoint, parse_endpoint
 from fedpresence.errors import ConfigError
+from fedpresence.prompt import PromptTlsFactory
 
 _log = Logger()
 
@@ -84,14 +85,14 @@ async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
             endpoint += f":backlog={BACKLOG}"
         return Listener(await serverFromString(reactor, endpoint).listen(factory), None)
     certificates = _certificates_of(parsed)
-    server = SSL4ServerEndpoint(
+    server = TCP4ServerEndpoint(
         reactor,
         int(parsed.port or 0),
-        certificates,
         backlog=int(parsed.named.get("backlog", BACKLOG)),
         interface=parsed.interface,
     )
-    return Listener(await server.listen(factory), certificates)
+    tls: Any = PromptTlsFactory
+    return Listener(await server.listen(tls(certificates, False, factory)), certificates)
 
 
 def _certificates_of(endpoint: Endpoint) -> Certificates:

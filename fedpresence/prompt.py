@@ -1,6 +1,6 @@
-"""A TCP connection that writes when it is told to.
+"""Connections that write when they are told to, over TCP and over TLS.
 
-Twisted's asks the system first whether it may write, and the answer is a turn of the reactor later, though
+Twisted asks the system first whether it may write, and the answer is a turn of the reactor later, though
 it is nearly always yes: for a request or an answer that costs more than to write it.
 
 Always true: bytes leave in the order in which they were written. Once the system did not take all of them,
@@ -10,6 +10,7 @@ everything goes the way of Twisted, through its buffer, for as long as the conne
 from typing import Any
 
 from twisted.internet.tcp import Connection
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
 
 class PromptTransport:
@@ -37,3 +38,22 @@ class PromptTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
+
+
+def prompt(transport: Any) -> Any:
+    """`transport`, which writes at once where it is a TCP connection."""
+    return PromptTransport(transport) if isinstance(transport, Connection) else transport
+
+
+class PromptTls(TLSMemoryBIOProtocol):
+    """TLS that writes at once: to collect what is written takes a timer, and a message is one piece."""
+
+    def makeConnection(self, transport: Any) -> None:
+        """As IProtocol."""
+        TLSMemoryBIOProtocol.makeConnection(self, prompt(transport))
+
+
+class PromptTlsFactory(TLSMemoryBIOFactory):
+    """Wraps what a factory builds in such a TLS."""
+
+    protocol = PromptTls

@@ -11,12 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fedpresence.clock import Clock
-from fedpresence.prompt import PromptTransport
+from fedpresence.prompt import PromptTls, PromptTlsFactory
 
 # What left and is not acknowledged for so long was lost with the line. Left to itself, TCP tries again after
 # pauses that double, and may be silent for half a minute after the line is back.
@@ -26,17 +25,17 @@ UNACKNOWLEDGED_MS = 10_000
 async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
     """The protocol of `factory`, connected through `endpoint` and TLS as `creator` has it."""
     # As endpoints.wrapClientTLS, which would take the global reactor for its clock.
-    make: Any = _PromptTlsFactory
+    make: Any = _ClientTlsFactory
     tls = await endpoint.connect(make(creator, True, _HandshakeFactory(factory), clock))
     handshake: _Handshake = tls.handshake
     return await handshake.done
 
 
-class _PromptTls(TLSMemoryBIOProtocol):
-    """TLS that writes at once: to collect what is written takes a timer, and a request is one piece."""
+class _ClientTls(PromptTls):
+    """TLS that knows who waits for its handshake."""
 
     def __init__(self, factory: Any, handshake: "_Handshake", connect: bool = True) -> None:
-        TLSMemoryBIOProtocol.__init__(self, factory, handshake, connect)
+        PromptTls.__init__(self, factory, handshake, connect)  # type: ignore[no-untyped-call]
         self.handshake = handshake
 
     def makeConnection(self, transport: Any) -> None:
@@ -44,12 +43,11 @@ class _PromptTls(TLSMemoryBIOProtocol):
         if isinstance(transport, Connection):
             transport.setTcpNoDelay(True)
             give_up_early(transport.getHandle())
-            transport = PromptTransport(transport)
-        TLSMemoryBIOProtocol.makeConnection(self, transport)
+        PromptTls.makeConnection(self, transport)
 
 
-class _PromptTlsFactory(TLSMemoryBIOFactory):
-    protocol = _PromptTls
+class _ClientTlsFactory(PromptTlsFactory):
+    protocol = _ClientTls
 
 
 class _HandshakeFactory(Factory):
