@@ -15,36 +15,35 @@ of them, is decided here. Twisted's own server keeps a body without limit and as
 Source: Z-1, Z-2; RFC 9112.
 """
 
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from httptools import (
     HttpParserCallbackError,
     HttpParserError,
-    HttpParserInvalidMethodError,
     HttpParserUpgrade,
     HttpRequestParser,
 )
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.interfaces import IProtocolNegotiationFactory, IPushProducer, ISSLTransport
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
 from zope.interface import implementer
 
-from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead, busy, too_large
-from fedpresence.clock import Alarm, Clock, Timer
-from fedpresence.config import LimitsConfig
+from fedpresence.admission import Admitted, RequestHead, busy, too_large
+from fedpresence.clock import Alarm, Timer
 from fedpresence.errors import BadRequest
-from fedpresence.fields import Fields
+from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, is_sound
 from fedpresence.incoming import IncomingBody
 from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
+
+if TYPE_CHECKING:
+    from fedpresence.site import BoundedSite
 
 _log = Logger()
 
@@ -53,27 +52,10 @@ ADMISSION_TIMEOUT_S = 60.0  # a key fetch gives up by itself long before
 PIECE_TIMEOUT_S = 60.0  # the next piece of a body that streams, which may take hours as a whole
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
-CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 ABORT_S = 15.0  # what a close waits for the other side's
-MAX_HEAD_BYTES = 16_384  # of a request line, and of all fields together
-MAX_FIELDS = 500
-_METHOD = re.compile(rb"[A-Z]+ /")
 MAX_AHEAD_BYTES = 16_384  # of following requests, read while an answer is owed: so we notice who leaves
-
-
-def _answer_of(status: bytes, body: bytes) -> bytes:
-    return (
-        b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-        % (status, len(body), body)
-    )
-
-
-# What has no request gets no Request either: written as it is.
-MALFORMED = _answer_of(
-    b"400 Bad Request", b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
-)
-UNKNOWN_METHOD = _answer_of(
-    b"405 Method Not Allowed", b'{"errcode":"M_UNRECOGNIZED","error":"Unrecognized method"}'
+MAX_WAITING = (
+    50  # requests whose heads were read while an answer is owed: each is far larger here than on its way
 )
 
 
@@ -206,7 +188,7 @@ class BoundedChannel(Protocol):
     def answered(self, request: Request) -> None:
         """The answer is written: its body's bytes are free; the next request may come."""
         self._requests.popleft()
-        unread = _unread(request)
+        unread = request.unread
         self._let_go(request)
         self._producer = None
         if not request.is_complete:  # what is still to come of it is not read
@@ -247,7 +229,7 @@ class BoundedChannel(Protocol):
         request.method, request.version = parser.get_method(), parser.get_http_version().encode("ascii")
         request.path = request.uri.partition(b"?")[0]
         request.is_persistent = request.version == b"1.1" and parser.should_keep_alive()
-        request.is_sound = _is_sound(request, self._unseen_bytes)
+        request.is_sound = is_sound(request, self._unseen_bytes)
         if not request.is_sound:
             self._malformed = MALFORMED
         elif request is self._requests[0]:
@@ -290,7 +272,7 @@ class BoundedChannel(Protocol):
             _log.failure("reading a request of {peer} failed", peer=self.peer)
             self._malformed = MALFORMED
         except HttpParserError as error:
-            self._malformed = UNKNOWN_METHOD if _names_method(error, data) else MALFORMED
+            self._malformed = answer_to(error, data)
         self._is_parsing = False
         if self._unseen_bytes > 2 * MAX_HEAD_BYTES:
             self._malformed = MALFORMED
@@ -531,84 +513,6 @@ class BoundedChannel(Protocol):
             transport.loseConnection()
 
 
-@implementer(IProtocolNegotiationFactory)
-class BoundedSite(Factory):
-    """A listener's site: its limits, its connections, and who admits requests to it.
-
-    `budget` is shared by all listeners of a daemon.
-    """
-
-    noisy = False  # the daemon says itself where it listens
-
-    def __init__(
-        self,
-        resource: Resource,
-        limits: LimitsConfig,
-        clock: Clock,
-        budget: BodyBudget,
-        admit: Admit | None = None,
-    ) -> None:
-        self.resource = resource
-        self.clock = clock
-        self.limits = limits
-        self.budget = budget
-        self.admit = admit
-        self.plain = Admitted(limits.client_body)  # who is not asked about may send so much
-        self._channels: set[BoundedChannel] = set()
-        self._closed: Deferred[None] | None = None
-
-    def buildProtocol(self, addr: Any) -> BoundedChannel:
-        """A connection, which asks us whether it may stay."""
-        return BoundedChannel(self)
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 only."""
-        return [b"http/1.1"]
-
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return len(self._channels)
-
-    def opened(self, channel: BoundedChannel) -> bool:
-        """Whether one more connection may stay; it counts if so."""
-        if self._closed is not None or len(self._channels) >= self.limits.connections:
-            return False
-        self._channels.add(channel)
-        return True
-
-    def gone(self, channel: BoundedChannel) -> None:
-        """A connection has ended, whether it counted or not."""
-        self._channels.discard(channel)
-        if self._closed is not None and not self._channels and not self._closed.called:
-            self._closed.callback(None)
-
-    def close(self) -> Deferred[None]:
-        """Take no more connections and end those that are open; called once, after the port is closed.
-
-        Idle ones end now, the others with the answer that they wait for, all of them within 5 s. Fires
-        when none is left.
-        """
-        self._closed = Deferred()
-        if not self._channels:
-            self._closed.callback(None)
-            return self._closed
-        abort = self.clock.callLater(CLOSE_S, self._abort)
-        for channel in list(self._channels):
-            channel.end()
-        return self._closed.addBoth(lambda _: _cancel(abort))
-
-    def _abort(self) -> None:
-        for channel in list(self._channels):
-            channel.abort()
-
-    def reload(self, limits: LimitsConfig) -> None:
-        """New limits, for what comes from now on."""
-        self.limits = limits
-        self.plain = Admitted(limits.client_body)
-        self.budget.total = limits.bodies_in_flight
-
-
 def grounds_of(request: Request) -> object:
     """What the admission found out about `request`; None where nobody was asked."""
     admitted: Admitted | None = getattr(request, "admitted", None)
@@ -622,44 +526,6 @@ def body_of(request: Request) -> "IncomingBody | bytes":
         return incoming
     request.content.seek(0)
     return request.content.read()
-
-
-def _is_sound(request: Request, head_bytes: int) -> bool:
-    """Whether the head is one that everybody reads alike, and not too large; sets how long the body is.
-
-    What can be read in two ways smuggles requests past a proxy: RFC 9112, 6.1 and 11.2.
-    """
-    fields = request.requestHeaders
-    if request.version not in (b"1.1", b"1.0") or len(fields) > MAX_FIELDS:
-        return False
-    if head_bytes > MAX_HEAD_BYTES and not _fits(request.uri, fields):
-        return False
-    coding = fields.getRawHeaders(b"transfer-encoding")
-    if coding:
-        request.length = None
-        return len(coding) == 1 and coding[0].lower() == b"chunked" and request.version == b"1.1"
-    announced = fields.getRawHeaders(b"content-length")
-    if announced:
-        request.length = int(announced[0])  # the parser lets no other through, and none of more than 64 bits
-    return True
-
-
-def _fits(uri: bytes, fields: Fields) -> bool:
-    sizes = (len(name) + 4 + len(value) for name, values in fields.getAllRawHeaders() for value in values)
-    return len(uri) <= MAX_HEAD_BYTES and sum(sizes) <= MAX_HEAD_BYTES
-
-
-def _unread(request: Request) -> int | None:
-    """How much of the body is still on its way; None where nobody said how long it is."""
-    if request.is_complete:
-        return 0
-    came = sum(map(len, request.pieces)) if request.incoming is None else request.incoming.received
-    return None if request.length is None else request.length - came
-
-
-def _names_method(error: HttpParserError, data: bytes) -> bool:
-    """Whether it is but the method that is not known, of what looks like a request."""
-    return isinstance(error, HttpParserInvalidMethodError) and _METHOD.match(data) is not None
 
 
 def _cancel(timer: Timer) -> None:

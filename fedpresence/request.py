@@ -108,6 +108,14 @@ class Request:
         """Whether it came over TLS."""
         return self.channel.is_secure
 
+    @property
+    def unread(self) -> int | None:
+        """How much of the body is still on its way; None where nobody said how long it is."""
+        if self.is_complete:
+            return 0
+        came = sum(map(len, self.pieces)) if self.incoming is None else self.incoming.received
+        return None if self.length is None else self.length - came
+
     # --- who answers it ------------------------------------------------------------------------------
 
     def answer_from(self, root: Any) -> None:

@@ -17,7 +17,7 @@ from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig
 from fedpresence.homeserver import exchange
 from fedpresence.homeserver.relay import PassThrough, Relay, _leads_elsewhere, answered, build_pool, streams
-from fedpresence.intake import BoundedSite
+from fedpresence.site import BoundedSite
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
 
