@@ -37,7 +37,7 @@ from zope.interface import implementer
 from fedpresence.admission import Admitted, RequestHead, busy, too_large
 from fedpresence.clock import Alarm, Timer
 from fedpresence.errors import BadRequest
-from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, is_sound
+from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, head_of_body, is_sound
 from fedpresence.incoming import IncomingBody
 from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
@@ -54,9 +54,7 @@ LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and 
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
 ABORT_S = 15.0  # what a close waits for the other side's
 MAX_AHEAD_BYTES = 16_384  # of following requests, read while an answer is owed: so we notice who leaves
-MAX_WAITING = (
-    50  # requests whose heads were read while an answer is owed: each is far larger here than on its way
-)
+MAX_WAITING = 50  # requests behind one whose answer is owed: each is far larger here than on its way
 
 
 @implementer(IPushProducer)
@@ -74,7 +72,7 @@ class BoundedChannel(Protocol):
         self._parser: Any = HttpRequestParser(self)
         self._requests: deque[Request] = deque()  # not answered yet; the first is under way
         self._arriving: Request | None = None  # the last of them, while it is not complete
-        self._is_parsing = False
+        self._is_parsing = self._is_going_on = False
         self._ahead: list[bytes] = []  # not parsed yet: an answer is owed, or a decision awaited
         self._ahead_bytes = 0
         self._unseen_bytes = 0  # parsed, but of a head or trailer that has not ended
@@ -106,7 +104,8 @@ class BoundedChannel(Protocol):
             keep_alive(True)  # a long poll of a client that is gone must end some day
         self.peer = transport.getPeer()
         self.is_secure = ISSLTransport.providedBy(transport)
-        self._send_now = getattr(transport, "doWrite", None)  # plain TCP: `IWriteDescriptor`
+        if not self.is_secure:
+            self._send_now = getattr(transport, "doWrite", None)  # of an `IWriteDescriptor`
         transport.registerProducer(self, True)  # who does not read our answers is not read from
         self._patience.set(REQUEST_TIMEOUT_S)
 
@@ -123,6 +122,7 @@ class BoundedChannel(Protocol):
             self._parse(data)
             if self._requests or self._malformed:
                 self._go_on()
+            self._start_clock()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Free whatever the connection held."""
@@ -152,6 +152,7 @@ class BoundedChannel(Protocol):
         self._release("full")
         if self._producer is not None:
             self._producer.resumeProducing()
+        self._go_on()
 
     def stopProducing(self) -> None:
         """The connection ends."""
@@ -164,9 +165,13 @@ class BoundedChannel(Protocol):
         request = self._requests[0] if self._requests else None
         if request is None or request.admitted is None or not (request.is_complete or request.incoming):
             self._close()
+        else:
+            request.is_persistent = False
 
     def abort(self) -> None:
         """Close without courtesy."""
+        self._is_refused = self._is_lingering = True
+        self._send_now = None
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -197,12 +202,11 @@ class BoundedChannel(Protocol):
         if self._is_refused:
             self._linger(unread)
         elif not (request.is_persistent and self.is_persistent):
-            self._close()
+            self._close(self.site.limits.idle_connection_ms / 1000)  # who stays has as long to read it
         else:
             self._is_reading = False
             self._patience.set(self.site.limits.idle_connection_ms / 1000)
-            if not self._is_parsing:
-                self._go_on()
+            self._go_on()
 
     # --- the parser ----------------------------------------------------------------------------------
 
@@ -211,9 +215,13 @@ class BoundedChannel(Protocol):
         if self._is_refused:
             return
         if self._arriving is None:
+            if len(self._requests) == MAX_WAITING:
+                self._requests[-1].is_persistent = False  # no more are answered here
+                return
             self._arriving = Request(self)
             self._requests.append(self._arriving)
-        self._arriving.uri += url
+        if not self._arriving.method:
+            self._arriving.uri += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field. Those behind a chunked body say nothing to us."""
@@ -224,7 +232,7 @@ class BoundedChannel(Protocol):
     def on_headers_complete(self) -> None:
         """The head is here: it is looked at, when it is its turn."""
         request, parser = self._arriving, self._parser
-        if request is None:
+        if request is None or request.method:
             return
         request.method, request.version = parser.get_method(), parser.get_http_version().encode("ascii")
         request.path = request.uri.partition(b"?")[0]
@@ -232,7 +240,7 @@ class BoundedChannel(Protocol):
         request.is_sound = is_sound(request, self._unseen_bytes)
         if not request.is_sound:
             self._malformed = MALFORMED
-        elif request is self._requests[0]:
+        elif request is self._requests[0] and "full" not in self._holds:
             self._take_up(request)
         self._unseen_bytes = 0
 
@@ -250,43 +258,46 @@ class BoundedChannel(Protocol):
     def on_message_complete(self) -> None:
         """All of it is here."""
         request = self._arriving
+        self._unseen_bytes = 0
         if request is None or not request.is_sound:
             return
+        if request.length != 0 and self._parser.should_upgrade():
+            return  # it passes over the body: see `_parse`
         self._arriving = None
         request.is_complete = True
         if request.admitted is not None and not self._is_refused:
             self._complete(request)
 
     def _parse(self, data: bytes) -> None:
-        parser = self._parser
         self._unseen_bytes += len(data)
         self._is_parsing = True
         try:
             while data:
                 try:
-                    parser.feed_data(data)
+                    self._parser.feed_data(data)
                     break
                 except HttpParserUpgrade as error:  # to another protocol: we speak this one alone
                     data = data[error.args[0] :]
-        except HttpParserCallbackError:
-            _log.failure("reading a request of {peer} failed", peer=self.peer)
-            self._malformed = MALFORMED
+                    if self._arriving is not None:
+                        self._parser = HttpRequestParser(self)
+                        self._parser.feed_data(head_of_body(self._arriving.length))
+        except HttpParserCallbackError as error:
+            failure = Failure(error.__context__ or error)
+            _log.failure("reading a request of {peer} failed", failure, peer=self.peer)
+            self.abort()
         except HttpParserError as error:
             self._malformed = answer_to(error, data)
         self._is_parsing = False
         if self._unseen_bytes > 2 * MAX_HEAD_BYTES:
             self._malformed = MALFORMED
-        if self._is_reading or self._is_refused:
-            return
-        if self._arriving is not None or self._unseen_bytes:
-            self._start_clock()  # only the first byte of a request does: a trickle does not
 
     def _go_on(self) -> None:
-        """Whatever can be done with what has come."""
-        while not self._is_refused:
+        """Whatever can be done with what has come; not more answers than the other side reads."""
+        if self._is_parsing or self._is_going_on:  # an answer was given at once: the loop goes on by itself
+            return
+        self._is_going_on = True
+        while not self._is_refused and not self._is_deciding and "full" not in self._holds:
             request = self._requests[0] if self._requests else None
-            if self._is_deciding:
-                break
             if request is not None and request.is_sound and request.admitted is None:
                 self._take_up(request)
             elif self._malformed and request is self._arriving:
@@ -297,12 +308,25 @@ class BoundedChannel(Protocol):
                 self._parse(data)
             else:
                 break
+        self._is_going_on = False
+        self._start_clock()
 
     def _is_busy(self) -> bool:
         """Whether an answer is owed, or a decision awaited: then what comes waits."""
         return bool(self._requests) and (self._is_deciding or self._requests[0].is_complete)
 
     def _start_clock(self) -> None:
+        """Only the first byte of a request does, once it is its turn: a trickle does not."""
+        if self._is_reading or self._is_refused:
+            return
+        if self._requests:
+            is_due = self._requests[0].incoming is None and not self._is_busy()  # pieces have their own time
+        else:
+            is_due = self._unseen_bytes > 0
+        if is_due:
+            self._begin_clock()
+
+    def _begin_clock(self) -> None:
         self._is_reading = True
         self._deadline_s = self.site.clock.seconds() + REQUEST_TIMEOUT_S
         self._patience.set(REQUEST_TIMEOUT_S)
@@ -317,6 +341,9 @@ class BoundedChannel(Protocol):
         except BadRequest as error:
             self.refuse(request, error)
             return
+        except Exception:
+            self.refuse(request, _our_fault("admitting", request))
+            return
         if awaited is None or isinstance(awaited, Admitted):
             self._admit(request, awaited or self.site.plain)
             return
@@ -325,7 +352,7 @@ class BoundedChannel(Protocol):
         self._admitting.addErrback(_expect_cancelled)
         if self._is_deciding:
             if not self._is_reading:
-                self._start_clock()
+                self._begin_clock()
             self._hold("decision")
             self._deadline_s -= self.site.clock.seconds()
             self._patience.set(ADMISSION_TIMEOUT_S)
@@ -339,8 +366,7 @@ class BoundedChannel(Protocol):
         except CancelledError:
             raise
         except Exception:
-            _log.failure("admitting {method} {path} failed", method=request.method, path=request.path)
-            outcome = BadRequest("M_UNKNOWN", "Internal server error", status=500)
+            outcome = _our_fault("admitting", request)
         if self._is_refused:
             return
         self._is_deciding = False
@@ -353,8 +379,7 @@ class BoundedChannel(Protocol):
             self._admit(request, outcome)
         else:
             self.refuse(request, outcome)
-        if not self._is_parsing:
-            self._go_on()
+        self._go_on()
 
     def _admit(self, request: Request, admitted: Admitted) -> None:
         announced = request.length or 0
@@ -369,14 +394,15 @@ class BoundedChannel(Protocol):
             expect = request.requestHeaders.getRawHeaders(b"expect")
             if expect and expect[0].lower() == b"100-continue" and request.version == b"1.1":
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            early, request.pieces = request.pieces, []
             if admitted.streams:
                 hold, release = partial(self._hold_body, True), partial(self._hold_body, False)
                 request.incoming = IncomingBody(request.length, hold, release)
+                self._patience.set(PIECE_TIMEOUT_S)  # for the first piece
                 self._serve(request)
-            early, request.pieces = request.pieces, []
             for data in early:
                 self._body_came(request, data)
-        if request.is_complete and not self._is_refused:
+        if request.is_complete and not (self._is_refused or request.finished):
             self._complete(request)
 
     # --- the body ------------------------------------------------------------------------------------
@@ -415,11 +441,11 @@ class BoundedChannel(Protocol):
         try:
             request.answer_from(self.site.resource)
         except Exception:
-            _log.failure("answering {method} {path} failed", method=request.method, path=request.path)
+            error = _our_fault("answering", request)
             if request.startedWriting:
                 self.abort()
             else:
-                write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))
+                write_error(request, error)
 
     def _let_go(self, request: Request) -> None:
         """Give the bytes of its body back; idempotent."""
@@ -446,7 +472,7 @@ class BoundedChannel(Protocol):
 
     def _hold_body(self, held: bool) -> None:
         """Read on, or not: not while those who take the body have no room for it."""
-        if held == ("body" in self._holds):
+        if held == ("body" in self._holds) or self._is_lingering:
             return
         self._patience.set(None if held else PIECE_TIMEOUT_S)
         if held:
@@ -502,12 +528,14 @@ class BoundedChannel(Protocol):
         _log.debug("{peer} was too slow", peer=self.peer)
         self._close()
 
-    def _close(self) -> None:
-        """Close, and soon without courtesy."""
+    def _close(self, patience_s: float = ABORT_S) -> None:
+        """Close, and after a while without courtesy."""
+        self._is_refused = True
         self._is_lingering = True  # over TLS the peer may take its time to agree, and send on meanwhile
         if self._abort_call is None:
             self._patience.set(None)
-            self._abort_call = self.site.clock.callLater(ABORT_S, self.abort)
+            self._abort_call = self.site.clock.callLater(patience_s, self.abort)
+            self._send_now = None  # it must be the reactor who finds that all is sent: then it closes
             transport: Any = self.transport
             transport.unregisterProducer()  # a close would wait for it
             transport.loseConnection()
@@ -526,6 +554,12 @@ def body_of(request: Request) -> "IncomingBody | bytes":
         return incoming
     request.content.seek(0)
     return request.content.read()
+
+
+def _our_fault(doing: str, request: Request) -> BadRequest:
+    """What is answered where we have a bug: its traceback is in the log, and nothing of it here."""
+    _log.failure("{doing} {method} {path} failed", doing=doing, method=request.method, path=request.path)
+    return BadRequest("M_UNKNOWN", "Internal server error", status=500)
 
 
 def _cancel(timer: Timer) -> None:

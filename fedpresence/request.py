@@ -218,6 +218,8 @@ class Request:
     def _begin(self) -> bytes:
         """The head of the answer; what it says of its length is now decided."""
         self.startedWriting = True
+        if not self.is_complete:  # the rest of its body is not read once this is answered
+            self.is_persistent = False
         if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
             self._is_chunked = self.version == b"1.1"
             if self._is_chunked:
