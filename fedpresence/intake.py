@@ -442,7 +442,7 @@ class BoundedChannel(Protocol):
             request.answer_from(self.site.resource)
         except Exception:
             error = _our_fault("answering", request)
-            if request.startedWriting:
+            if request.startedWriting and not request.finished:
                 self.abort()
             else:
                 write_error(request, error)
