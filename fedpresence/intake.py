@@ -126,7 +126,6 @@ class BoundedChannel(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Free whatever the connection held."""
-        self.site.gone(self)
         self._is_refused = self._is_lingering = True  # a decision that still comes finds nobody
         self._patience.close()
         for call in (self._linger_call, self._abort_call):
@@ -140,6 +139,7 @@ class BoundedChannel(Protocol):
             self._admitting.cancel()
         self._arriving = None
         self._parser = None  # it knows us: a circle
+        self.site.gone(self)  # last: who waits for the end of all finds nothing left
 
     def pauseProducing(self) -> None:
         """The other side does not read what we write."""
@@ -538,6 +538,8 @@ class BoundedChannel(Protocol):
             self._send_now = None  # it must be the reactor who finds that all is sent: then it closes
             transport: Any = self.transport
             transport.unregisterProducer()  # a close would wait for it
+            for reason in list(self._holds):  # over TLS the other side's close must be read
+                self._release(reason)
             transport.loseConnection()
 
 

@@ -50,8 +50,8 @@ class BoundedSite(Factory):
         return BoundedChannel(self)
 
     def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 only."""
-        return [b"http/1.1"]
+        """HTTP/1 only."""
+        return [b"http/1.1", b"http/1.0"]
 
     @property
     def connections(self) -> int:

@@ -334,6 +334,34 @@ def test_a_client_that_does_not_read_gets_no_more_answers_made() -> None:
     assert not client.paused
 
 
+def test_a_connection_that_closes_is_read_from() -> None:
+    """Over TLS the other side's word is awaited: who does not listen hears it never."""
+    listener = Listener()
+    client = Client(listener.site)
+    client.send(request("GET", "/later", None, "Connection: close"))
+    client.channel.pauseProducing()
+    before = client.paused
+
+    listener.told.go_on()
+
+    assert client.closed
+    assert before and not client.paused
+
+
+def test_when_all_connections_have_ended_nothing_is_left_of_them() -> None:
+    """Who waits for that closes the store next."""
+    listener = Listener()
+    client = Client(listener.site)
+    client.send(request("GET", "/later"))
+    left: list[object] = []
+    done = listener.site.close()
+    done.addCallback(lambda _: left.extend((listener.told.gone, listener.clock.getDelayedCalls())))
+
+    client.leave()
+
+    assert left == [["/later"], []]
+
+
 def test_the_last_answer_may_be_read_for_as_long_as_others() -> None:
     """A proxy that speaks HTTP/1.0 reads at its client's pace."""
     listener = Listener()
