@@ -17,7 +17,7 @@ MAX_HEAD_BYTES = 16_384  # of a request line, and of all fields together
 MAX_FIELDS = 500
 MAX_LENGTH_DIGITS = 20  # 64 bits; the parser lets any number of zeros stand before them
 
-_METHOD = re.compile(rb"[A-Z]+ /")
+_METHOD = re.compile(rb"[A-Za-z]+ /")
 
 
 def _answer_of(status: bytes, body: bytes) -> bytes:
@@ -52,6 +52,12 @@ def is_sound(request: Request, head_bytes: int) -> bool:
             return False
         request.length = int(announced[0])  # the parser lets nothing through that is no number
     return True
+
+
+def is_endless(request: Request | None, unseen_bytes: int) -> bool:
+    """Whether more has come of a head, or between the pieces of a body, than there may be."""
+    target = len(request.uri) if request is not None and not request.method else 0
+    return unseen_bytes > MAX_HEAD_BYTES + min(target, MAX_HEAD_BYTES)
 
 
 def head_of_body(length: int | None) -> bytes:

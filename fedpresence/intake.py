@@ -37,7 +37,7 @@ from zope.interface import implementer
 from fedpresence.admission import Admitted, RequestHead, busy, too_large
 from fedpresence.clock import Alarm, Timer
 from fedpresence.errors import BadRequest
-from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, head_of_body, is_sound
+from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, head_of_body, is_endless, is_sound
 from fedpresence.incoming import IncomingBody
 from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
@@ -286,9 +286,10 @@ class BoundedChannel(Protocol):
             _log.failure("reading a request of {peer} failed", failure, peer=self.peer)
             self.abort()
         except HttpParserError as error:
-            self._malformed = answer_to(error, data)
+            is_first = self._unseen_bytes == len(data)  # of what came now, it is the first thing read
+            self._malformed = answer_to(error, data if is_first else b"")
         self._is_parsing = False
-        if self._unseen_bytes > 2 * MAX_HEAD_BYTES:
+        if self._unseen_bytes > MAX_HEAD_BYTES and is_endless(self._arriving, self._unseen_bytes):
             self._malformed = MALFORMED
 
     def _go_on(self) -> None:

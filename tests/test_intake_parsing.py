@@ -250,6 +250,22 @@ def test_a_length_of_thousands_of_zeros_is_malformed_and_no_bug_of_ours(events: 
     assert [event for event in events if "log_failure" in event] == []
 
 
+def test_a_method_that_nobody_knows_is_told_from_what_is_no_request() -> None:
+    """Only where it begins what came: behind a request it is rather what did not fit its length."""
+    for data, statuses in (
+        (request("BREW", "/"), [405]),
+        (request("put", "/"), [405]),
+        (request("GET", "/") + b'"}', [200, 400]),
+        (b"{} /", [400]),
+        (b"\x16\x03\x01", [400]),
+    ):
+        client = Client(Listener().site)
+
+        client.send(data)
+
+        assert [answer.status for answer in client.answers()] == statuses
+
+
 def test_what_never_ends_is_cut_off() -> None:
     """Parsers keep a field until its line ends: of no part may come more than it needs."""
     chunked = request("POST", "/", b"", "Transfer-Encoding: chunked")
@@ -267,10 +283,13 @@ def test_what_never_ends_is_cut_off() -> None:
         listener = Listener()
         client = Client(listener.site)
         client.send(begin)
-        for _ in range(40):
+        sent = 0
+        while not client.answers():
             client.send(more * (1024 // len(more)))
+            sent += 1024
 
-        assert client.answer.status == 400, begin
+        assert client.answer.status == 400
+        assert sent <= (2 if begin == b"GET /" else 1) * 16_384 + 1024, begin
         assert listener.told.seen == []
         client.leave()
         assert listener.is_clean
