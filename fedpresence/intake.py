@@ -120,9 +120,8 @@ class BoundedChannel(Protocol):
                 self._hold("ahead")
         else:
             self._parse(data)
-            if self._requests or self._malformed:
+            if self._requests or self._malformed or self._unseen_bytes:
                 self._go_on()
-            self._start_clock()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Free whatever the connection held."""
@@ -206,7 +205,8 @@ class BoundedChannel(Protocol):
         else:
             self._is_reading = False
             self._patience.set(self.site.limits.idle_connection_ms / 1000)
-            self._go_on()
+            if not self._is_parsing:
+                self._go_on()
 
     # --- the parser ----------------------------------------------------------------------------------
 
