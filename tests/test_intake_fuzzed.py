@@ -175,7 +175,7 @@ def test_however_it_is_cut_a_stream_of_requests_gets_its_answers(data: st.DataOb
     """What is one packet here may be a hundred there."""
     stream = data.draw(st.lists(asked(), min_size=1, max_size=6))
     pieces = data.draw(cut(b"".join(each.data for each in stream)))
-    is_patient = data.draw(st.booleans())
+    is_patient, reads_late = data.draw(st.booleans()), data.draw(st.booleans())
     world = World()
     client = Client(world.site)
 
@@ -184,6 +184,9 @@ def test_however_it_is_cut_a_stream_of_requests_gets_its_answers(data: st.DataOb
             client.send(piece)
             if is_patient:
                 world.go_on()
+            if reads_late:
+                client.channel.pauseProducing()
+        client.channel.resumeProducing()
         world.go_on()
         answers = [answer for answer in client.answers() if answer.status != 100]
         assert [answer.json["said"] for answer in answers] == [each.said for each in stream]
@@ -203,11 +206,17 @@ def test_whatever_comes_is_answered_or_not_and_leaves_nothing_behind(data: st.Da
     with no_mistake_of_ours():
         for piece in pieces:
             client.send(piece)
-            match data.draw(st.integers(0, 5)):
+            match data.draw(st.integers(0, 8)):
                 case 0:
                     world.go_on()
+                case 2:
+                    client.channel.pauseProducing()
+                case 3:
+                    client.channel.resumeProducing()
                 case 1:
                     world.clock.advance(data.draw(st.sampled_from((0.5, 3.0, 61.0))))
+        if data.draw(st.booleans()):
+            world.site.close()
         if data.draw(st.booleans()):
             world.go_on()
         assert b"HTTP/1.1 5" not in client.transport.value()
