@@ -233,6 +233,23 @@ def test_a_handler_that_waits_and_fails_is_answered() -> None:
     assert (handled.client.answer.status, handled.client.answer.json["errcode"]) == (403, "M_FORBIDDEN")
 
 
+def test_a_handler_that_waits_and_answers_no_json_is_a_500_and_no_silence() -> None:
+    """As one that answers at once; the client would wait for ever."""
+    never: Any = object()
+    waiting: Deferred[object] = Deferred()
+
+    async def handle(request: Request) -> object:
+        return await waiting
+
+    resource = JsonResource({"GET": handle})
+    resource.isLeaf = True
+    client = client_of(resource)
+    client.send(request("GET", "/"))
+    waiting.callback(never)
+
+    assert client.answer.status == 500
+
+
 def test_a_handler_whose_client_goes_is_cancelled_where_it_waits() -> None:
     """Whatever it waits for, the first or the last."""
     for waits_twice in (False, True):
