@@ -99,9 +99,11 @@ class BoundedChannel(Protocol):
         if not self.site.opened(self):
             transport.abortConnection()
             return
-        keep_alive = getattr(transport, "setTcpKeepAlive", None)
-        if keep_alive is not None:
-            keep_alive(True)  # a long poll of a client that is gone must end some day
+        if hasattr(transport, "setTcpNoDelay"):  # a Unix socket has neither
+            transport.setTcpKeepAlive(True)  # a long poll of a client that is gone must end some day
+            transport.setTcpNoDelay(
+                True
+            )  # the second piece of an answer must not wait for an acknowledgement
         self.peer = transport.getPeer()
         self.is_secure = ISSLTransport.providedBy(transport)
         if not self.is_secure:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
@@ -351,6 +352,27 @@ def test_a_client_that_does_not_read_gets_no_more_answers_made() -> None:
     assert before == []
     assert [answer.json["said"] for answer in client.answers()] == ["GET /1 ", "GET /2 ", "GET /3 "]
     assert not client.paused
+
+
+def test_answers_leave_at_once_and_clients_that_are_gone_are_noticed() -> None:
+    """The second piece of an answer else waits until the first is acknowledged, which takes 40 ms."""
+
+    class Tcp(StringTransport):
+        def __init__(self) -> None:
+            super().__init__()
+            self.settings: dict[str, bool] = {}
+
+        def setTcpKeepAlive(self, enabled: bool) -> None:
+            self.settings["keep alive"] = enabled
+
+        def setTcpNoDelay(self, enabled: bool) -> None:
+            self.settings["no delay"] = enabled
+
+    transport = Tcp()
+    channel: Any = Listener().site.buildProtocol(None)
+    channel.makeConnection(transport)
+
+    assert transport.settings == {"keep alive": True, "no delay": True}
 
 
 def test_a_connection_that_closes_is_read_from() -> None:
