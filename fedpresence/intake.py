@@ -4,6 +4,7 @@ Always true:
 - a body is taken only after its request was admitted by its head, and never beyond the limit that it got;
 - all bodies in memory share one byte budget, and one origin has at most a quarter of it (Z-2);
 - what has come of a connection and waits for its turn is at most what two reads bring; then it is not read;
+- who does not read our answers gets no more of them made;
 - a request has one deadline from its first byte to its last, which does not run while we decide;
 - a body that streams is never kept here: its resource takes it as it comes, and each piece has a deadline;
 - who is refused early gets a JSON error and `Connection: close`; nothing after it is answered;
@@ -101,9 +102,7 @@ class BoundedChannel(Protocol):
             return
         if hasattr(transport, "setTcpNoDelay"):  # a Unix socket has neither
             transport.setTcpKeepAlive(True)  # a long poll of a client that is gone must end some day
-            transport.setTcpNoDelay(
-                True
-            )  # the second piece of an answer must not wait for an acknowledgement
+            transport.setTcpNoDelay(True)  # a second piece does not wait until the first is acknowledged
         self.peer = transport.getPeer()
         self.is_secure = ISSLTransport.providedBy(transport)
         if not self.is_secure:
