@@ -29,13 +29,13 @@ from fedpresence.engine.settings import EngineSettings, ServerLists
 from fedpresence.errors import ConfigError, StoreError
 from fedpresence.homeserver.checks import Checks, Finding, Verdict, worth_saying
 from fedpresence.homeserver.registration import load_registration
-from fedpresence.intake import BoundedSite
 from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.status import TransactionSeen
 from fedpresence.parts import Parts, Surroundings, Work
 from fedpresence.selfcheck import Arrival, is_public
 from fedpresence.serving import site_for
+from fedpresence.site import BoundedSite
 from fedpresence.storage.sqlite import SQLiteStore
 from fedpresence.storage.store import Store
 from fedpresence.wire.signing import Identity

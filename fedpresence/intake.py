@@ -4,6 +4,7 @@ Always true:
 - a body is taken only after its request was admitted by its head, and never beyond the limit that it got;
 - all bodies in memory share one byte budget, and one origin has at most a quarter of it (Z-2);
 - what has come of a connection and waits for its turn is at most what two reads bring; then it is not read;
+- who does not read our answers gets no more of them made;
 - a request has one deadline from its first byte to its last, which does not run while we decide;
 - a body that streams is never kept here: its resource takes it as it comes, and each piece has a deadline;
 - who is refused early gets a JSON error and `Connection: close`; nothing after it is answered;
@@ -15,37 +16,36 @@ of them, is decided here. Twisted's own server keeps a body without limit and as
 Source: Z-1, Z-2; RFC 9112.
 """
 
-import re
 from collections import deque
 from collections.abc import Awaitable
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from httptools import (
     HttpParserCallbackError,
     HttpParserError,
-    HttpParserInvalidMethodError,
     HttpParserUpgrade,
     HttpRequestParser,
 )
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.interfaces import IProtocolNegotiationFactory, IPushProducer, ISSLTransport
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IPushProducer, ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
 from zope.interface import implementer
 
-from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead, busy, too_large
-from fedpresence.clock import Alarm, Clock, Timer
-from fedpresence.config import LimitsConfig
+from fedpresence.admission import Admitted, RequestHead, busy, too_large
+from fedpresence.clock import Alarm, Timer
 from fedpresence.errors import BadRequest
-from fedpresence.fields import Fields
+from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, head_of_body, is_endless, is_sound
 from fedpresence.incoming import IncomingBody
 from fedpresence.prompt import prompt
 from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
+
+if TYPE_CHECKING:
+    from fedpresence.site import BoundedSite
 
 _log = Logger()
 
@@ -54,28 +54,9 @@ ADMISSION_TIMEOUT_S = 60.0  # a key fetch gives up by itself long before
 PIECE_TIMEOUT_S = 60.0  # the next piece of a body that streams, which may take hours as a whole
 LINGER_S = 3.0  # after an early refusal: a close with unread bytes resets, and the answer would be lost
 LINGER_BYTES = 1_048_576  # what we throw away meanwhile
-CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 ABORT_S = 15.0  # what a close waits for the other side's
-MAX_HEAD_BYTES = 16_384  # of a request line, and of all fields together
-MAX_FIELDS = 500
-_METHOD = re.compile(rb"[A-Z]+ /")
 MAX_AHEAD_BYTES = 16_384  # of following requests, read while an answer is owed: so we notice who leaves
-
-
-def _answer_of(status: bytes, body: bytes) -> bytes:
-    return (
-        b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-        % (status, len(body), body)
-    )
-
-
-# What has no request gets no Request either: written as it is.
-MALFORMED = _answer_of(
-    b"400 Bad Request", b'{"errcode":"M_UNKNOWN","error":"Not an HTTP request that we can read"}'
-)
-UNKNOWN_METHOD = _answer_of(
-    b"405 Method Not Allowed", b'{"errcode":"M_UNRECOGNIZED","error":"Unrecognized method"}'
-)
+MAX_WAITING = 50  # requests behind one whose answer is owed: each is far larger here than on its way
 
 
 @implementer(IPushProducer)
@@ -93,7 +74,7 @@ class BoundedChannel(Protocol):
         self._parser: Any = HttpRequestParser(self)
         self._requests: deque[Request] = deque()  # not answered yet; the first is under way
         self._arriving: Request | None = None  # the last of them, while it is not complete
-        self._is_parsing = False
+        self._is_parsing = self._is_going_on = False
         self._ahead: list[bytes] = []  # not parsed yet: an answer is owed, or a decision awaited
         self._ahead_bytes = 0
         self._unseen_bytes = 0  # parsed, but of a head or trailer that has not ended
@@ -120,9 +101,9 @@ class BoundedChannel(Protocol):
         if not self.site.opened(self):
             transport.abortConnection()
             return
-        keep_alive = getattr(transport, "setTcpKeepAlive", None)
-        if keep_alive is not None:
-            keep_alive(True)  # a long poll of a client that is gone must end some day
+        if hasattr(transport, "setTcpNoDelay"):  # a Unix socket has neither
+            transport.setTcpKeepAlive(True)  # a long poll of a client that is gone must end some day
+            transport.setTcpNoDelay(True)  # a second piece does not wait until the first is acknowledged
         self.peer = transport.getPeer()
         self.is_secure = ISSLTransport.providedBy(transport)
         transport.registerProducer(self, True)  # who does not read our answers is not read from
@@ -139,12 +120,11 @@ class BoundedChannel(Protocol):
                 self._hold("ahead")
         else:
             self._parse(data)
-            if self._requests or self._malformed:
+            if self._requests or self._malformed or self._unseen_bytes:
                 self._go_on()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Free whatever the connection held."""
-        self.site.gone(self)
         self._is_refused = self._is_lingering = True  # a decision that still comes finds nobody
         self._patience.close()
         for call in (self._linger_call, self._abort_call):
@@ -158,6 +138,7 @@ class BoundedChannel(Protocol):
             self._admitting.cancel()
         self._arriving = None
         self._parser = None  # it knows us: a circle
+        self.site.gone(self)  # last: who waits for the end of all finds nothing left
 
     def pauseProducing(self) -> None:
         """The other side does not read what we write."""
@@ -170,6 +151,7 @@ class BoundedChannel(Protocol):
         self._release("full")
         if self._producer is not None:
             self._producer.resumeProducing()
+        self._go_on()
 
     def stopProducing(self) -> None:
         """The connection ends."""
@@ -182,9 +164,12 @@ class BoundedChannel(Protocol):
         request = self._requests[0] if self._requests else None
         if request is None or request.admitted is None or not (request.is_complete or request.incoming):
             self._close()
+        else:
+            request.is_persistent = False
 
     def abort(self) -> None:
         """Close without courtesy."""
+        self._is_refused = self._is_lingering = True
         transport: Any = self.transport
         transport.abortConnection()
 
@@ -204,7 +189,7 @@ class BoundedChannel(Protocol):
     def answered(self, request: Request) -> None:
         """The answer is written: its body's bytes are free; the next request may come."""
         self._requests.popleft()
-        unread = _unread(request)
+        unread = request.unread
         self._let_go(request)
         self._producer = None
         if not request.is_complete:  # what is still to come of it is not read
@@ -213,7 +198,7 @@ class BoundedChannel(Protocol):
         if self._is_refused:
             self._linger(unread)
         elif not (request.is_persistent and self.is_persistent):
-            self._close()
+            self._close(self.site.limits.idle_connection_ms / 1000)  # who stays has as long to read it
         else:
             self._is_reading = False
             self._patience.set(self.site.limits.idle_connection_ms / 1000)
@@ -227,9 +212,13 @@ class BoundedChannel(Protocol):
         if self._is_refused:
             return
         if self._arriving is None:
+            if len(self._requests) == MAX_WAITING:
+                self._requests[-1].is_persistent = False  # no more are answered here
+                return
             self._arriving = Request(self)
             self._requests.append(self._arriving)
-        self._arriving.uri += url
+        if not self._arriving.method:
+            self._arriving.uri += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field. Those behind a chunked body say nothing to us."""
@@ -240,15 +229,15 @@ class BoundedChannel(Protocol):
     def on_headers_complete(self) -> None:
         """The head is here: it is looked at, when it is its turn."""
         request, parser = self._arriving, self._parser
-        if request is None:
+        if request is None or request.method:
             return
         request.method, request.version = parser.get_method(), parser.get_http_version().encode("ascii")
         request.path = request.uri.partition(b"?")[0]
         request.is_persistent = request.version == b"1.1" and parser.should_keep_alive()
-        request.is_sound = _is_sound(request, self._unseen_bytes)
+        request.is_sound = is_sound(request, self._unseen_bytes)
         if not request.is_sound:
             self._malformed = MALFORMED
-        elif request is self._requests[0]:
+        elif request is self._requests[0] and "full" not in self._holds:
             self._take_up(request)
         self._unseen_bytes = 0
 
@@ -266,43 +255,47 @@ class BoundedChannel(Protocol):
     def on_message_complete(self) -> None:
         """All of it is here."""
         request = self._arriving
+        self._unseen_bytes = 0
         if request is None or not request.is_sound:
             return
+        if request.length != 0 and self._parser.should_upgrade():
+            return  # it passes over the body: see `_parse`
         self._arriving = None
         request.is_complete = True
         if request.admitted is not None and not self._is_refused:
             self._complete(request)
 
     def _parse(self, data: bytes) -> None:
-        parser = self._parser
         self._unseen_bytes += len(data)
         self._is_parsing = True
         try:
             while data:
                 try:
-                    parser.feed_data(data)
+                    self._parser.feed_data(data)
                     break
                 except HttpParserUpgrade as error:  # to another protocol: we speak this one alone
                     data = data[error.args[0] :]
-        except HttpParserCallbackError:
-            _log.failure("reading a request of {peer} failed", peer=self.peer)
-            self._malformed = MALFORMED
+                    if self._arriving is not None:
+                        self._parser = HttpRequestParser(self)
+                        self._parser.feed_data(head_of_body(self._arriving.length))
+        except HttpParserCallbackError as error:
+            failure = Failure(error.__context__ or error)
+            _log.failure("reading a request of {peer} failed", failure, peer=self.peer)
+            self.abort()
         except HttpParserError as error:
-            self._malformed = UNKNOWN_METHOD if _names_method(error, data) else MALFORMED
+            is_first = self._unseen_bytes == len(data)  # of what came now, it is the first thing read
+            self._malformed = answer_to(error, data if is_first else b"")
         self._is_parsing = False
-        if self._unseen_bytes > 2 * MAX_HEAD_BYTES:
+        if self._unseen_bytes > MAX_HEAD_BYTES and is_endless(self._arriving, self._unseen_bytes):
             self._malformed = MALFORMED
-        if self._is_reading or self._is_refused:
-            return
-        if self._arriving is not None or self._unseen_bytes:
-            self._start_clock()  # only the first byte of a request does: a trickle does not
 
     def _go_on(self) -> None:
-        """Whatever can be done with what has come."""
-        while not self._is_refused:
+        """Whatever can be done with what has come; not more answers than the other side reads."""
+        if self._is_parsing or self._is_going_on:  # an answer was given at once: the loop goes on by itself
+            return
+        self._is_going_on = True
+        while not self._is_refused and not self._is_deciding and "full" not in self._holds:
             request = self._requests[0] if self._requests else None
-            if self._is_deciding:
-                break
             if request is not None and request.is_sound and request.admitted is None:
                 self._take_up(request)
             elif self._malformed and request is self._arriving:
@@ -313,12 +306,25 @@ class BoundedChannel(Protocol):
                 self._parse(data)
             else:
                 break
+        self._is_going_on = False
+        self._start_clock()
 
     def _is_busy(self) -> bool:
         """Whether an answer is owed, or a decision awaited: then what comes waits."""
         return bool(self._requests) and (self._is_deciding or self._requests[0].is_complete)
 
     def _start_clock(self) -> None:
+        """Only the first byte of a request does, once it is its turn: a trickle does not."""
+        if self._is_reading or self._is_refused:
+            return
+        if self._requests:
+            is_due = self._requests[0].incoming is None and not self._is_busy()  # pieces have their own time
+        else:
+            is_due = self._unseen_bytes > 0
+        if is_due:
+            self._begin_clock()
+
+    def _begin_clock(self) -> None:
         self._is_reading = True
         self._deadline_s = self.site.clock.seconds() + REQUEST_TIMEOUT_S
         self._patience.set(REQUEST_TIMEOUT_S)
@@ -333,6 +339,9 @@ class BoundedChannel(Protocol):
         except BadRequest as error:
             self.refuse(request, error)
             return
+        except Exception:
+            self.refuse(request, _our_fault("admitting", request))
+            return
         if awaited is None or isinstance(awaited, Admitted):
             self._admit(request, awaited or self.site.plain)
             return
@@ -341,7 +350,7 @@ class BoundedChannel(Protocol):
         self._admitting.addErrback(_expect_cancelled)
         if self._is_deciding:
             if not self._is_reading:
-                self._start_clock()
+                self._begin_clock()
             self._hold("decision")
             self._deadline_s -= self.site.clock.seconds()
             self._patience.set(ADMISSION_TIMEOUT_S)
@@ -355,8 +364,7 @@ class BoundedChannel(Protocol):
         except CancelledError:
             raise
         except Exception:
-            _log.failure("admitting {method} {path} failed", method=request.method, path=request.path)
-            outcome = BadRequest("M_UNKNOWN", "Internal server error", status=500)
+            outcome = _our_fault("admitting", request)
         if self._is_refused:
             return
         self._is_deciding = False
@@ -369,8 +377,7 @@ class BoundedChannel(Protocol):
             self._admit(request, outcome)
         else:
             self.refuse(request, outcome)
-        if not self._is_parsing:
-            self._go_on()
+        self._go_on()
 
     def _admit(self, request: Request, admitted: Admitted) -> None:
         announced = request.length or 0
@@ -385,14 +392,15 @@ class BoundedChannel(Protocol):
             expect = request.requestHeaders.getRawHeaders(b"expect")
             if expect and expect[0].lower() == b"100-continue" and request.version == b"1.1":
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            early, request.pieces = request.pieces, []
             if admitted.streams:
                 hold, release = partial(self._hold_body, True), partial(self._hold_body, False)
                 request.incoming = IncomingBody(request.length, hold, release)
+                self._patience.set(PIECE_TIMEOUT_S)  # for the first piece
                 self._serve(request)
-            early, request.pieces = request.pieces, []
             for data in early:
                 self._body_came(request, data)
-        if request.is_complete and not self._is_refused:
+        if request.is_complete and not (self._is_refused or request.finished):
             self._complete(request)
 
     # --- the body ------------------------------------------------------------------------------------
@@ -431,11 +439,11 @@ class BoundedChannel(Protocol):
         try:
             request.answer_from(self.site.resource)
         except Exception:
-            _log.failure("answering {method} {path} failed", method=request.method, path=request.path)
-            if request.startedWriting:
+            error = _our_fault("answering", request)
+            if request.startedWriting and not request.finished:
                 self.abort()
             else:
-                write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))
+                write_error(request, error)
 
     def _let_go(self, request: Request) -> None:
         """Give the bytes of its body back; idempotent."""
@@ -462,7 +470,7 @@ class BoundedChannel(Protocol):
 
     def _hold_body(self, held: bool) -> None:
         """Read on, or not: not while those who take the body have no room for it."""
-        if held == ("body" in self._holds):
+        if held == ("body" in self._holds) or self._is_lingering:
             return
         self._patience.set(None if held else PIECE_TIMEOUT_S)
         if held:
@@ -518,93 +526,18 @@ class BoundedChannel(Protocol):
         _log.debug("{peer} was too slow", peer=self.peer)
         self._close()
 
-    def _close(self) -> None:
-        """Close, and soon without courtesy."""
+    def _close(self, patience_s: float = ABORT_S) -> None:
+        """Close, and after a while without courtesy."""
+        self._is_refused = True
         self._is_lingering = True  # over TLS the peer may take its time to agree, and send on meanwhile
         if self._abort_call is None:
             self._patience.set(None)
-            self._abort_call = self.site.clock.callLater(ABORT_S, self.abort)
+            self._abort_call = self.site.clock.callLater(patience_s, self.abort)
             transport: Any = self.transport
             transport.unregisterProducer()  # a close would wait for it
+            for reason in list(self._holds):  # over TLS the other side's close must be read
+                self._release(reason)
             transport.loseConnection()
-
-
-@implementer(IProtocolNegotiationFactory)
-class BoundedSite(Factory):
-    """A listener's site: its limits, its connections, and who admits requests to it.
-
-    `budget` is shared by all listeners of a daemon.
-    """
-
-    noisy = False  # the daemon says itself where it listens
-
-    def __init__(
-        self,
-        resource: Resource,
-        limits: LimitsConfig,
-        clock: Clock,
-        budget: BodyBudget,
-        admit: Admit | None = None,
-    ) -> None:
-        self.resource = resource
-        self.clock = clock
-        self.limits = limits
-        self.budget = budget
-        self.admit = admit
-        self.plain = Admitted(limits.client_body)  # who is not asked about may send so much
-        self._channels: set[BoundedChannel] = set()
-        self._closed: Deferred[None] | None = None
-
-    def buildProtocol(self, addr: Any) -> BoundedChannel:
-        """A connection, which asks us whether it may stay."""
-        return BoundedChannel(self)
-
-    def acceptableProtocols(self) -> list[bytes]:
-        """HTTP/1.1 only."""
-        return [b"http/1.1"]
-
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return len(self._channels)
-
-    def opened(self, channel: BoundedChannel) -> bool:
-        """Whether one more connection may stay; it counts if so."""
-        if self._closed is not None or len(self._channels) >= self.limits.connections:
-            return False
-        self._channels.add(channel)
-        return True
-
-    def gone(self, channel: BoundedChannel) -> None:
-        """A connection has ended, whether it counted or not."""
-        self._channels.discard(channel)
-        if self._closed is not None and not self._channels and not self._closed.called:
-            self._closed.callback(None)
-
-    def close(self) -> Deferred[None]:
-        """Take no more connections and end those that are open; called once, after the port is closed.
-
-        Idle ones end now, the others with the answer that they wait for, all of them within 5 s. Fires
-        when none is left.
-        """
-        self._closed = Deferred()
-        if not self._channels:
-            self._closed.callback(None)
-            return self._closed
-        abort = self.clock.callLater(CLOSE_S, self._abort)
-        for channel in list(self._channels):
-            channel.end()
-        return self._closed.addBoth(lambda _: _cancel(abort))
-
-    def _abort(self) -> None:
-        for channel in list(self._channels):
-            channel.abort()
-
-    def reload(self, limits: LimitsConfig) -> None:
-        """New limits, for what comes from now on."""
-        self.limits = limits
-        self.plain = Admitted(limits.client_body)
-        self.budget.total = limits.bodies_in_flight
 
 
 def grounds_of(request: Request) -> object:
@@ -622,42 +555,10 @@ def body_of(request: Request) -> "IncomingBody | bytes":
     return request.content.read()
 
 
-def _is_sound(request: Request, head_bytes: int) -> bool:
-    """Whether the head is one that everybody reads alike, and not too large; sets how long the body is.
-
-    What can be read in two ways smuggles requests past a proxy: RFC 9112, 6.1 and 11.2.
-    """
-    fields = request.requestHeaders
-    if request.version not in (b"1.1", b"1.0") or len(fields) > MAX_FIELDS:
-        return False
-    if head_bytes > MAX_HEAD_BYTES and not _fits(request.uri, fields):
-        return False
-    coding = fields.getRawHeaders(b"transfer-encoding")
-    if coding:
-        request.length = None
-        return len(coding) == 1 and coding[0].lower() == b"chunked" and request.version == b"1.1"
-    announced = fields.getRawHeaders(b"content-length")
-    if announced:
-        request.length = int(announced[0])  # the parser lets no other through, and none of more than 64 bits
-    return True
-
-
-def _fits(uri: bytes, fields: Fields) -> bool:
-    sizes = (len(name) + 4 + len(value) for name, values in fields.getAllRawHeaders() for value in values)
-    return len(uri) <= MAX_HEAD_BYTES and sum(sizes) <= MAX_HEAD_BYTES
-
-
-def _unread(request: Request) -> int | None:
-    """How much of the body is still on its way; None where nobody said how long it is."""
-    if request.is_complete:
-        return 0
-    came = sum(map(len, request.pieces)) if request.incoming is None else request.incoming.received
-    return None if request.length is None else request.length - came
-
-
-def _names_method(error: HttpParserError, data: bytes) -> bool:
-    """Whether it is but the method that is not known, of what looks like a request."""
-    return isinstance(error, HttpParserInvalidMethodError) and _METHOD.match(data) is not None
+def _our_fault(doing: str, request: Request) -> BadRequest:
+    """What is answered where we have a bug: its traceback is in the log, and nothing of it here."""
+    _log.failure("{doing} {method} {path} failed", doing=doing, method=request.method, path=request.path)
+    return BadRequest("M_UNKNOWN", "Internal server error", status=500)
 
 
 def _cancel(timer: Timer) -> None:

@@ -108,6 +108,14 @@ class Request:
         """Whether it came over TLS."""
         return self.channel.is_secure
 
+    @property
+    def unread(self) -> int | None:
+        """How much of the body is still on its way; None where nobody said how long it is."""
+        if self.is_complete:
+            return 0
+        came = sum(map(len, self.pieces)) if self.incoming is None else self.incoming.received
+        return None if self.length is None else self.length - came
+
     # --- who answers it ------------------------------------------------------------------------------
 
     def answer_from(self, root: Any) -> None:
@@ -210,6 +218,8 @@ class Request:
     def _begin(self) -> bytes:
         """The head of the answer; what it says of its length is now decided."""
         self.startedWriting = True
+        if not self.is_complete:  # the rest of its body is not read once this is answered
+            self.is_persistent = False
         if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
             self._is_chunked = self.version == b"1.1"
             if self._is_chunked:

@@ -17,11 +17,11 @@ from fedpresence.homeserver.appservice import add_appservice, admission
 from fedpresence.homeserver.relay import PassThrough, streams
 from fedpresence.homeserver.send import Fronting, add_front
 from fedpresence.inbound.resource import Federation, add_federation
-from fedpresence.intake import BoundedSite
 from fedpresence.ops.admin import AdminParts, add_admin
 from fedpresence.ops.admin import admission as admin_admission
 from fedpresence.ops.status import add_health, add_metrics
 from fedpresence.parts import Parts
+from fedpresence.site import BoundedSite
 from fedpresence.web import Unknown
 
 _STREAMS = streams(tuple(b"/%b" % b"/".join(path) for path in PASSED_THROUGH))

@@ -184,7 +184,7 @@ def _rest_of(work: Coroutine[Any, Any, None], awaited: Any) -> Generator[Any, An
 
 async def _answer(request: Request, handler: Handler) -> None:
     try:
-        body: Any = await handler(request)
+        write_json(request, await handler(request))
     except CancelledError:
         return
     except BadRequest as error:
@@ -194,8 +194,6 @@ async def _answer(request: Request, handler: Handler) -> None:
     except Exception:
         _log.failure("answering {method} {path} failed", method=request.method, path=request.path)
         write_error(request, BadRequest("M_UNKNOWN", "Internal server error", status=500))
-    else:
-        write_json(request, body)
 
 
 def _log_bug(failure: Failure) -> None:

@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from fedpresence.intake import BoundedChannel, BoundedSite
+from fedpresence.intake import BoundedChannel
+from fedpresence.site import BoundedSite
 from fedpresence.web import write_json
 
 

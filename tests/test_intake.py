@@ -8,7 +8,8 @@ from fedpresence.admission import Admitted, BodyBudget, RequestHead
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
-from fedpresence.intake import CLOSE_S, LINGER_BYTES, LINGER_S, REQUEST_TIMEOUT_S, BoundedSite
+from fedpresence.intake import LINGER_BYTES, LINGER_S, REQUEST_TIMEOUT_S
+from fedpresence.site import CLOSE_S, BoundedSite
 from tests.asynchronous import result_of
 from tests.http_wire import Client, Echo, request
 

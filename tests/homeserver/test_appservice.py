@@ -6,7 +6,7 @@ import pytest
 from fedpresence.admission import BodyBudget
 from fedpresence.config_model import LimitsConfig
 from fedpresence.homeserver.appservice import MAX_BODY_BYTES, add_appservice, admission
-from fedpresence.intake import BoundedSite
+from fedpresence.site import BoundedSite
 from fedpresence.web import Unknown
 from tests.homeserver.world import ALICE, BOT, NOW_MS, REGISTRATION, ROOM, Beside, PlayedHomeserver
 from tests.http_wire import Answer, Client

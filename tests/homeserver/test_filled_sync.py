@@ -15,7 +15,7 @@ from fedpresence.clients.resource import add_clients_beside
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.events import StreamClosed
 from fedpresence.homeserver.relay import PassThrough, Relay, build_pool
-from fedpresence.intake import BoundedSite
+from fedpresence.site import BoundedSite
 from tests.clients.world import ALICE, BOB, ONLINE, PHONE, World
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor

@@ -17,7 +17,7 @@ from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig
 from fedpresence.homeserver import exchange
 from fedpresence.homeserver.relay import PassThrough, Relay, _leads_elsewhere, answered, build_pool, streams
-from fedpresence.intake import BoundedSite
+from fedpresence.site import BoundedSite
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
 
@@ -490,6 +490,40 @@ def test_an_upload_that_breaks_off_breaks_off_at_the_homeserver() -> None:
             client.leave()
             await front.until(lambda: all(each.lost for each in front.homeserver.connections))
         assert front.homeserver.seen == []
+
+    with_front(story)
+
+
+def test_an_upload_that_stops_being_http_breaks_off_at_the_homeserver() -> None:
+    """Where it ends nobody can say: the client is told, and the homeserver never takes it for whole."""
+
+    async def story(front: Front) -> None:
+        for later in (b"zz\r\n", b"5\r\nhelloo\r\n", b"0\r\nX: " + b"x" * 40_000):
+            chunked = a_request(b"POST", b"/_matrix/x", b"Transfer-Encoding: chunked")
+            client = await front.call(chunked + b"5\r\nhello\r\n")
+            await front.until(lambda: any(not each.lost for each in front.homeserver.connections))
+            client.send(later)
+            await front.until(lambda client=client: client.lost)  # type: ignore[misc]
+            await front.until(lambda: all(each.lost for each in front.homeserver.connections))
+            assert client.status == 400
+            assert b"Connection: close" in client.head
+        assert front.homeserver.seen == []
+
+    with_front(story)
+
+
+def test_an_upload_behind_an_offer_to_upgrade_goes_up_as_it_is() -> None:
+    """Java's client offers HTTP/2 with each request, bodies and all; the homeserver never hears of it."""
+
+    async def story(front: Front) -> None:
+        upgrade = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAA")
+        body = a_request(b"GET", b"/_matrix/inner")
+        client = await front.ask(a_request(b"POST", b"/_matrix/x", *upgrade, body=body))
+
+        assert client.status == 200
+        (seen,) = front.homeserver.seen
+        assert seen.body == body
+        assert b"h2c" not in seen.head
 
     with_front(story)
 

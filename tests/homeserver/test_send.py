@@ -24,7 +24,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import BoundedSite
+from fedpresence.site import BoundedSite
 from fedpresence.web import Unknown
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor

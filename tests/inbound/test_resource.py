@@ -16,7 +16,7 @@ from fedpresence.inbound.limiter import OriginLimits
 from fedpresence.inbound.origin import OriginCheck
 from fedpresence.inbound.resource import Federation, add_federation
 from fedpresence.inbound.transactions import Transactions
-from fedpresence.intake import BoundedSite
+from fedpresence.site import BoundedSite
 from fedpresence.web import Unknown
 from fedpresence.wire.signing import Identity
 from tests.asynchronous import result_of

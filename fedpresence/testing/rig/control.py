@@ -27,8 +27,8 @@ from fedpresence.config import LimitsConfig
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import BadRequest, ConfigError
 from fedpresence.ids import MAX_ID_BYTES, DeviceID, ServerName, UserID, parse_server_name
-from fedpresence.intake import BoundedSite
 from fedpresence.request import Request
+from fedpresence.site import BoundedSite
 from fedpresence.testing.homeserver import (
     Answered,
     FakeHomeserver,

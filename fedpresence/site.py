@@ -1,0 +1,102 @@
+"""A listener as Twisted sees it: the factory of its connections, and what they have in common.
+
+Always true: there are never more connections than the limit; once closed, it takes no more.
+"""
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProtocolNegotiationFactory
+from twisted.internet.protocol import Factory
+from twisted.web.resource import Resource
+from zope.interface import implementer
+
+from fedpresence.admission import Admit, Admitted, BodyBudget
+from fedpresence.clock import Clock, Timer
+from fedpresence.config import LimitsConfig
+from fedpresence.intake import BoundedChannel
+
+CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
+
+
+@implementer(IProtocolNegotiationFactory)
+class BoundedSite(Factory):
+    """A listener's site: its limits, its connections, and who admits requests to it.
+
+    `budget` is shared by all listeners of a daemon.
+    """
+
+    noisy = False  # the daemon says itself where it listens
+
+    def __init__(
+        self,
+        resource: Resource,
+        limits: LimitsConfig,
+        clock: Clock,
+        budget: BodyBudget,
+        admit: Admit | None = None,
+    ) -> None:
+        self.resource = resource
+        self.clock = clock
+        self.limits = limits
+        self.budget = budget
+        self.admit = admit
+        self.plain = Admitted(limits.client_body)  # who is not asked about may send so much
+        self._channels: set[BoundedChannel] = set()
+        self._closed: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: Any) -> BoundedChannel:
+        """A connection, which asks us whether it may stay."""
+        return BoundedChannel(self)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1 only."""
+        return [b"http/1.1", b"http/1.0"]
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._channels)
+
+    def opened(self, channel: BoundedChannel) -> bool:
+        """Whether one more connection may stay; it counts if so."""
+        if self._closed is not None or len(self._channels) >= self.limits.connections:
+            return False
+        self._channels.add(channel)
+        return True
+
+    def gone(self, channel: BoundedChannel) -> None:
+        """A connection has ended, whether it counted or not."""
+        self._channels.discard(channel)
+        if self._closed is not None and not self._channels and not self._closed.called:
+            self._closed.callback(None)
+
+    def close(self) -> Deferred[None]:
+        """Take no more connections and end those that are open; called once, after the port is closed.
+
+        Idle ones end now, the others with the answer that they wait for, all of them within 5 s. Fires
+        when none is left.
+        """
+        self._closed = Deferred()
+        if not self._channels:
+            self._closed.callback(None)
+            return self._closed
+        abort = self.clock.callLater(CLOSE_S, self._abort)
+        for channel in list(self._channels):
+            channel.end()
+        return self._closed.addBoth(lambda _: _cancel(abort))
+
+    def _abort(self) -> None:
+        for channel in list(self._channels):
+            channel.abort()
+
+    def reload(self, limits: LimitsConfig) -> None:
+        """New limits, for what comes from now on."""
+        self.limits = limits
+        self.plain = Admitted(limits.client_body)
+        self.budget.total = limits.bodies_in_flight
+
+
+def _cancel(timer: Timer) -> None:
+    if timer.active():
+        timer.cancel()
