@@ -18,7 +18,7 @@ setup(
     package_data={"fedpresence": ["py.typed", "storage/schema.sql"]},
     install_requires=[
         "Twisted[tls]>=25.5",
-        "httptools>=0.6",
+        "httptools>=0.6.4",
         "treq>=24.9",
         "hyperlink>=21",
         "signedjson>=1.1.4",
