@@ -123,7 +123,7 @@ class Request:
         """Let the resource at our path below `root` answer."""
         segments = self.path[1:].split(b"/")
         self.prepath = []
-        self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
+        self.postpath = [unquote_to_bytes(each) if b"%" in each else each for each in segments]
         resource = root
         while self.postpath and not resource.isLeaf:
             segment = self.postpath.pop(0)

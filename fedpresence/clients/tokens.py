@@ -182,8 +182,7 @@ class Tokens:
 
 
 def _digest(asked: Credentials) -> bytes:
-    parts = (asked.token, asked.user_id, asked.device_id)
-    return hashlib.blake2b(repr(parts).encode("utf-8"), digest_size=32).digest()
+    return hashlib.blake2b(repr(tuple(asked)).encode("utf-8"), digest_size=32).digest()
 
 
 def _is_busy(failure: Failure) -> bool:
