@@ -7,6 +7,7 @@ Source: Z-1, Z-2.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedpresence.errors import BadRequest
 from fedpresence.fields import Fields
@@ -17,8 +18,7 @@ ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A request as far as it is known before its body. `content_length` is None for a chunked body.
 
     `uri` is exactly what stood in the request line; `address` is that of the peer.

@@ -47,8 +47,10 @@ class AnswerFields:
     def __init__(self) -> None:
         self._lines: dict[bytes, bytes] = {}
 
-    def setHeader(self, name: bytes, value: bytes) -> None:
+    def setHeader(self, name: bytes | str, value: bytes | str) -> None:
         """This value, and no other; a line break in it is a blank."""
+        name = name if isinstance(name, bytes) else name.encode("ascii")
+        value = value if isinstance(value, bytes) else value.encode("utf-8")
         if b"\n" in value or b"\r" in value:
             value = one_line(value)
         self._lines[name] = b"%b: %b\r\n" % (name, value)

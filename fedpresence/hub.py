@@ -155,19 +155,20 @@ class Hub:
     def _turn(self, batch: list[tuple[Event, Deferred[None]]]) -> None:
         self._in_turn = True
         now = now_ms(self._clock)
-        effects: list[Effect] = []
+        durable: list[Any] = []
+        outgoing: list[Any] = []
         refused: list[tuple[Deferred[None], FedpresenceError]] = []
         done: list[Deferred[None]] = []
         for event, deferred in batch:
             try:
-                effects.extend(self._engine.receive(event, now))
+                for effect in self._engine.receive(event, now):
+                    (durable if type(effect) in _DURABLE else outgoing).append(effect)
                 done.append(deferred)
             except FedpresenceError as error:
                 refused.append((deferred, error))
             except Exception as error:
                 self._die(Failure(error), [d for _, d in batch])
                 return
-        durable, outgoing = _parted(effects)
         self._unhurried += durable
         try:
             if len(self._unhurried) <= MAX_UNHURRIED and _UNHURRIED.issuperset(map(type, durable)):
@@ -233,14 +234,6 @@ class Hub:
             self.submit(TimePassed()).addErrback(_unheard)
         else:
             self._set_timer()
-
-
-def _parted(effects: list[Effect]) -> tuple[list[Durable], list[Outgoing]]:
-    durable: list[Any] = []
-    outgoing: list[Any] = []
-    for effect in effects:
-        (durable if type(effect) in _DURABLE else outgoing).append(effect)
-    return durable, outgoing
 
 
 def _ignored() -> Deferred[None]:

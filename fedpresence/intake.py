@@ -189,14 +189,13 @@ class BoundedChannel(Protocol):
     def answered(self, request: Request) -> None:
         """The answer is written: its body's bytes are free; the next request may come."""
         self._requests.popleft()
-        unread = request.unread
         self._let_go(request)
         self._producer = None
         if not request.is_complete:  # what is still to come of it is not read
             self._is_refused = True
             self._release("body")
         if self._is_refused:
-            self._linger(unread)
+            self._linger(request.unread)
         elif not (request.is_persistent and self.is_persistent):
             self._close(self.site.limits.idle_connection_ms / 1000)  # who stays has as long to read it
         else:

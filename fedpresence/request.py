@@ -82,6 +82,7 @@ class Request:
         self.channel = channel
         self.requestHeaders = Fields()
         self.responseHeaders = AnswerFields()
+        self.setHeader = self.responseHeaders.setHeader
         self.pieces: list[bytes] = []  # of the body, as far as it has come and is kept
         self._finishing: list[Deferred[None]] = []
 
@@ -122,7 +123,7 @@ class Request:
         """Let the resource at our path below `root` answer."""
         segments = self.path[1:].split(b"/")
         self.prepath = []
-        self.postpath = list(map(unquote_to_bytes, segments)) if b"%" in self.path else segments
+        self.postpath = [unquote_to_bytes(each) if b"%" in each else each for each in segments]
         resource = root
         while self.postpath and not resource.isLeaf:
             segment = self.postpath.pop(0)
@@ -144,12 +145,6 @@ class Request:
         """The status of the answer."""
         self._code = code
         self._phrase = RESPONSES.get(code, b"Unknown Status") if message is None else one_line(message)
-
-    def setHeader(self, name: bytes | str, value: bytes | str) -> None:
-        """A field of the answer, instead of what it was before."""
-        name = name if isinstance(name, bytes) else name.encode("ascii")
-        value = value if isinstance(value, bytes) else value.encode("utf-8")
-        self.responseHeaders.setHeader(name, value)
 
     def write(self, data: bytes) -> None:
         """A piece of the answer; the first one takes its head along."""

@@ -85,6 +85,10 @@ class JsonResource(Resource):
         """Whatever lies below a known path is unknown."""
         return Unknown(cors=self._cors)
 
+    def refusal(self) -> BadRequest:
+        """What a method that is not in the table gets."""
+        return BadRequest("M_UNRECOGNIZED", "Unrecognized method", status=405)
+
     def render(self, request: Request) -> int | bytes:
         """Run the handler of the method; always answers later."""
         if self._cors:
@@ -96,7 +100,7 @@ class JsonResource(Resource):
         method = request.method.decode("ascii", "replace")
         handler = self._methods.get("GET" if method == "HEAD" else method)
         if handler is None:
-            write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized method", status=405))
+            write_error(request, self.refusal())
             return NOT_DONE_YET
         answering = _answer(request, handler)
         try:
@@ -115,15 +119,9 @@ class Unknown(JsonResource):
     def __init__(self, *, cors: bool = False) -> None:
         super().__init__({}, cors=cors)
 
-    def render(self, request: Request) -> int | bytes:
-        """404, whatever the method; OPTIONS is answered where CORS is on."""
-        if self._cors and request.method == b"OPTIONS":
-            return super().render(request)
-        if self._cors:
-            for name, value in CORS_HEADERS:
-                request.setHeader(name, value)
-        write_error(request, BadRequest("M_UNRECOGNIZED", "Unrecognized request", status=404))
-        return NOT_DONE_YET
+    def refusal(self) -> BadRequest:
+        """404, whatever the method."""
+        return BadRequest("M_UNRECOGNIZED", "Unrecognized request", status=404)
 
 
 class Named(JsonResource):

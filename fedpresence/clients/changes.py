@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -20,23 +20,22 @@ from fedpresence.clients.throttle import Throttle
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.events import PresenceSet
-from fedpresence.engine.presence import PresenceState
+from fedpresence.engine.presence import OFFLINE
 from fedpresence.errors import BadRequest
 from fedpresence.hub import Hub
 from fedpresence.ids import DeviceID, UserID
 
 _log = Logger()
 
-MAX_DEVICES = 10_000  # whose last change is remembered: a miss costs one submission more
+MAX_HIDING = 10_000  # devices whose declared offline is remembered: a miss costs one submission more
 
 _Device = tuple[UserID, DeviceID | None]
 
 
 @dataclass(slots=True)
-class _Told:
-    """The last change of a device that the hub was given."""
+class _Hiding:
+    """The last change of a device that the hub was given: it declared itself offline."""
 
-    state: PresenceState
     committed: bool = False
 
 
@@ -51,7 +50,7 @@ class PresenceChanges(Service):
         self._refusing: Throttle[UserID] = Throttle(refused.per_second, refused.burst)
         self._pending: dict[UserID, dict[DeviceID | None, PresenceSet]] = {}
         self._timers: dict[UserID, Timer] = {}
-        self._told: OrderedDict[_Device, _Told] = OrderedDict()
+        self._hiding: OrderedDict[_Device, _Hiding] = OrderedDict()
         self._stopped = False
 
     def reload(self, limits: LimitsConfig) -> None:
@@ -65,49 +64,51 @@ class PresenceChanges(Service):
         if wait_ms:
             raise BadRequest("M_LIMIT_EXCEEDED", "Too many requests", status=429, retry_after_ms=wait_ms)
 
-    async def change(self, event: PresenceSet) -> None:
-        """Done when the change is committed or, where it is one too many, kept for a moment."""
+    def change(self, event: PresenceSet) -> Deferred[None]:
+        """Fires when the change is committed or, where it is one too many, kept for a moment."""
         user_id, now = event.user_id, now_ms(self._clock)
         pending = self._pending.get(user_id)
         if self._stopped or (pending is None and not self._merging.take(user_id, now)):
-            await self._submit(event)
-        elif (event.state is PresenceState.OFFLINE) is not self._is_hidden(event):
-            self._merging.spend(user_id, now)
+            return self._submit(event)
+        if (event.state is OFFLINE) is not self._is_hidden(event):
+            self._merging.take(user_id, now, on_credit=True)
             earlier = self._take_pending(user_id)
             earlier.pop(event.device_id, None)
-            await self._submit(*earlier.values(), event)
-        else:
-            if pending is None:
-                pending = self._pending[user_id] = {}
-                self._set_timer(user_id)
-            pending.pop(event.device_id, None)  # the newest stands last: the message is the user's
-            pending[event.device_id] = event
+            return self._submit(*earlier.values(), event)
+        if pending is None:
+            pending = self._pending[user_id] = {}
+            self._set_timer(user_id)
+        pending.pop(event.device_id, None)  # the newest stands last: the message is the user's
+        pending[event.device_id] = event
+        return succeed(None)
 
     def stopService(self) -> Deferred[object]:
         """Give the hub what was kept; nothing is kept from now on."""
         self._stopped = True
         Service.stopService(self)
         kept = [self._take_pending(user_id) for user_id in list(self._pending)]
-        done = [ensureDeferred(self._submit(*changes.values())) for changes in kept]
+        done = [self._submit(*changes.values()) for changes in kept]
         return DeferredList(done, consumeErrors=True).addCallback(lambda _: None)
 
-    async def _submit(self, *events: PresenceSet) -> None:
-        told = []
+    def _submit(self, *events: PresenceSet) -> Deferred[None]:
+        hiding = []
         for event in events:
             device = (event.user_id, event.device_id)
-            self._told[device] = last = _Told(event.state)
-            self._told.move_to_end(device)
-            told.append(last)
-        while len(self._told) > MAX_DEVICES:
-            self._told.popitem(last=False)
-        await self._hub.submit(*events)
-        for last in told:
-            last.committed = True
+            self._hiding.pop(device, None)
+            if event.state is OFFLINE:
+                self._hiding[device] = last = _Hiding()
+                hiding.append(last)
+        while len(self._hiding) > MAX_HIDING:
+            self._hiding.popitem(last=False)
+        submitted = self._hub.submit(*events)
+        if hiding:
+            submitted.addCallback(_note_committed, hiding)
+        return submitted
 
     def _is_hidden(self, event: PresenceSet) -> bool:
         """Whether the device's declared offline is on disk already."""
-        told = self._told.get((event.user_id, event.device_id))
-        return told is not None and told.committed and told.state is PresenceState.OFFLINE
+        hiding = self._hiding.get((event.user_id, event.device_id))
+        return hiding is not None and hiding.committed
 
     def _take_pending(self, user_id: UserID) -> dict[DeviceID | None, PresenceSet]:
         timer = self._timers.pop(user_id, None)
@@ -125,8 +126,12 @@ class PresenceChanges(Service):
         if wait_ms:
             self._timers[user_id] = self._clock.callLater(wait_ms / 1000, self._release, user_id)
             return
-        submitted = ensureDeferred(self._submit(*self._pending.pop(user_id).values()))
-        submitted.addErrback(_log_failure)
+        self._submit(*self._pending.pop(user_id).values()).addErrback(_log_failure)
+
+
+def _note_committed(_: None, hiding: list[_Hiding]) -> None:
+    for each in hiding:
+        each.committed = True
 
 
 def _log_failure(failure: Failure) -> None:

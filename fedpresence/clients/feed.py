@@ -65,7 +65,10 @@ class Feed:
     def tell(self, effect: TellObservers) -> None:
         """Local users are due news of `effect.observed`."""
         observed = effect.observed
-        self.heard(observed)
+        if self._asking:
+            self.heard(observed)
+        if not self._boxes:
+            return  # nobody reads: whoever begins to sees how things are then
         held = self._held.get(observed)
         if effect.gone:
             for observer in effect.observers if held else ():

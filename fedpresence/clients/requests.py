@@ -6,7 +6,8 @@ tokens and bodies status messages.
 Source: P:9; clients.md, "Requests by client".
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedpresence.errors import BadRequest
 from fedpresence.ids import UserID, parse_user_id
@@ -27,13 +28,16 @@ def access_token(request: Request) -> str:
     return token_argument
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """Whose request it claims to be. An application service names the user, and the device, it acts as."""
 
-    token: str = field(repr=False)
+    token: str
     user_id: str | None = None
     device_id: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"Credentials(user_id={self.user_id!r}, device_id={self.device_id!r})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from fedpresence.clients.lists import PresenceList
 from fedpresence.clients.parts import ClientParts
 from fedpresence.clients.presence import PresenceStatus
 from fedpresence.clients.sync import Sync
+from fedpresence.errors import BadRequest
 from fedpresence.request import Request
 from fedpresence.web import Handler, JsonResource, Unknown, mount, node
 
@@ -51,11 +52,9 @@ class _Branch(JsonResource):
             return self.any_child
         return Unknown(cors=True)
 
-    def render(self, request: Request) -> int | bytes:
-        """As the path's methods say; 404 where this is only on the way to other paths."""
-        if not self.methods:
-            return Unknown(cors=True).render(request)
-        return super().render(request)
+    def refusal(self) -> BadRequest:
+        """404 where this is only on the way to other paths."""
+        return super().refusal() if self.methods else Unknown().refusal()
 
 
 def add_clients(root: Resource, parts: ClientParts) -> None:

@@ -32,31 +32,25 @@ class Throttle(Generic[K]):
         self._burst = burst
         self._fills_in_ms = 2 * burst / self._per_ms  # from the deepest debt
 
-    def take(self, key: K, now_ms: int) -> int:
-        """0 and a token is taken; otherwise in how many milliseconds there is one."""
-        tokens = self._tokens(key, now_ms)
-        if tokens >= 1:
-            self._keep(key, tokens - 1, now_ms)
-            return 0
-        return max(1, -int(-(1 - tokens) // self._per_ms))
+    def take(self, key: K, now_ms: int, *, on_credit: bool = False) -> int:
+        """0 and a token is taken; otherwise in how many milliseconds there is one.
 
-    def spend(self, key: K, now_ms: int) -> None:
-        """Take a token whether or not there is one; the debt is at most a whole burst."""
-        self._keep(key, max(-float(self._burst), self._tokens(key, now_ms) - 1), now_ms)
-
-    def _tokens(self, key: K, now_ms: int) -> float:
+        `on_credit` takes one whether or not there is one; the debt is at most a whole burst.
+        """
         kept = self._buckets.get(key)
+        tokens: float = self._burst
+        if kept is not None:
+            tokens = min(tokens, kept[0] + (now_ms - kept[1]) * self._per_ms)
+        if tokens < 1 and not on_credit:
+            return max(1, -int(-(1 - tokens) // self._per_ms))
+        self._buckets[key] = (max(tokens - 1, -self._burst), now_ms)
         if kept is None:
-            return self._burst
-        tokens, at_ms = kept
-        return min(self._burst, tokens + (now_ms - at_ms) * self._per_ms)
-
-    def _keep(self, key: K, tokens: float, now_ms: int) -> None:
-        is_new = key not in self._buckets
-        self._buckets[key] = (tokens, now_ms)
-        if not is_new:
+            self._forget_quiet(now_ms)
+        else:
             self._buckets.move_to_end(key)
-            return
+        return 0
+
+    def _forget_quiet(self, now_ms: int) -> None:
         while len(self._buckets) > 1:
             oldest = next(iter(self._buckets))
             quiet_ms = now_ms - self._buckets[oldest][1]

@@ -1,7 +1,7 @@
 """Access tokens to their owners: what a store, or a homeserver, said of each is remembered for a while.
 
 Always true:
-- a token is kept in memory as its SHA-256 only, and never logged;
+- a token is kept in memory as a hash only, and never logged;
 - after `forget()` no answer is given that was looked up before it, so a revoked token stops working;
 - one look-up per token, and user that it acts as, is in flight at a time (Z-28); everything remembered is
   bounded.
@@ -182,8 +182,7 @@ class Tokens:
 
 
 def _digest(asked: Credentials) -> bytes:
-    parts = (asked.token, asked.user_id, asked.device_id)
-    return hashlib.blake2b(repr(parts).encode("utf-8"), digest_size=32).digest()
+    return hashlib.blake2b(repr(tuple(asked)).encode("utf-8"), digest_size=32).digest()
 
 
 def _is_busy(failure: Failure) -> bool:

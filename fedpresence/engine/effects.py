@@ -6,6 +6,7 @@ leaves. Outgoing effects are lost in a crash, and nothing breaks: they are deriv
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from fedpresence.engine.events import ListEduReceived
 from fedpresence.engine.presence import PresenceRecord
@@ -171,8 +172,7 @@ class Urgency(IntEnum):
     AGAIN = 4  # a state told in the run before: with others, within a fifth of a refresh interval (S:T-28)
 
 
-@dataclass(frozen=True, slots=True)
-class SendPush:
+class SendPush(NamedTuple):
     """Each of `destinations` is due news of `user_id`: one effect for all, or ten thousand would be made.
 
     The queue keeps user IDs, not messages; the push is made from the newest state when it leaves,
@@ -226,8 +226,7 @@ class SendUnpoll:
     user_id: UserID
 
 
-@dataclass(frozen=True, slots=True)
-class TellObservers:
+class TellObservers(NamedTuple):
     """Local users who may see `observed` are due news of them.
 
     With `gone` these observers may see them no longer, and are shown `offline` once.

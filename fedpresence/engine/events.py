@@ -37,8 +37,7 @@ class DeviceRemoved:
     device_id: DeviceID | None
 
 
-@dataclass(frozen=True, slots=True)
-class PresenceSet:
+class PresenceSet(NamedTuple):
     """`PUT .../presence/{userId}/status` by a device; `status_msg` None or empty clears it (P:S-1)."""
 
     user_id: UserID

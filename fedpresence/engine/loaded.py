@@ -139,8 +139,10 @@ class ByOther:
         number = self._numbers.get(other)
         if number is None:
             return []
-        users, owners, packed, size = self._users, self._owners, self._packed, self._size
         rows = self._rows[self._begins[number] : self._begins[number + 1]]
+        if not rows:
+            return []
+        users, owners, packed, size = self._users, self._owners, self._packed, self._size
         return [users[owners[row]] for row in rows if packed[row * size] in codes]
 
     def codes_about(self, other: UserID) -> int:

@@ -329,13 +329,22 @@ class LocalUser:
 
         The reason why observers must hear of it; None where they must not.
         """
-        self._expire(now_ms, settings)
         best, best_active = OFFLINE, -1
-        for device in self.devices.values():
-            if not device.hidden:
-                rank = (_PRIORITY[device.state], device.last_active_ms)
-                if rank > (_PRIORITY[best], best_active):
-                    best, best_active = device.state, device.last_active_ms
+        gone: list[DeviceID | None] = []
+        for device_id, device in self.devices.items():
+            if device.hidden:
+                continue
+            if now_ms >= device.hold_until_ms:
+                if device.state is ONLINE and now_ms - device.last_active_ms > settings.idle_timeout_ms:
+                    device.state = UNAVAILABLE  # P:T-2, strict by I-2
+                if not device.streams and now_ms >= device.gone_ms(settings):
+                    gone.append(device_id)  # P:T-3, O-1
+                    continue
+            rank = (_PRIORITY[device.state], device.last_active_ms)
+            if rank > (_PRIORITY[best], best_active):
+                best, best_active = device.state, device.last_active_ms
+        for device_id in gone:
+            del self.devices[device_id]
         active = best is ONLINE and now_ms - self.last_active_ms < settings.last_active_granularity_ms
         old = self.published
         new = Published(best, self.last_active_ms, self.status_msg, active)
@@ -419,15 +428,3 @@ class LocalUser:
     def _most_recent(self) -> Device | None:
         visible = [device for device in self.devices.values() if not device.hidden]
         return max(visible, key=lambda d: (d.streams > 0, d.last_contact_ms), default=None)
-
-    def _expire(self, now_ms: int, settings: EngineSettings) -> None:
-        gone: list[DeviceID | None] = []
-        for device_id, device in self.devices.items():
-            if device.hidden or now_ms < device.hold_until_ms:
-                continue
-            if device.state is ONLINE and now_ms - device.last_active_ms > settings.idle_timeout_ms:
-                device.state = UNAVAILABLE  # P:T-2, strict by I-2
-            if not device.streams and now_ms >= device.gone_ms(settings):
-                gone.append(device_id)  # P:T-3, O-1
-        for device_id in gone:
-            del self.devices[device_id]

@@ -190,6 +190,8 @@ class Rooms:
     def servers_of(self, user_id: UserID) -> set[ServerName]:
         """The servers with a right to a local user by a room; ours may be among them."""
         servers: set[ServerName] = set()
+        if user_id not in self._of_user:
+            return servers
         for room in self._of(user_id):
             servers.update(room.entitled)
         if self.policy.servers.permit_all:

@@ -154,8 +154,7 @@ def admission(token: str) -> Admit:
     """Lets whoever has the token send more than a client may; everybody else meets the plain limit."""
 
     def admit(head: RequestHead) -> Deferred[Admitted] | None:
-        given = head.headers.getRawHeaders(b"Authorization") or []
-        if head.uri.startswith(PREFIX) and _is_token(given, token):
+        if head.uri.startswith(PREFIX) and _is_token(head.headers.getRawHeaders(b"Authorization"), token):
             return succeed(Admitted(MAX_BODY_BYTES))
         return None
 

@@ -34,7 +34,8 @@ _ESCAPES_ARE_WHOLE = re.compile(
 )
 _AS_SQUARE = bytes.maketrans(b"{}", b"[]")
 _ALL_BUT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
-_WHITE_SPACE = b" \t\r\n"
+_BLANKS = " \t\r\n"
+_WHITE_SPACE = _BLANKS.encode("ascii")
 
 
 def decode_json(data: bytes) -> object:
@@ -44,11 +45,16 @@ def decode_json(data: bytes) -> object:
     deeper than 100, more than 100 000 values, an integer of more than 4300 digits, a number too large
     for a float, a key twice in one object, half a surrogate pair.
     """
-    _check_size(data)
+    if len(data) > MAX_DEPTH:  # what is shorter can neither be deep nor hold many values
+        _check_size(data)
     try:
         text = data.decode("utf-8")
         decoder = _DECODER if len(data) > MAX_INT_DIGITS else _SHORT_DECODER
-        value: object = decoder.decode(text)
+        blank = len(text) - len(text.lstrip(_BLANKS))
+        value: object
+        value, end = decoder.raw_decode(text, blank)
+        if more := text[end:].lstrip(_BLANKS):
+            raise json.JSONDecodeError("Extra data", text, len(text) - len(more))
     except (RecursionError, ValueError) as error:
         # Not `from error`: it would keep the whole body alive in the log's failure.
         raise BadRequest("M_NOT_JSON", f"Not JSON: {_reason(error)}") from None

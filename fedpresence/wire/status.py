@@ -6,7 +6,7 @@ Always true: no key of what we make is null; `last_active_ago` is a whole number
 Source: P:1, P:9.1, P:9.2, P:12 and P:13.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedpresence.engine.presence import PresenceState, View
 from fedpresence.errors import BadRequest
@@ -20,8 +20,7 @@ _SYNC_STATES = {
 _WITH_BUSY = {**_SYNC_STATES, PresenceState.BUSY.value: PresenceState.BUSY}
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """What a client declares about its user; `status_msg` None clears the message."""
 
     state: PresenceState

@@ -30,7 +30,7 @@ def test_a_debt_is_bounded_by_a_burst() -> None:
     throttle: Throttle[str] = Throttle(5, 10)
 
     for _ in range(100):
-        throttle.spend("a", 0)
+        throttle.take("a", 0, on_credit=True)
 
     assert throttle.take("a", 0) == 11 * 200
 
