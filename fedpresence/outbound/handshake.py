@@ -2,15 +2,11 @@
 
 Twisted starts a protocol as soon as TCP stands, and tells it later that TLS failed. For us that is the
 difference between "surely not heard" and "perhaps" (F:X-3), and between this address and the next.
-
-Always true: what came is read as Twisted does it, but for one whole record on a connection that stands:
-behind that nothing can be left to read, and nothing has to be said to it.
 """
 
 import socket
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -24,8 +20,6 @@ from fedpresence.prompt import PromptTls, PromptTlsFactory
 # What left and is not acknowledged for so long was lost with the line. Left to itself, TCP tries again after
 # pauses that double, and may be silent for half a minute after the line is back.
 UNACKNOWLEDGED_MS = 10_000
-
-RECORD_HEAD_BYTES, APPLICATION_DATA = 5, 23  # of a TLS record: RFC 8446, 5.1
 
 
 async def authenticated(endpoint: Any, creator: Any, factory: Any, clock: Clock) -> Any:
@@ -43,7 +37,6 @@ class _ClientTls(PromptTls):
     def __init__(self, factory: Any, handshake: "_Handshake", connect: bool = True) -> None:
         PromptTls.__init__(self, factory, handshake, connect)  # type: ignore[no-untyped-call]
         self.handshake = handshake
-        self.stands = False  # until the server is authenticated
 
     def makeConnection(self, transport: Any) -> None:
         """As IProtocol."""
@@ -51,23 +44,6 @@ class _ClientTls(PromptTls):
             transport.setTcpNoDelay(True)
             give_up_early(transport.getHandle())
         PromptTls.makeConnection(self, transport)
-
-    def dataReceived(self, data: bytes) -> None:
-        """As IProtocol. Mostly an answer is one record: to ask OpenSSL what there is besides costs more."""
-        if not self.stands or self.disconnecting or not _is_one_record(data):
-            PromptTls.dataReceived(self, data)  # type: ignore[no-untyped-call]
-            return
-        tls: Any = self
-        openssl: SSL.Connection = tls.getHandle()
-        openssl.bio_write(data)
-        try:
-            message = openssl.recv(len(data))
-        except SSL.WantReadError:
-            return  # a ticket, or a new key: it was for OpenSSL
-        except SSL.Error:
-            tls.abortConnection()  # the other side closed it, or it is broken
-            return
-        tls.wrappedProtocol.dataReceived(message)
 
 
 class _ClientTlsFactory(PromptTlsFactory):
@@ -101,7 +77,6 @@ class _Handshake(Protocol):
         tls: Any = self.transport
         inner = self._factory.buildProtocol(self._address)
         tls.wrappedProtocol = inner
-        tls.stands = True
         inner.makeConnection(tls)
         self.done.callback(inner)
 
@@ -112,11 +87,6 @@ class _Handshake(Protocol):
     def _abort(self) -> None:
         transport: Any = self.transport
         transport.abortConnection()
-
-
-def _is_one_record(data: bytes) -> bool:
-    size = int.from_bytes(data[RECORD_HEAD_BYTES - 2 : RECORD_HEAD_BYTES], "big")
-    return data[0] == APPLICATION_DATA and size == len(data) - RECORD_HEAD_BYTES
 
 
 def give_up_early(connected: socket.socket) -> None:
