@@ -92,7 +92,6 @@ from fedpresence.engine.subscription import (
 from fedpresence.engine.world import Turn, World
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID, server_of
 
-_NO_PUSH: tuple[Published | None, Push] = (None, Push(UserID(""), OFFLINE, 0))  # none was made yet
 HOUSEKEEPING = UserID("\0housekeeping")  # a deadline of our own: no user can have this ID
 UNREACHABLE_MS = 14 * DAY_MS  # S:O-16
 
@@ -124,8 +123,9 @@ class Engine:
         self._answers = Answers()
         self._inbox: deque[tuple[int | None, tuple[ReceivedEdu, ...]]] = deque()
         self._inbox_id = 0
-        self._pushes: dict[UserID, tuple[Published, Push]] = {}  # made at `_pushes_ms`, and of that content
-        self._pushes_ms = 0
+        self._pushes: dict[UserID, tuple[Push, Published]] = {}  # made at `_pushes_ms`, and of what
+        self._pushes_ms: int | None = None  # None: before the last event
+        self._said: tuple[tuple[UserID, ...], tuple[Push, ...], dict[UserID, Published]] = ((), (), {})
         self.known = Known(self._world, self._inbox)
 
     # --- events -----------------------------------------------------------------------------------
@@ -133,6 +133,7 @@ class Engine:
     def receive(self, event: Event, now_ms: int) -> tuple[Effect, ...]:
         """Everything that must be done because `event` happened at `now_ms`."""
         turn = Turn(now_ms)
+        self._pushes_ms = None
         match event:
             case Activity():
                 self._people.active(turn, event)
@@ -358,20 +359,11 @@ class Engine:
             row = world.observer_row(drop.observer, drop.observed)
             if row is not None and row.stage in (ObserverStage.NONE, ObserverStage.DENIED):
                 before.append(drop)
-        pushes: list[Push] = []
-        published: dict[UserID, Published] = {}
-        made = self._pushes_of(now_ms)
-        for user_id in wanted.users:
-            if world.is_granted(destination, user_id):
-                published[user_id] = content = world.published(user_id, now_ms)
-                of_content, push = made.get(user_id, _NO_PUSH)
-                if of_content is not content:
-                    push = self._make_push(user_id, content, now_ms)
-                    made[user_id] = (content, push)
-                pushes.append(push)
+        users = tuple([user_id for user_id in wanted.users if world.is_granted(destination, user_id)])
+        pushes, published = self._say(users, now_ms)
         return Composed(
             before=tuple(before),
-            pushes=tuple(pushes),
+            pushes=pushes,
             published=published,
             polls=tuple([u for u in wanted.polls if world.is_wanted(u)]),
             unpolls=tuple([u for u in wanted.unpolls if not self._is_watched(u)]),
@@ -401,12 +393,26 @@ class Engine:
                 for server in self._world.destinations_of(user_id):
                     yield server, user_id
 
-    def _pushes_of(self, now_ms: int) -> dict[UserID, tuple[Published, Push]]:
-        """The pushes made for this moment, and of what: one for all destinations that are told at it."""
+    def _say(
+        self, users: tuple[UserID, ...], now_ms: int
+    ) -> tuple[tuple[Push, ...], dict[UserID, Published]]:
+        """What is said of these users now, and of what: made once for all who are told at one moment.
+
+        It ends with the moment, or with the next event.
+        """
         if now_ms != self._pushes_ms:
-            self._pushes.clear()
             self._pushes_ms = now_ms
-        return self._pushes
+            self._pushes.clear()
+            self._said = ((), (), {})
+        if users != self._said[0]:
+            made = self._pushes
+            for user_id in users:
+                if user_id not in made:
+                    content = self._world.published(user_id, now_ms)
+                    made[user_id] = self._make_push(user_id, content, now_ms), content
+            pushes = tuple([made[user_id][0] for user_id in users])
+            self._said = users, pushes, {user_id: made[user_id][1] for user_id in users}
+        return self._said[1:]
 
     def _make_push(self, user_id: UserID, published: Published, now_ms: int) -> Push:
         since_ms = published.last_active_ms

@@ -225,16 +225,16 @@ class DestinationQueue:
     def unchanged(self, published: dict[UserID, Published], now_ms: int) -> frozenset[UserID]:
         """Those of the taken users whose news cancelled out: nothing need be said (decision 13)."""
         same = set()
-        fresh_after_ms = now_ms - self._refresh_after_ms
+        pending, all_told, fresh_after_ms = self._pending, self._told, now_ms - self._refresh_after_ms
         for user, content in published.items():
-            news, told = self._pending.get(user), self._told.get(user)
+            news, told = pending.get(user), all_told.get(user)
             if (
                 news is not None
                 and told is not None
                 and told.published is not None
+                and _same(told.published, content)
                 and told.told_ms > fresh_after_ms
                 and (news.urgency is _CHANGE or news.urgency is _TIMER)
-                and _same(told.published, content)
             ):
                 same.add(user)
         return frozenset(same)

@@ -366,7 +366,9 @@ class DestinationSender:
         else:
             wanted = self.queue.take(moment, MAX_USERS)  # windows of those who leave together end together
         composed = decisions.compose(self.destination, wanted, moment)
-        lost = [user for user in wanted.users if user not in composed.published]
+        lost: list[UserID] = []
+        if len(composed.published) < len(wanted.users):
+            lost = [user for user in wanted.users if user not in composed.published]
         if lost or composed.stale_owed:
             self.queue.withdraw(lost, composed.stale_owed, now)
         unanswered = {*wanted.owed}.difference(composed.owed, composed.stale_owed)

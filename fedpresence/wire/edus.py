@@ -136,16 +136,15 @@ def encode_push(push: Push) -> bytes:
 def _around_age(
     user_id: UserID, state: PresenceState, status_msg: str | None, currently_active: bool
 ) -> tuple[bytes, bytes]:
-    """What stands before and after the age in a push item."""
-    item: dict[str, object] = {"user_id": user_id, "presence": state.value, "last_active_ago": 0}
-    if status_msg:
-        status_msg = _without_nul(status_msg)
-        if status_msg:
-            item["status_msg"] = status_msg
+    """What stands before and after the age in a push item, whose keys are in order."""
+    active, said = b"", b""
     if state is PresenceState.ONLINE:
-        item["currently_active"] = currently_active
-    before, age, after = encode_canonical(item).partition(b'"last_active_ago":')
-    return before + age, after.removeprefix(b"0")
+        active = b'"currently_active":%b,' % (b"true" if currently_active else b"false")
+    if status_msg and (text := _without_nul(status_msg)):
+        said = b'"status_msg":%b,' % encode_canonical(text)
+    presence, user = encode_canonical(state.value), encode_canonical(user_id)
+    before = b'{%b"last_active_ago":' % active
+    return before, b',"presence":%b,%b"user_id":%b}' % (presence, said, user)
 
 
 def _decode_presence(

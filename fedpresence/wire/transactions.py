@@ -92,11 +92,13 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
 
     Where not all that stands before fits, no push goes either: it might overtake its accept.
     """
-    asking = list(_poll_edus(composed))[:MAX_POLL_EDUS] if composed.polls or composed.unpolls else []
+    if not (composed.before or composed.polls or composed.unpolls):
+        return _pushes_alone.pack(composed.pushes, origin, now_ms)
+    asking = list(_poll_edus(composed))[:MAX_POLL_EDUS]
     edus: list[bytes] = []
     owed: list[OwedEdu] = []
     complete = True
-    for group, of_group in _groups(composed) if composed.before else ():
+    for group, of_group in _groups(composed):
         if len(edus) + len(group) > MAX_EDUS_SENT - len(asking):
             complete = False
             break
@@ -105,20 +107,24 @@ def pack(composed: Composed, origin: ServerName, now_ms: int) -> Packed:
     edus.extend([encode_edu(edu) for edu in asking])
     users: tuple[UserID, ...] = ()
     if complete and composed.pushes:
-        encoded, users = _push_edus_made.encode(composed.pushes, MAX_EDUS_SENT - len(edus))
+        encoded, users = _encode_pushes(composed.pushes, MAX_EDUS_SENT - len(edus))
         edus.extend(encoded)
-    body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[]}' % (
-        b",".join(edus),
-        _encode_origin(origin),
-        now_ms,
-    )
     return Packed(
-        body,
+        _body(edus, origin, now_ms),
         len(edus),
         users=users,
         owed=tuple(owed),
         polls=tuple([user_id for edu in asking for user_id in edu.poll]),
         unpolls=tuple([user_id for edu in asking for user_id in edu.unpoll]),
+    )
+
+
+def _body(edus: list[bytes], origin: ServerName, now_ms: int) -> bytes:
+    """The transaction in canonical JSON."""
+    return b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[]}' % (
+        b",".join(edus),
+        _encode_origin(origin),
+        now_ms,
     )
 
 
@@ -179,28 +185,34 @@ def _by_size(user_ids: tuple[UserID, ...]) -> Iterator[tuple[UserID, ...]]:
         yield tuple(part)
 
 
-class _PushEdus:
-    """The EDUs that were made last: at one moment, many destinations are told the same.
+class _PushesAlone:
+    """The transaction that was made last, of pushes and nothing else: many destinations are told the same.
 
     The ages are part of what is compared, so no older one is ever said again. Comparing costs next to nothing
     where the engine gives the very same pushes, which a cache of Python's would hash one by one.
     """
 
     def __init__(self) -> None:
-        self._of: tuple[tuple[Push, ...], int] = ((), 0)
-        self._made: tuple[tuple[bytes, ...], tuple[UserID, ...]] = ((), ())
+        self._of: tuple[tuple[Push, ...], ServerName, int] | None = None
+        self._packed = Packed(b"")
 
-    def encode(self, pushes: tuple[Push, ...], max_edus: int) -> tuple[tuple[bytes, ...], tuple[UserID, ...]]:
-        """At most so many whole EDUs, and whom they are about."""
-        if self._of != (pushes, max_edus):
-            made = list(_push_edus(pushes, max_edus))
-            edus = tuple([encode_presence(items) for items, _ in made])
-            self._made = edus, tuple([user_id for _, users in made for user_id in users])
-            self._of = (pushes, max_edus)
-        return self._made
+    def pack(self, pushes: tuple[Push, ...], origin: ServerName, now_ms: int) -> Packed:
+        """As `pack`."""
+        of = (pushes, origin, now_ms)
+        if self._of != of:
+            edus, users = _encode_pushes(pushes, MAX_EDUS_SENT)
+            self._packed = Packed(_body(edus, origin, now_ms), len(edus), users)
+            self._of = of
+        return self._packed
 
 
-_push_edus_made = _PushEdus()
+_pushes_alone = _PushesAlone()
+
+
+def _encode_pushes(pushes: tuple[Push, ...], max_edus: int) -> tuple[list[bytes], tuple[UserID, ...]]:
+    """At most so many whole EDUs, and whom they are about."""
+    made = list(_push_edus(pushes, max_edus))
+    return [encode_presence(items) for items, _ in made], tuple([u for _, users in made for u in users])
 
 
 def _push_edus(pushes: tuple[Push, ...], max_edus: int) -> Iterator[tuple[list[bytes], list[UserID]]]:

@@ -82,6 +82,22 @@ def test_a_push_is_made_of_the_newest_state_as_it_leaves() -> None:
     assert composed.published[ALICE].state is ONLINE
 
 
+def test_what_is_told_at_one_moment_is_made_once_but_not_across_a_change() -> None:
+    """Many destinations share it, and may share nothing that is over: a status, an age, a right."""
+    side = a_grant()
+    before = side.sends(ALICE)
+    assert side.sends(ALICE).pushes is before.pushes
+    assert side.sends(ALICE, destination=OTHER).pushes == ()  # it has no right, whoever was told just now
+
+    side.do(a_put(ONLINE, "at lunch"))
+    (changed,) = side.sends(ALICE).pushes
+    side.now_ms += 1
+    (older,) = side.sends(ALICE).pushes
+
+    assert changed.status_msg == "at lunch"
+    assert older.last_active_ago == changed.last_active_ago + 1
+
+
 def test_a_user_who_was_never_active_has_an_age_all_the_same() -> None:
     """E:P-3: some servers drop the whole EDU without it."""
     side = Side()
