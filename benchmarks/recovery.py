@@ -38,7 +38,7 @@ class _Outage:
 
 
 OUTAGES = [
-    _Outage("30 s", 30 * SECOND_MS, 2 * MINUTE_MS, 5.0),
+    _Outage("30 s", 30 * SECOND_MS, 3 * MINUTE_MS, 5.0),  # more would be at the budget, and wait for that
     _Outage("an hour", HOUR_MS, 10 * MINUTE_MS, 60.0),
     _Outage("a day", DAY_MS, HOUR_MS, None),
     _Outage("a week", 7 * DAY_MS, 6 * HOUR_MS, 600.0),
