@@ -37,6 +37,14 @@ PATHS = ("/", "/later", "/guarded", "/guarded/later", "/stream", "/guarded/strea
 UPGRADE = ("Connection: Upgrade", "Upgrade: h2c")
 
 
+class Anywhere(JsonResource):
+    """The same at every path."""
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """Itself."""
+        return self
+
+
 class World:
     """A site whose admissions and answers wait until they are told to go on."""
 
@@ -44,9 +52,7 @@ class World:
         self.clock = Clock()
         self.budget = BodyBudget(1_000)
         self.waiting: list[Deferred[None]] = []
-        root = JsonResource(dict.fromkeys(("GET", "PUT", "POST", "DELETE"), self._answer))
-        root.getChild = lambda path, request: root  # type: ignore[method-assign]
-        tree: Resource = root
+        tree = Anywhere(dict.fromkeys(("GET", "PUT", "POST", "DELETE"), self._answer))
         limits = LimitsConfig(client_body=MAX_BODY, connections=10)
         self.site = BoundedSite(tree, limits, self.clock, self.budget, self._admit)
 

@@ -407,8 +407,9 @@ def test_the_last_answer_may_be_read_for_as_long_as_others() -> None:
     """A proxy that speaks HTTP/1.0 reads at its client's pace."""
     listener = Listener()
     client = Client(listener.site)
-    client.transport.abortConnection = lambda: aborted.append(listener.clock.seconds())  # type: ignore[method-assign]
     aborted: list[float] = []
+    transport: Any = client.transport
+    transport.abortConnection = lambda: aborted.append(listener.clock.seconds())
 
     client.send(request("GET", "/", None, "Connection: close"))
     listener.clock.advance(IDLE_S - 1)

@@ -35,7 +35,7 @@ class _ClientTls(PromptTls):
     """TLS that knows who waits for its handshake."""
 
     def __init__(self, factory: Any, handshake: "_Handshake", connect: bool = True) -> None:
-        PromptTls.__init__(self, factory, handshake, connect)  # type: ignore[no-untyped-call]
+        super().__init__(factory, handshake, connect)  # type: ignore[no-untyped-call]  # Twisted's has no hints
         self.handshake = handshake
 
     def makeConnection(self, transport: Any) -> None:

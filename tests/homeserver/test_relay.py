@@ -59,8 +59,12 @@ class Front:
     async def ask(self, data: bytes) -> Caller:
         """A client sends bytes with `Connection: close`, and has its answer."""
         caller = await self.call(data)
-        await until(self.reactor, lambda: caller.lost)
+        await self.lost(caller)
         return caller
+
+    async def lost(self, caller: Caller) -> None:
+        """Wait until its connection has ended."""
+        await until(self.reactor, lambda: caller.lost)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for it."""
@@ -503,7 +507,7 @@ def test_an_upload_that_stops_being_http_breaks_off_at_the_homeserver() -> None:
             client = await front.call(chunked + b"5\r\nhello\r\n")
             await front.until(lambda: any(not each.lost for each in front.homeserver.connections))
             client.send(later)
-            await front.until(lambda client=client: client.lost)  # type: ignore[misc]
+            await front.lost(client)
             await front.until(lambda: all(each.lost for each in front.homeserver.connections))
             assert client.status == 400
             assert b"Connection: close" in client.head
