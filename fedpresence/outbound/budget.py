@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 N = TypeVar("N", bound=Hashable)
 
+LARGEST = 5  # a group, in what `gather_ms` grants
 _ROUNDING = 1e-6  # of a token: sums of floats differ in their last digits
 
 
@@ -58,13 +59,17 @@ class TokenBucket:
 class Turns(Generic[N]):
     """Who may send a transaction now: all destinations share one bucket, the earliest deadline wins.
 
-    Where more wait than may go, they go in groups, as many as `gather_ms` grant: a group shares the bytes of
-    what it says, and wakes the daemon once. Nobody's share gets smaller by that.
+    Where more wait than may go, they go in groups: a group shares the bytes of what it says, and wakes the
+    daemon once. All that wait are one group, or several of about the same size, of at most what five times
+    `gather_ms` grant: nobody's share gets smaller by it, and turns come as regularly as one by one. Whoever
+    is more urgent than all that wait goes in a smaller group, of what `gather_ms` grant.
     """
 
     def __init__(self, per_second: int, gather_ms: int = 0) -> None:
         self._bucket = TokenBucket(per_second, burst=per_second)  # a second's worth
-        self._group = max(1, per_second * gather_ms // 1000)
+        self._hurried_group = max(1, per_second * gather_ms // 1000)
+        self._largest_group = max(1, LARGEST * per_second * gather_ms // 1000)
+        self._is_hurried = False  # by somebody more urgent than all that waited
         self._deadlines: dict[N, int] = {}
         self._heap: list[tuple[int, int, N]] = []
         self._asked = 0  # breaks ties in the order of asking
@@ -76,6 +81,8 @@ class Turns(Generic[N]):
         """`name` is due; asking again only ever moves it forward."""
         if deadline_ms >= self._deadlines.get(name, deadline_ms + 1):
             return
+        if self._heap and deadline_ms < self._heap[0][0]:
+            self._is_hurried = True
         self._deadlines[name] = deadline_ms
         self._asked += 1
         heapq.heappush(self._heap, (deadline_ms, self._asked, name))
@@ -89,6 +96,7 @@ class Turns(Generic[N]):
         self._drop_stale()
         if not self._heap or not self._bucket.take(now_ms):
             return None
+        self._is_hurried = False
         _, _, name = heapq.heappop(self._heap)
         del self._deadlines[name]
         return name
@@ -96,7 +104,13 @@ class Turns(Generic[N]):
     def ready_ms(self) -> int | None:
         """When `next` is best asked again; None where nobody asks."""
         self._drop_stale()
-        return self._bucket.ready_ms(min(self._group, len(self._deadlines))) if self._heap else None
+        return self._bucket.ready_ms(self._group()) if self._heap else None
+
+    def _group(self) -> int:
+        waiting = len(self._deadlines)
+        if self._is_hurried:
+            return min(waiting, self._hurried_group)
+        return ceil(waiting / ceil(waiting / self._largest_group))
 
     def _drop_stale(self) -> None:
         while self._heap and self._deadlines.get(self._heap[0][2]) != self._heap[0][0]:

@@ -110,16 +110,53 @@ def test_who_withdraws_takes_no_turn() -> None:
 
 
 def test_who_must_wait_goes_in_groups() -> None:
-    """Ten that leave together wake the daemon once, and share what they say; the last wait for no more."""
-    turns: Turns[int] = Turns(50, gather_ms=200)
-    for name in range(65):
-        turns.ask(name, NOW_MS)
-    assert [turns.next(NOW_MS) for _ in range(51)] == [*range(50), None]
+    """Those who leave together wake the daemon once, and share what they say; the last wait for no more."""
+    turns = _crowd(65)
+
+    assert turns.ready_ms() == NOW_MS + 300  # fifteen stayed behind
+    assert [turns.next(NOW_MS + 300) for _ in range(16)] == [*range(50, 65), None]
+
+
+def test_a_group_has_a_largest_size_and_all_have_about_the_same() -> None:
+    """Who asks meanwhile waits for the group; and unequal ones would make turns come unevenly."""
+    turns = _crowd(110)  # sixty stayed behind: two groups of thirty, not one of fifty and one of ten
+
+    assert turns.ready_ms() == NOW_MS + 600
+    assert [turns.next(NOW_MS + 600) for _ in range(31)] == [*range(50, 80), None]
+
+
+def test_who_is_more_urgent_than_all_that_wait_goes_with_the_smallest_group() -> None:
+    """A person's change must not wait for long behind refreshes that could."""
+    turns = _crowd(500)
+
+    turns.ask(1_000, NOW_MS - 1)
 
     assert turns.ready_ms() == NOW_MS + 200
-    assert [turns.next(NOW_MS + 200) for _ in range(11)] == [*range(50, 60), None]
-    assert turns.ready_ms() == NOW_MS + 300  # five are left
-    assert [turns.next(NOW_MS + 300) for _ in range(6)] == [*range(60, 65), None]
+    assert turns.next(NOW_MS + 200) == 1_000
+
+
+def test_who_waits_because_there_are_many_gets_as_many_turns_in_groups() -> None:
+    """Every token is drawn, whatever the groups."""
+    turns = _crowd(200)
+    gone = 0
+    now = NOW_MS
+    while (ready_ms := turns.ready_ms()) is not None and ready_ms <= NOW_MS + 2_000:
+        now = ready_ms
+        while (name := turns.next(now)) is not None:
+            turns.ask(name, now + 200)
+            gone += 1
+
+    assert now > NOW_MS + 1_000
+    assert gone == (now - NOW_MS) / 20
+
+
+def _crowd(size: int) -> Turns[int]:
+    """So many asked at once, and a second's worth has gone."""
+    turns: Turns[int] = Turns(50, gather_ms=200)
+    for name in range(size):
+        turns.ask(name, NOW_MS)
+    assert [turns.next(NOW_MS) for _ in range(51)] == [*range(50), None]
+    return turns
 
 
 def test_of_some_tokens_as_many_are_drawn_as_there_are() -> None:

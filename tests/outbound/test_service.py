@@ -44,7 +44,7 @@ def test_all_destinations_share_one_budget() -> None:
     assert len(rig.server.sent) == 10
 
     rig.wait(1)
-    assert 18 <= len(rig.server.sent) <= 20
+    assert 15 <= len(rig.server.sent) <= 20  # in groups of five
     rig.wait(3)
     assert len(rig.server.sent) == 40
 
@@ -306,10 +306,11 @@ def test_a_group_that_gathers_is_not_torn_by_who_comes_meanwhile() -> None:
     rig.clock.advance(0.05)
     rig.push(destination=ServerName("late.test"))
     rig.clock.advance(0.001)
+    rig.clock.advance(0.168)
     assert len(rig.server.sent) == 50
-    rig.clock.advance(0.05)
+    rig.clock.advance(0.002)
 
-    assert len(rig.server.sent) == 55
+    assert len(rig.server.sent) == 61  # who came, too
     assert len({at_ms for _, at_ms in rig.server.opened[50:]}) == 1
 
 
