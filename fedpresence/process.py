@@ -19,6 +19,7 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fedpresence import gathering
 from fedpresence.clock import MonotonicClock
 from fedpresence.config import Config, load_config, warnings
 from fedpresence.daemon import Daemon
@@ -50,6 +51,7 @@ def run(
 
     `wire_log` hears of every transaction that was tried.
     """
+    gathering.install()
     from twisted.internet import reactor as installed  # by the first import: nowhere else
 
     reactor: Any = installed

@@ -1,0 +1,186 @@
+"""A busy daemon looks for what came less often; nobody else is to notice."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from fedpresence.gathering import (
+    GATHER_S,
+    MOST_VAIN_S,
+    PERIOD_S,
+    Gathering,
+    GatheringPoller,
+)
+
+LONG_S = 60.0
+START_S = 1_000.0
+
+
+class Reactor:
+    """Looks as a reactor does: whoever speaks is heard at the next look."""
+
+    def __init__(self) -> None:
+        self.gathering = Gathering()
+        self.now_s = START_S
+        self.looks = 0
+        self.waits_s: list[float] = []
+
+    def hear(self, arrivals: list[tuple[float, int]]) -> None:
+        """These speak at those moments (seconds from now on), whether or not they were answered."""
+        start_s = self.now_s
+        waiting = [(start_s + at_s, who) for at_s, who in arrivals]
+        while waiting:
+            is_pause = self._pass_time(waiting[0][0])
+            ready = [each for each in waiting if each[0] <= self.now_s]
+            del waiting[: len(ready)]
+            self._note([who for _, who in ready], is_pause)
+            self.waits_s += [self.now_s - at_s for at_s, _ in ready]
+
+    def converse(self, clients: int, seconds: float) -> int:
+        """Each client speaks again 3 ms after it was heard: how many were heard in all."""
+        heard = 0
+        ends_s = self.now_s + seconds
+        speaks = {who: self.now_s + who * 0.0007 for who in range(clients)}
+        while self.now_s < ends_s:
+            is_pause = self._pass_time(min(speaks.values()))
+            ready = [who for who, at_s in speaks.items() if at_s <= self.now_s]
+            self._note(ready, is_pause)
+            speaks.update(dict.fromkeys(ready, self.now_s + 0.003))
+            heard += len(ready)
+        return heard
+
+    def _pass_time(self, next_s: float) -> bool:
+        """Until the end of a pause or, where there is none, until somebody speaks: whether there was one."""
+        pause_s = self.gathering.pause_s(self.now_s, LONG_S)
+        self.now_s = self.now_s + pause_s if pause_s else max(self.now_s, next_s)
+        return pause_s > 0
+
+    def _note(self, ready: list[int], is_pause: bool) -> None:
+        (self.gathering.gathered if is_pause else self.gathering.looked)(ready, self.now_s)
+        self.looks += 1
+
+
+def steady(per_second: int, seconds: float, speakers: int = 50) -> list[tuple[float, int]]:
+    """So many a second, evenly, by everybody in turn."""
+    return [(number / per_second, number % speakers) for number in range(round(per_second * seconds))]
+
+
+@pytest.mark.parametrize("per_second", [1, 20, 90])
+def test_who_comes_seldom_never_waits(per_second: int) -> None:
+    """Nothing could be gathered, and a person waits."""
+    reactor = Reactor()
+
+    reactor.hear(steady(per_second, 5))
+
+    assert max(reactor.waits_s) == 0
+
+
+@pytest.mark.parametrize("per_second", [150, 200, 1_000])
+def test_what_comes_often_is_taken_together(per_second: int) -> None:
+    """Fifty looks a second, whatever comes: each costs as much as the request it finds."""
+    reactor = Reactor()
+
+    reactor.hear(steady(per_second, 5))
+
+    assert reactor.looks <= 5 / GATHER_S + per_second * PERIOD_S  # once it is known that it comes often
+    assert 0 < max(reactor.waits_s) <= GATHER_S + 1e-6
+
+
+def test_after_a_rest_nobody_waits() -> None:
+    """A quiet update goes through at once, however busy the daemon was a moment before."""
+    reactor = Reactor()
+    reactor.hear(steady(200, 5))
+    reactor.waits_s.clear()
+
+    reactor.hear([(0.5, 1), (0.8, 2), (0.803, 3)])
+
+    assert reactor.waits_s == [0, 0, 0]
+
+
+@pytest.mark.parametrize("clients", [1, 3, 16])
+def test_who_asks_again_when_answered_is_hardly_slowed_down(clients: int) -> None:
+    """A test suite, or a server that sends its next transaction: each would go at our pace."""
+    paced = Reactor().converse(clients, 20)
+    free = round(20 / 0.003) * clients
+
+    assert paced >= 0.9 * free
+
+
+def test_pauses_in_vain_become_rare_and_those_that_gather_come_again() -> None:
+    """A conversation may turn into a crowd: it is tried again, at most every so often."""
+    reactor = Reactor()
+    reactor.converse(1, 20)
+    reactor.looks = 0
+
+    reactor.hear(steady(200, 5))
+
+    assert reactor.looks <= 5 / GATHER_S + 200 * MOST_VAIN_S
+
+
+def test_a_pause_ends_when_a_timer_is_due() -> None:
+    """A batch window that ends late would show as latency."""
+    gathering = Gathering()
+    for number in range(100):
+        gathering.looked([number], START_S + number / 200)
+
+    now_s = START_S + 0.496
+    assert gathering.pause_s(now_s, LONG_S) == pytest.approx(GATHER_S - 0.001)
+    assert gathering.pause_s(now_s, 0.005) == 0.005
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A reading and a writing end."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_what_a_thread_has_done_ends_a_pause(pipe: tuple[int, int]) -> None:
+    """A commit is on disk, a name is resolved, a signal came: the reactor is told by its waker."""
+    waker, wake = pipe
+    with select.epoll() as epoll:
+        epoll.register(waker, select.EPOLLIN)
+        poller = GatheringPoller(epoll, waker)
+        poller._gathering = _Patient()  # type: ignore[assignment]  # would look away for a minute
+
+        threading.Timer(0.01, os.write, (wake, b"x")).start()
+
+        assert poller.poll(-1, 10) == [(waker, select.EPOLLIN)]
+
+
+class _Patient:
+    def pause_s(self, now_s: float, most_s: float) -> float:
+        return LONG_S
+
+    def looked(self, who: list[int], now_s: float) -> None:
+        raise AssertionError("it has not looked away")
+
+    def gathered(self, who: list[int], now_s: float) -> None:
+        assert len(who) == 1
+
+
+def test_it_is_what_the_daemon_runs_on() -> None:
+    """Twisted keeps its poller to itself: another version may call it otherwise."""
+    code = """
+import sys
+from fedpresence import gathering, process
+assert "twisted.internet.reactor" not in sys.modules, "somebody imported the reactor before it was chosen"
+gathering.install()
+from twisted.internet import reactor
+assert isinstance(reactor._poller, gathering.GatheringPoller)
+hundred = []
+def count():
+    hundred.append(1)
+    reactor.callLater(0.001, count) if len(hundred) < 100 else reactor.stop()
+reactor.callLater(0, count)
+reactor.callInThread(lambda: reactor.callFromThread(hundred.append, 1))
+reactor.run()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
