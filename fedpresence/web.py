@@ -56,7 +56,7 @@ def write_error(request: Request, error: BadRequest) -> None:
     body: dict[str, object] = {"errcode": error.errcode, "error": error.message}
     if error.retry_after_ms is not None:
         body["retry_after_ms"] = error.retry_after_ms
-        request.setHeader("Retry-After", str(-(-error.retry_after_ms // 1000)))
+        request.setHeader(b"Retry-After", b"%d" % -(-error.retry_after_ms // 1000))
     if error.soft_logout:
         body["soft_logout"] = True
     write_json(request, body, error.status)
