@@ -158,8 +158,7 @@ class World:
 
     def local_observers_of(self, observed: UserID) -> tuple[UserID, ...]:
         """Every local user who may see `observed`, in a fixed order."""
-        seeing = set(self.pairs.watching(observed, ObserverStage.ACCEPTED))
-        seeing.update(self.rooms.ours_near(observed))
+        seeing = {*self.pairs.watching(observed, ObserverStage.ACCEPTED), *self.rooms.ours_near(observed)}
         if self.is_local(observed):
             seeing.add(observed)
         return tuple(sorted(seeing))
