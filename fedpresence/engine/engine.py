@@ -12,7 +12,7 @@ Source: decision 21; the parts name theirs.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import filterfalse, islice
 from typing import Protocol, assert_never
 
 from fedpresence.engine.answers import Answers
@@ -365,8 +365,8 @@ class Engine:
             before=tuple(before),
             pushes=pushes,
             published=published,
-            polls=tuple([u for u in wanted.polls if world.is_wanted(u)]),
-            unpolls=tuple([u for u in wanted.unpolls if not self._is_watched(u)]),
+            polls=tuple(filter(world.is_wanted, wanted.polls)),
+            unpolls=tuple(filterfalse(self._is_watched, wanted.unpolls)),
             owed=tuple(owed),
             stale_owed=tuple(stale),
             rights=rights,
