@@ -16,6 +16,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.error import CannotListenError
+from twisted.internet.main import installReactor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -50,9 +51,7 @@ def run(
 
     `wire_log` hears of every transaction that was tried.
     """
-    from twisted.internet import reactor as installed  # by the first import: nowhere else
-
-    reactor: Any = installed
+    reactor = _reactor()
     allow_many_files()
     if ready_file is not None:
         remove_stale_ready_file(ready_file)
@@ -64,6 +63,17 @@ def run(
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
     reactor.run()
     return process.exit_code
+
+
+def _reactor() -> Any:
+    """Our own where there is epoll, unless another was chosen before."""
+    if sys.platform == "linux" and "twisted.internet.reactor" not in sys.modules:
+        from fedpresence.polling import PlainReactor  # other systems could not even import it
+
+        installReactor(PlainReactor())  # type: ignore[no-untyped-call]  # Twisted's has no hints
+    from twisted.internet import reactor  # chosen by the first import: nowhere else
+
+    return reactor
 
 
 def allow_many_files() -> None:
