@@ -1,8 +1,8 @@
 """The daemon's reactor where the system has epoll: Twisted's, without a logging context around each event.
 
 Twisted reads and writes each socket within a context of its old `log.msg`, which says whose turn it was:
-fifteen calls and two dicts around one, and nobody here logs by that. Most of what wakes the daemon is one event
-after a sleep, for which all of that comes back from far memory.
+fifteen calls and two dicts around one, and nobody here logs by that. What wakes the daemon is mostly a single
+event after a sleep, for which all of that would come back from far memory.
 
 Always true: what goes wrong with one connection ends that connection; what even that cannot end is logged by
 the loop, which goes on: whoever had an event that was not looked at has it in the next turn again.

@@ -175,7 +175,7 @@ class Request:
         if self._disconnected:
             return
         if not self.startedWriting:
-            if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
+            if not self.responseHeaders.hasHeader(b"Content-Length") and self._may_have_body():
                 self.setHeader(b"Content-Length", b"0")
             self.write(b"")
         if self._is_chunked:
@@ -221,7 +221,7 @@ class Request:
         self.startedWriting = True
         if not self.is_complete:  # the rest of its body is not read once this is answered
             self.is_persistent = False
-        if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
+        if not self.responseHeaders.hasHeader(b"Content-Length") and self._may_have_body():
             self._is_chunked = self.version == b"1.1"
             if self._is_chunked:
                 self.setHeader(b"Transfer-Encoding", b"chunked")

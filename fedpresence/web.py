@@ -44,7 +44,8 @@ def write_json(request: Request, body: object, status: int = 200) -> None:
         data = _AS_IT_IS.encode(body).encode("utf-8") if body != {} else b"{}"
     except UnicodeEncodeError:  # half a surrogate pair: only as an escape can it be said at all
         data = _ESCAPED.encode(body).encode("ascii")
-    request.setResponseCode(status)
+    if status != 200:  # else it is that already
+        request.setResponseCode(status)
     request.setHeader(b"Content-Type", JSON)
     request.setHeader(b"Content-Length", b"%d" % len(data))
     request.write(data)

@@ -137,16 +137,16 @@ class Engine:
         match event:
             case Activity():
                 self._people.active(turn, event)
+            case PresenceSet():
+                self._people.set_presence(turn, event)
+            case TransactionReceived():
+                self._transaction(turn, event)
             case TimePassed():
                 self._time_passed(turn)
             case StreamOpened():
                 self._people.stream_opened(turn, event)
             case StreamClosed():
                 self._people.stream_closed(turn, event)
-            case PresenceSet():
-                self._people.set_presence(turn, event)
-            case TransactionReceived():
-                self._transaction(turn, event)
             case InboxDue():
                 self._resolve_inbox(turn)
             case EdusDelivered():
