@@ -159,7 +159,7 @@ class World:
     def local_observers_of(self, observed: UserID) -> tuple[UserID, ...]:
         """Every local user who may see `observed`, in a fixed order."""
         seeing = {*self.pairs.watching(observed, ObserverStage.ACCEPTED), *self.rooms.ours_near(observed)}
-        if self.is_local(observed):
+        if observed in self.locals or self.is_local(observed):  # most of ours have a record
             seeing.add(observed)
         return tuple(sorted(seeing))
 
