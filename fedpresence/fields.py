@@ -19,11 +19,11 @@ class Fields:
 
     def addRawHeader(self, name: bytes, value: bytes) -> None:
         """One more value of this name."""
-        values = self._values.get(name := name.lower())
-        if values is None:
-            self._values[name] = [value]
+        name = name.lower()
+        if name in self._values:
+            self._values[name].append(value)
         else:
-            values.append(value)
+            self._values[name] = [value]
 
     def getRawHeaders(self, name: bytes, default: Sequence[bytes] = ()) -> Sequence[bytes]:
         """All values in their order; `default` where there is none."""
@@ -47,10 +47,8 @@ class AnswerFields:
     def __init__(self) -> None:
         self._lines: dict[bytes, bytes] = {}
 
-    def setHeader(self, name: bytes | str, value: bytes | str) -> None:
+    def setHeader(self, name: bytes, value: bytes) -> None:
         """This value, and no other; a line break in it is a blank."""
-        name = name if isinstance(name, bytes) else name.encode("ascii")
-        value = value if isinstance(value, bytes) else value.encode("utf-8")
         if b"\n" in value or b"\r" in value:
             value = one_line(value)
         self._lines[name] = b"%b: %b\r\n" % (name, value)

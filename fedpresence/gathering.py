@@ -1,22 +1,15 @@
-"""A reactor that, while much comes, looks for it at most fifty times a second.
+"""When a reactor looks away: while much comes, it looks for it at most fifty times a second (pure).
 
 A process that slept pays for a request with memory that has gone cold: a `PUT` by itself costs several times
 what it costs right behind another. So what comes within 20 ms is taken together, once it comes often.
 
 Always true:
-- below a hundred events a second nothing is different from Twisted's own reactor;
-- nothing waits for longer than `GATHER_S`; timers, signals and what threads have done do not wait at all;
+- below a hundred events a second it never looks away, and never for longer than `GATHER_S`;
 - whoever asks again as soon as we have answered is hardly ever made to wait: a pause in which only those
   spoke who had spoken right before is not repeated soon, and each such pause doubles the time until the next.
 """
 
-import select
-import sys
-import time
 from collections.abc import Collection
-from typing import Any
-
-from twisted.internet.main import installReactor
 
 GATHER_S = 0.020
 LEAST_S = 0.001
@@ -68,43 +61,3 @@ class Gathering:
             self._not_before_s = now_s + self._vain_s
             self._vain_s = min(MOST_VAIN_S, 2 * self._vain_s)
         self.looked(who, now_s)
-
-
-class GatheringPoller:
-    """Stands for a `select.epoll`; `waker` is readable once a thread or a signal wants the reactor."""
-
-    def __init__(self, epoll: Any, waker: Any) -> None:
-        self._epoll = epoll
-        self._gathering = Gathering()
-        self._woken = select.poll()
-        self._woken.register(waker, select.POLLIN)
-
-    def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        """As `select.epoll.poll`: `timeout` in seconds, negative for ever."""
-        if timeout:
-            pause_s = self._gathering.pause_s(time.monotonic(), timeout if timeout > 0 else GATHER_S)
-            if pause_s:
-                self._woken.poll(pause_s * 1000)
-                ready: list[tuple[int, int]] = self._epoll.poll(0, maxevents)
-                self._gathering.gathered([fd for fd, _ in ready], time.monotonic())
-                if ready or pause_s == timeout:
-                    return ready
-                timeout -= pause_s if timeout > 0 else 0
-        ready = self._epoll.poll(timeout, maxevents)
-        if ready:
-            self._gathering.looked([fd for fd, _ in ready], time.monotonic())
-        return ready
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._epoll, name)
-
-
-def install() -> None:
-    """Make it the reactor of this process, where there is none yet and the system has epoll."""
-    if "twisted.internet.reactor" in sys.modules or not hasattr(select, "epoll"):
-        return
-    from twisted.internet.epollreactor import EPollReactor  # there is none without epoll
-
-    reactor: Any = EPollReactor()
-    reactor._poller = GatheringPoller(reactor._poller, reactor.waker)
-    installReactor(reactor)

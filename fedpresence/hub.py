@@ -171,7 +171,7 @@ class Hub:
                 return
         self._unhurried += durable
         try:
-            if len(self._unhurried) <= MAX_UNHURRIED and _UNHURRIED.issuperset(map(type, durable)):
+            if not durable or self._may_wait(durable):
                 self._finish(outgoing, done, refused)
                 return
             durable, self._unhurried = self._unhurried, []
@@ -182,6 +182,10 @@ class Hub:
         committed.addCallback(lambda _: self._finish(outgoing, done, refused))
         committed.addCallback(lambda _: self._run())
         committed.addErrback(lambda failure: self._die(failure, [d for _, d in batch]))
+
+    def _may_wait(self, durable: list[Durable]) -> bool:
+        """Whether these, with all that wait already, can wait for the next commit."""
+        return len(self._unhurried) <= MAX_UNHURRIED and _UNHURRIED.issuperset(map(type, durable))
 
     def _finish(
         self,

@@ -16,10 +16,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.error import CannotListenError
+from twisted.internet.main import installReactor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fedpresence import gathering
 from fedpresence.clock import MonotonicClock
 from fedpresence.config import Config, load_config, warnings
 from fedpresence.daemon import Daemon
@@ -51,10 +51,7 @@ def run(
 
     `wire_log` hears of every transaction that was tried.
     """
-    gathering.install()
-    from twisted.internet import reactor as installed  # by the first import: nowhere else
-
-    reactor: Any = installed
+    reactor = _reactor()
     allow_many_files()
     if ready_file is not None:
         remove_stale_ready_file(ready_file)
@@ -66,6 +63,17 @@ def run(
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
     reactor.run()
     return process.exit_code
+
+
+def _reactor() -> Any:
+    """Our own where there is epoll, unless another was chosen before."""
+    if sys.platform == "linux" and "twisted.internet.reactor" not in sys.modules:
+        from fedpresence.polling import PlainReactor  # other systems could not even import it
+
+        installReactor(PlainReactor())
+    from twisted.internet import reactor  # chosen by the first import: nowhere else
+
+    return reactor
 
 
 def allow_many_files() -> None:

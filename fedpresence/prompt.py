@@ -24,12 +24,14 @@ class PromptTransport:
         """As ITransport."""
         connection = self._connection
         if self._is_prompt and connection.connected:
-            taken = connection.writeSomeData(data)
+            try:
+                taken = connection.socket.send(data)
+            except OSError:  # full, or lost: as Twisted will find out
+                taken = 0
             if taken == len(data):
                 return
             self._is_prompt = False
-            if isinstance(taken, int):  # else it is lost, as Twisted will find out
-                data = data[taken:]
+            data = data[taken:]
         connection.write(data)
 
     def writeSequence(self, data: list[bytes]) -> None:

@@ -122,13 +122,19 @@ class Request:
     def answer_from(self, root: Any) -> None:
         """Let the resource at our path below `root` answer."""
         segments = self.path[1:].split(b"/")
-        self.prepath = []
-        self.postpath = [unquote_to_bytes(each) if b"%" in each else each for each in segments]
-        resource = root
-        while self.postpath and not resource.isLeaf:
-            segment = self.postpath.pop(0)
-            self.prepath.append(segment)
-            resource = resource.children.get(segment) or resource.getChild(segment, self)
+        if b"%" in self.path:
+            segments = [unquote_to_bytes(segment) for segment in segments]
+        resource, depth = root, 0
+        for segment in segments:
+            if resource.isLeaf:
+                break
+            depth += 1
+            if segment in resource.children:
+                resource = resource.children[segment]
+            else:  # who looks for a child may look at what follows
+                self.prepath, self.postpath = segments[:depth], segments[depth:]
+                resource = resource.getChild(segment, self)
+        self.prepath, self.postpath = segments[:depth], segments[depth:]
         self.render(resource)
 
     def render(self, resource: Any) -> None:
@@ -169,15 +175,15 @@ class Request:
         if self._disconnected:
             return
         if not self.startedWriting:
-            if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
+            if not self.responseHeaders.hasHeader(b"Content-Length") and self._may_have_body():
                 self.setHeader(b"Content-Length", b"0")
             self.write(b"")
         if self._is_chunked:
             self.channel.write(b"0\r\n\r\n")
         self.finished = True
-        for each in self._finishing:
+        finishing, self._finishing = self._finishing, []
+        for each in finishing:
             each.callback(None)
-        self._finishing.clear()
         self.channel.answered(self)
 
     def notifyFinish(self) -> Deferred[None]:
@@ -215,7 +221,7 @@ class Request:
         self.startedWriting = True
         if not self.is_complete:  # the rest of its body is not read once this is answered
             self.is_persistent = False
-        if self._may_have_body() and not self.responseHeaders.hasHeader(b"Content-Length"):
+        if not self.responseHeaders.hasHeader(b"Content-Length") and self._may_have_body():
             self._is_chunked = self.version == b"1.1"
             if self._is_chunked:
                 self.setHeader(b"Transfer-Encoding", b"chunked")

@@ -44,7 +44,8 @@ def write_json(request: Request, body: object, status: int = 200) -> None:
         data = _AS_IT_IS.encode(body).encode("utf-8") if body != {} else b"{}"
     except UnicodeEncodeError:  # half a surrogate pair: only as an escape can it be said at all
         data = _ESCAPED.encode(body).encode("ascii")
-    request.setResponseCode(status)
+    if status != 200:  # else it is that already
+        request.setResponseCode(status)
     request.setHeader(b"Content-Type", JSON)
     request.setHeader(b"Content-Length", b"%d" % len(data))
     request.write(data)
@@ -56,7 +57,7 @@ def write_error(request: Request, error: BadRequest) -> None:
     body: dict[str, object] = {"errcode": error.errcode, "error": error.message}
     if error.retry_after_ms is not None:
         body["retry_after_ms"] = error.retry_after_ms
-        request.setHeader("Retry-After", str(-(-error.retry_after_ms // 1000)))
+        request.setHeader(b"Retry-After", b"%d" % -(-error.retry_after_ms // 1000))
     if error.soft_logout:
         body["soft_logout"] = True
     write_json(request, body, error.status)

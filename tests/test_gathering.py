@@ -1,12 +1,5 @@
 """A busy daemon looks for what came less often; nobody else is to notice."""
 
-import os
-import select
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-
 import pytest
 
 from fedpresence.gathering import (
@@ -14,7 +7,6 @@ from fedpresence.gathering import (
     MOST_VAIN_S,
     PERIOD_S,
     Gathering,
-    GatheringPoller,
 )
 
 LONG_S = 60.0
@@ -131,56 +123,3 @@ def test_a_pause_ends_when_a_timer_is_due() -> None:
     now_s = START_S + 0.496
     assert gathering.pause_s(now_s, LONG_S) == pytest.approx(GATHER_S - 0.001)
     assert gathering.pause_s(now_s, 0.005) == 0.005
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    """A reading and a writing end."""
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
-def test_what_a_thread_has_done_ends_a_pause(pipe: tuple[int, int]) -> None:
-    """A commit is on disk, a name is resolved, a signal came: the reactor is told by its waker."""
-    waker, wake = pipe
-    with select.epoll() as epoll:
-        epoll.register(waker, select.EPOLLIN)
-        poller = GatheringPoller(epoll, waker)
-        poller._gathering = _Patient()  # type: ignore[assignment]  # would look away for a minute
-
-        threading.Timer(0.01, os.write, (wake, b"x")).start()
-
-        assert poller.poll(-1, 10) == [(waker, select.EPOLLIN)]
-
-
-class _Patient:
-    def pause_s(self, now_s: float, most_s: float) -> float:
-        return LONG_S
-
-    def looked(self, who: list[int], now_s: float) -> None:
-        raise AssertionError("it has not looked away")
-
-    def gathered(self, who: list[int], now_s: float) -> None:
-        assert len(who) == 1
-
-
-def test_it_is_what_the_daemon_runs_on() -> None:
-    """Twisted keeps its poller to itself: another version may call it otherwise."""
-    code = """
-import sys
-from fedpresence import gathering, process
-assert "twisted.internet.reactor" not in sys.modules, "somebody imported the reactor before it was chosen"
-gathering.install()
-from twisted.internet import reactor
-assert isinstance(reactor._poller, gathering.GatheringPoller)
-hundred = []
-def count():
-    hundred.append(1)
-    reactor.callLater(0.001, count) if len(hundred) < 100 else reactor.stop()
-reactor.callLater(0, count)
-reactor.callInThread(lambda: reactor.callFromThread(hundred.append, 1))
-reactor.run()
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -111,7 +111,7 @@ def test_no_value_begins_another_field_or_ends_the_head() -> None:
     def inject(request: Request) -> None:
         request.setResponseCode(200, b"Fine\r\nX-A: b")
         request.setHeader(b"X-B", b"c\r\nX-C: d\r\n\r\nbody")
-        request.setHeader("X-D", "e\nf\rg")
+        request.setHeader(b"X-D", b"e\nf\rg")
         request.responseHeaders.setRawHeaders(b"X-E", [b"h\ni", b"j\r\n\r\nk"])
         request.finish()
 

@@ -98,8 +98,8 @@ class PresenceChanges(Service):
             if event.state is OFFLINE:
                 self._hiding[device] = last = _Hiding()
                 hiding.append(last)
-        while len(self._hiding) > MAX_HIDING:
-            self._hiding.popitem(last=False)
+                if len(self._hiding) > MAX_HIDING:
+                    self._hiding.popitem(last=False)
         submitted = self._hub.submit(*events)
         if hiding:
             submitted.addCallback(_note_committed, hiding)

@@ -20,8 +20,9 @@ def access_token(request: Request) -> str:
     header = request.getHeader(b"authorization")
     if header is not None:
         scheme, _, token = header.decode("utf-8", "replace").strip().partition(" ")
-        if scheme.lower() == "bearer" and token.strip():
-            return token.strip()
+        token = token.lstrip()  # nothing stands behind it
+        if token and scheme.lower() == "bearer":
+            return token
     token_argument = parameter(request, b"access_token")
     if not token_argument:
         raise BadRequest("M_MISSING_TOKEN", "Missing access token", status=401)

@@ -41,9 +41,11 @@ class Throttle(Generic[K]):
         tokens: float = self._burst
         if kept is not None:
             tokens = min(tokens, kept[0] + (now_ms - kept[1]) * self._per_ms)
-        if tokens < 1 and not on_credit:
-            return max(1, -int(-(1 - tokens) // self._per_ms))
-        self._buckets[key] = (max(tokens - 1, -self._burst), now_ms)
+        if tokens < 1:
+            if not on_credit:
+                return max(1, -int(-(1 - tokens) // self._per_ms))
+            tokens = max(tokens, 1 - self._burst)
+        self._buckets[key] = (tokens - 1, now_ms)
         if kept is None:
             self._forget_quiet(now_ms)
         else:

@@ -12,7 +12,7 @@ Source: decision 21; the parts name theirs.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import filterfalse, islice
 from typing import Protocol, assert_never
 
 from fedpresence.engine.answers import Answers
@@ -137,16 +137,16 @@ class Engine:
         match event:
             case Activity():
                 self._people.active(turn, event)
+            case PresenceSet():
+                self._people.set_presence(turn, event)
+            case TransactionReceived():
+                self._transaction(turn, event)
             case TimePassed():
                 self._time_passed(turn)
             case StreamOpened():
                 self._people.stream_opened(turn, event)
             case StreamClosed():
                 self._people.stream_closed(turn, event)
-            case PresenceSet():
-                self._people.set_presence(turn, event)
-            case TransactionReceived():
-                self._transaction(turn, event)
             case InboxDue():
                 self._resolve_inbox(turn)
             case EdusDelivered():
@@ -365,8 +365,8 @@ class Engine:
             before=tuple(before),
             pushes=pushes,
             published=published,
-            polls=tuple([u for u in wanted.polls if world.is_wanted(u)]),
-            unpolls=tuple([u for u in wanted.unpolls if not self._is_watched(u)]),
+            polls=tuple(filter(world.is_wanted, wanted.polls)),
+            unpolls=tuple(filterfalse(self._is_watched, wanted.unpolls)),
             owed=tuple(owed),
             stale_owed=tuple(stale),
             rights=rights,

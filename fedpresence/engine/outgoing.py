@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedpresence.engine.presence import PresenceState, Published
 from fedpresence.engine.subscription import EduKind, OwedEdu
@@ -42,9 +43,8 @@ class ListEdu:
 Edu = PresenceEdu | ListEdu
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a destination's queue would send now, in order."""
+class Wanted(NamedTuple):
+    """What a destination's queue would send now, in order. A tuple, for one is made for each transaction."""
 
     users: tuple[UserID, ...] = ()
     owed: tuple[OwedEdu, ...] = ()
@@ -53,9 +53,8 @@ class Wanted:
     unpolls: tuple[UserID, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """What may go now.
+class Composed(NamedTuple):
+    """What may go now: a tuple like `Wanted`.
 
     `before` are final pushes and list EDUs in their order; `pushes` follow them, to be packed into
     `m.presence` EDUs by size; `published` is what each push says, for the queue to remember. Users of

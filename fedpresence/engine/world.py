@@ -158,9 +158,8 @@ class World:
 
     def local_observers_of(self, observed: UserID) -> tuple[UserID, ...]:
         """Every local user who may see `observed`, in a fixed order."""
-        seeing = set(self.pairs.watching(observed, ObserverStage.ACCEPTED))
-        seeing.update(self.rooms.ours_near(observed))
-        if self.is_local(observed):
+        seeing = {*self.pairs.watching(observed, ObserverStage.ACCEPTED), *self.rooms.ours_near(observed)}
+        if observed in self.locals or self.is_local(observed):  # most of ours have a record
             seeing.add(observed)
         return tuple(sorted(seeing))
 

@@ -370,7 +370,7 @@ def refuse(request: Request, error: BadRequest) -> None:
             request.setHeader(name, value)
     incoming = body_of(request)
     if isinstance(incoming, IncomingBody) and not incoming.complete:
-        request.setHeader("Connection", "close")
+        request.setHeader(b"Connection", b"close")
     write_error(request, error)
 
 

@@ -212,8 +212,8 @@ class _Metrics(Resource):
 
 
 def _answer(request: Request, text: bytes) -> None:
-    request.setHeader("Content-Type", CONTENT_TYPE_LATEST)
-    request.setHeader("Content-Length", str(len(text)))
+    request.setHeader(b"Content-Type", CONTENT_TYPE_LATEST.encode("ascii"))
+    request.setHeader(b"Content-Length", b"%d" % len(text))
     request.write(text)
     request.finish()
 

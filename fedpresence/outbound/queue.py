@@ -407,12 +407,13 @@ class DestinationQueue:
             self._deadline_ms = deadline_ms
 
     def _reckon(self, now_ms: int) -> None:
-        if not self._pending:
+        self._deadline_ms = None
+        if self._pending:
+            self._deadline_ms = min([news.deadline_ms for news in self._pending.values()])
+        else:
             self._pending.clear()  # or it would keep the room of the largest crowd it ever held
-        deadlines = [news.deadline_ms for news in self._pending.values()]
         if self._errands is not NO_ERRANDS and self._errands.has_to_offer():
-            deadlines.append(now_ms)
-        self._deadline_ms = min(deadlines, default=None)
+            self._expect(now_ms)
 
 
 def spread(origin: ServerName, destination: ServerName) -> float:

@@ -20,8 +20,7 @@ Always true:
 Source: F:X-1 to X-9, Z-17, Z-20; decisions 9 to 15.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, fail
 from twisted.logger import Logger
@@ -53,8 +52,7 @@ SPLIT_STATUSES = frozenset({400, 413})
 FOR_NOW_STATUSES = frozenset({401, 429})
 
 
-@dataclass(frozen=True, slots=True)
-class _Sealed:
+class _Sealed(NamedTuple):
     """A transaction whose content is made; `again`: it goes out for the second time."""
 
     txn_id: str
@@ -371,8 +369,7 @@ class DestinationSender:
             lost = [user for user in wanted.users if user not in composed.published]
         if lost or composed.stale_owed:
             self.queue.withdraw(lost, composed.stale_owed, now)
-        unanswered = {*wanted.owed}.difference(composed.owed, composed.stale_owed)
-        if unanswered:
+        if wanted.owed and (unanswered := {*wanted.owed}.difference(composed.owed, composed.stale_owed)):
             self.queue.set_aside((), unanswered, now)
         same = self.queue.unchanged(composed.published, now)
         if same:
@@ -428,7 +425,7 @@ class DestinationSender:
             self.queue.failed(packed.users)
         if error.status is None:
             if error.heard and self._permitted and not sealed.again:
-                self._unclear = replace(sealed, again=True)
+                self._unclear = sealed._replace(again=True)
             self._parts = ()
             self._try_later(error)
         elif error.status in FOR_NOW_STATUSES or error.status >= 500:
@@ -543,7 +540,7 @@ class DestinationSender:
 
 
 def _without(composed: Composed, users: frozenset[UserID]) -> Composed:
-    return replace(composed, pushes=tuple(push for push in composed.pushes if push.user_id not in users))
+    return composed._replace(pushes=tuple([push for push in composed.pushes if push.user_id not in users]))
 
 
 def _halves(sealed: _Sealed) -> list[Wanted] | None:

@@ -45,11 +45,12 @@ def decode_json(data: bytes) -> object:
     deeper than 100, more than 100 000 values, an integer of more than 4300 digits, a number too large
     for a float, a key twice in one object, half a surrogate pair.
     """
-    if len(data) > MAX_DEPTH:  # what is shorter can neither be deep nor hold many values
+    size = len(data)
+    if size > MAX_DEPTH:  # what is shorter can neither be deep nor hold many values
         _check_size(data)
     try:
         text = data.decode("utf-8")
-        decoder = _DECODER if len(data) > MAX_INT_DIGITS else _SHORT_DECODER
+        decoder = _DECODER if size > MAX_INT_DIGITS else _SHORT_DECODER
         blank = len(text) - len(text.lstrip(_BLANKS))
         value: object
         value, end = decoder.raw_decode(text, blank)

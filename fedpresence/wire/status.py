@@ -45,7 +45,7 @@ def decode_status(body: object, *, busy: bool) -> Status:
         return Status(state, None)
     if not isinstance(status_msg, str):
         raise BadRequest("M_INVALID_PARAM", "status_msg must be a string")
-    if len(status_msg) > MAX_STATUS_MSG_BYTES or len(status_msg.encode("utf-8")) > MAX_STATUS_MSG_BYTES:
+    if len(status_msg.encode("utf-8")) > MAX_STATUS_MSG_BYTES:
         raise BadRequest("M_INVALID_PARAM", f"status_msg is longer than {MAX_STATUS_MSG_BYTES} bytes")
     return Status(state, status_msg or None)
 

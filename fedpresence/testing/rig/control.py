@@ -134,7 +134,7 @@ class _Text(JsonResource):
         except BadRequest as error:
             write_error(request, error)
             return NOT_DONE_YET
-        request.setHeader("Content-Type", "text/plain; charset=utf-8")
+        request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
         return text.encode("utf-8", "replace")
 
 

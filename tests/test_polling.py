@@ -1,0 +1,127 @@
+"""The reactor: events reach whom they are for, and no connection ends the loop."""
+
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("there is no epoll here", allow_module_level=True)
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.logger import LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
+
+from fedpresence.polling import PlainReactor
+
+
+class _End(FileDescriptor):
+    """One end of a socket pair, which has something to read."""
+
+    def __init__(self, reactor: Any, ours: socket.socket, read: Callable[["_End"], object]) -> None:
+        super().__init__(reactor)
+        self.fileno = ours.fileno  # type: ignore[method-assign]  # as Twisted's own connections have it
+        self.lost: list[Failure] = []
+        self._read = read
+
+    def doRead(self) -> Any:
+        """As IReadDescriptor."""
+        return self._read(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """As IReadDescriptor."""
+        self.lost.append(reason)
+
+
+@contextmanager
+def two_ends(read: Callable[[_End], object]) -> Iterator[tuple[PlainReactor, list[_End]]]:
+    """A reactor, and two who have something to read."""
+    reactor: Any = PlainReactor()
+    pairs = [socket.socketpair() for _ in range(2)]
+    ends = [_End(reactor, ours, read) for ours, _ in pairs]
+    with closing(pairs[0][0]), closing(pairs[0][1]), closing(pairs[1][0]), closing(pairs[1][1]):
+        for end, (_, theirs) in zip(ends, pairs, strict=True):
+            reactor.addReader(end)
+            theirs.send(b"x")
+        yield reactor, ends
+        reactor.removeAll()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[LogEvent]]:
+    """What is logged."""
+    events: list[LogEvent] = []
+    observer: Any = events.append
+    globalLogPublisher.addObserver(observer)
+    yield events
+    globalLogPublisher.removeObserver(observer)
+
+
+def test_everybody_with_an_event_reads() -> None:
+    """The loop is Twisted's but for what stands around each event."""
+    read: list[_End] = []
+
+    with two_ends(read.append) as (reactor, ends):
+        reactor.doIteration(1.0)
+
+    assert set(read) == set(ends)
+
+
+def test_who_was_removed_by_one_before_is_not_asked() -> None:
+    """A stop closes many connections at once, and their events have come together."""
+    read: list[_End] = []
+
+    def remove_all(end: _End) -> None:
+        read.append(end)
+        reactor: Any = end.reactor
+        reactor.removeAll()
+
+    with two_ends(remove_all) as (reactor, _):
+        reactor.doIteration(1.0)
+
+    assert len(read) == 1
+
+
+def test_an_error_ends_its_connection_and_no_other(logged: list[LogEvent]) -> None:
+    """A bug that one client finds must not be felt by the others."""
+
+    def fail(end: _End) -> None:
+        raise RuntimeError("a bug")
+
+    with two_ends(fail) as (reactor, ends):
+        reactor.doIteration(1.0)
+
+    assert [len(end.lost) for end in ends] == [1, 1]
+    assert len([event for event in logged if event.get("isError")]) == 2
+
+
+class _Patient:
+    """Would look away for as long as it may."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def pause_s(self, now_s: float, most_s: float) -> float:
+        return 3_600.0
+
+    def looked(self, who: list[int], now_s: float) -> None:
+        raise AssertionError("it has not looked away")
+
+    def gathered(self, who: list[int], now_s: float) -> None:
+        self.found = who
+
+
+def test_what_a_thread_has_done_ends_a_pause() -> None:
+    """A commit is on disk, a name is resolved, a signal came: the reactor is woken."""
+    patient = _Patient()
+    with two_ends(lambda end: None) as (reactor, _):
+        reactor._gathering = patient  # type: ignore[assignment]
+        threading.Timer(0.01, reactor.wakeUp).start()
+
+        reactor.doIteration(None)
+
+    assert len(patient.found) == 3  # both ends, and who woke it
