@@ -165,8 +165,8 @@ class Connections:
         raise error
 
     async def _connect_to(self, address: str, port: int, tls_name: str, factory: Any) -> Any:
-        creator = self._tls.creator_for(tls_name)
-        connecting = ensureDeferred(authenticated(self._dial(address, port), creator, factory, self.clock))
+        session = self._tls.session_with(tls_name)
+        connecting = ensureDeferred(authenticated(self._dial(address, port), session, factory))
         within(connecting, CONNECT_TIMEOUT_S, self.clock)
         return await connecting
 

@@ -194,9 +194,9 @@ class _Path(ABC):
         host, port = target
         kind: Any = TCP6ClientEndpoint if ":" in host else TCP4ClientEndpoint
         endpoint = kind(self._reactor, host, port, timeout=None)
-        creator = self._trust.creator_for(self._tls_name)
+        session = self._trust.session_with(self._tls_name)
         # The reactor for TLS's clock: its writes are delayed to the next round, not by time.
-        return await authenticated(endpoint, creator, factory, self._reactor)
+        return await authenticated(endpoint, session, factory)
 
     # --- a request -------------------------------------------------------------------------------
 
