@@ -6,17 +6,34 @@ discovery's table (never the SRV target), an IP name by its IP SAN; SNI is that 
 Source: F:5.2. `federation.ca_file` takes the place of the system's authorities.
 """
 
+import os
+import re
 import ssl
+from contextlib import suppress
 from pathlib import Path
+
+from twisted.logger import Logger
 
 from fedpresence.errors import ConfigError
 
+_log = Logger()
+
 _BEGIN = "-----BEGIN CERTIFICATE-----"
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # the only names of files that OpenSSL finds in a folder
+
+# Where systems have their authorities. A Python that was built elsewhere (by hand, by uv) looks for them
+# where its OpenSSL was built.
+SYSTEM_BUNDLES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Ubuntu, Alpine, Arch, Gentoo
+    Path("/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem"),  # Fedora, RHEL
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),  # older ones
+    Path("/etc/ssl/ca-bundle.pem"),  # openSUSE
+    Path("/etc/ssl/cert.pem"),  # BSD, macOS
+)
 
 
 class TlsSession:
-    """One side of TLS, which reads and writes memory: what came goes into `incoming`, what is to leave lies
-    in `outgoing`."""
+    """One end of TLS, in memory: what came goes into `incoming`, what is to leave comes out of `outgoing`."""
 
     __slots__ = ("incoming", "outgoing", "tls")
 
@@ -26,23 +43,53 @@ class TlsSession:
 
 
 class TlsPolicy:
-    """Begins TLS with a server by its name; all share one context."""
+    """Begins TLS with a server by its name; all of them share one context."""
 
     def __init__(self, *, verify: bool = True, ca_file: Path | None = None) -> None:
         self._context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False
-        if ca_file is None:
-            context.load_default_certs()
-        else:
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET  # no session is taken up again
+        if ca_file is not None:
             _load_authorities(context, ca_file)
+        elif verify:
+            load_system_authorities(context, ssl.get_default_verify_paths(), SYSTEM_BUNDLES)
         if not verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
 
     def session_with(self, name: str) -> TlsSession:
-        """TLS to a server whose certificate is for `name`; ValueError where no certificate can be."""
-        return TlsSession(self._context, name)
+        """TLS to a server whose certificate is for `name`; ValueError where there can be none."""
+        try:
+            return TlsSession(self._context, name)
+        except (ValueError, ssl.SSLError) as error:  # an empty label, or one that is too long
+            raise ValueError(f"no certificate can be for {name}") from error
+
+
+def load_system_authorities(
+    context: ssl.SSLContext, defaults: ssl.DefaultVerifyPaths, bundles: tuple[Path, ...]
+) -> None:
+    """Trust what SSL_CERT_FILE and SSL_CERT_DIR name, or what OpenSSL finds, or the first of `bundles`."""
+    context.load_default_certs()
+    if defaults.openssl_cafile_env in os.environ or defaults.openssl_capath_env in os.environ:
+        return
+    if defaults.cafile is not None or (defaults.capath is not None and _has_hashed(defaults.capath)):
+        return
+    for bundle in bundles:
+        with suppress(OSError):
+            context.load_verify_locations(bundle)
+            return
+    _log.warn(
+        "No certificate authorities were found: no other server will be trusted. "
+        "Install the system's (ca-certificates), or name a file in federation.ca_file."
+    )
+
+
+def _has_hashed(folder: str) -> bool:
+    try:
+        return any(_HASHED.fullmatch(file.name) for file in Path(folder).iterdir())
+    except OSError:
+        return False
 
 
 def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
@@ -55,5 +102,5 @@ def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
         raise ConfigError.of(key, f"{ca_file} holds no certificate.", "Give a file of PEM certificates.")
     try:
         context.load_verify_locations(ca_file)
-    except (ssl.SSLError, OSError) as error:
+    except OSError as error:  # SSLError among them
         raise ConfigError.of(key, f"{ca_file} has a certificate that cannot be read.") from error
