@@ -76,7 +76,7 @@ def test_a_certificate_that_vouches_for_itself_does_not_count(network: Network, 
     """Anybody can make one."""
     show(network, server, self_signed_for("there.test"))
 
-    assert "self-signed" in refuse(network, "there.test").reason
+    assert "signed certificate" in refuse(network, "there.test").reason
     assert server.requests == []
 
 
