@@ -1,10 +1,13 @@
-"""Connections that write when they are told to, over TCP and over TLS.
+"""Connections that write when they are told to: TCP, and TLS for those who come to us.
 
 Twisted asks the system first whether it may write, and the answer is a turn of the reactor later, though
 it is nearly always yes: for a request or an answer that costs more than to write it.
 
 Always true: bytes leave in the order in which they were written. Once the system did not take all of them,
-everything goes the way of Twisted, through its buffer, for as long as the connection stands.
+everything goes the way of Twisted, through its buffer, for as long as the connection stands. So it does once
+there is a producer that must be asked for each piece: Twisted asks when its buffer has become empty.
+
+TLS to other servers is in `outbound/tls_connection.py`.
 """
 
 from typing import Any
@@ -14,7 +17,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
 
 class PromptTransport:
-    """Stands for a connection; all but `write` is as it was."""
+    """Stands for a connection; all but writing is as it was."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -37,6 +40,11 @@ class PromptTransport:
     def writeSequence(self, data: list[bytes]) -> None:
         """As ITransport."""
         self.write(b"".join(data))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """As IConsumer."""
+        self._is_prompt = self._is_prompt and streaming
+        self._connection.registerProducer(producer, streaming)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)

@@ -85,6 +85,25 @@ def test_a_connection_that_is_lost_takes_no_more(line: Line) -> None:
     assert line.theirs.recv(10) == b""
 
 
+class _Asked:
+    """A producer that writes a piece whenever it is asked to, and stops after the last."""
+
+    def __init__(self, line: Line, pieces: list[bytes]) -> None:
+        self._line, self._pieces = line, pieces
+
+    def resumeProducing(self) -> None:
+        self._line.transport.write(self._pieces.pop(0))
+        if not self._pieces:
+            self._line.transport.unregisterProducer()
+
+
+def test_a_producer_that_waits_to_be_asked_is_asked(line: Line) -> None:
+    """By Twisted, each time that its buffer is empty: it must have been in use for that."""
+    line.transport.registerProducer(_Asked(line, [b"a", b"b", b"c"]), False)
+
+    assert line.arrived(3) == b"abc"
+
+
 def test_all_but_writing_is_the_connection_itself(line: Line) -> None:
     """Whoever is told of a transport asks it more."""
     assert line.transport.getHandle() is line.ours

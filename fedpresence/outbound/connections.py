@@ -25,10 +25,10 @@ from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.ids import ServerName
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.budget import TokenBucket
-from fedpresence.outbound.handshake import authenticated
 from fedpresence.outbound.http11 import Connection
 from fedpresence.outbound.route import Route
 from fedpresence.outbound.tls import TlsPolicy
+from fedpresence.outbound.tls_connection import authenticated
 
 CONNECT_TIMEOUT_S = 10  # for one address, TLS included
 MAX_ADDRESSES = 8  # tried for one connection
@@ -165,8 +165,8 @@ class Connections:
         raise error
 
     async def _connect_to(self, address: str, port: int, tls_name: str, factory: Any) -> Any:
-        creator = self._tls.creator_for(tls_name)
-        connecting = ensureDeferred(authenticated(self._dial(address, port), creator, factory, self.clock))
+        session = self._tls.session_with(tls_name)
+        connecting = ensureDeferred(authenticated(self._dial(address, port), session, factory))
         within(connecting, CONNECT_TIMEOUT_S, self.clock)
         return await connecting
 

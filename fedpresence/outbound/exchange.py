@@ -138,10 +138,8 @@ class _RouteAgent:
 
     def abort(self) -> None:
         """Close the connection at once, if there is one: its answer is read, or not worth reading on."""
-        transport = None if self._protocol is None else self._protocol.transport
-        # Twisted's TLS fails where the other end was quicker.
-        if transport is not None and getattr(transport, "connected", True):
-            transport.abortConnection()
+        if self._protocol is not None:
+            self._protocol.transport.abortConnection()
 
     def _refuse_encoding(self, response: Any) -> Any:
         try:

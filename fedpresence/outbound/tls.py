@@ -6,80 +6,101 @@ discovery's table (never the SRV target), an IP name by its IP SAN; SNI is that 
 Source: F:5.2. `federation.ca_file` takes the place of the system's authorities.
 """
 
-from collections import OrderedDict
+import os
+import re
+import ssl
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from OpenSSL import SSL
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    optionsForClientTLS,
-    platformTrust,
-    trustRootFromCertificates,
-)
-from twisted.protocols.tls import TLSMemoryBIOProtocol
-from zope.interface import implementer
+from twisted.logger import Logger
 
 from fedpresence.errors import ConfigError
-from fedpresence.ids import is_ip_literal
 
-MAX_CONTEXTS = 64  # half a megabyte and some milliseconds each, mostly the system's authorities
-_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+_log = Logger()
+
+_BEGIN = "-----BEGIN CERTIFICATE-----"
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # the only names of files that OpenSSL finds in a folder
+
+# Where systems have their authorities. A Python that was built elsewhere (by hand, by uv) looks for them
+# where its OpenSSL was built.
+SYSTEM_BUNDLES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Ubuntu, Alpine, Arch, Gentoo
+    Path("/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem"),  # Fedora, RHEL
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),  # older ones
+    Path("/etc/ssl/ca-bundle.pem"),  # openSUSE
+    Path("/etc/ssl/cert.pem"),  # BSD, macOS
+)
+
+
+class TlsSession:
+    """One end of TLS, in memory: what came goes into `incoming`, what is to leave comes out of `outgoing`."""
+
+    __slots__ = ("incoming", "outgoing", "tls")
+
+    def __init__(self, context: ssl.SSLContext, name: str) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
 
 
 class TlsPolicy:
-    """Makes what a TLS handshake with a name needs; the most recent names are kept."""
+    """Begins TLS with a server by its name; all of them share one context."""
 
     def __init__(self, *, verify: bool = True, ca_file: Path | None = None) -> None:
-        self._verify = verify
-        self._trust_root = platformTrust() if ca_file is None else _authorities(ca_file)
-        self._creators: OrderedDict[str, Any] = OrderedDict()
+        self._context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.hostname_checks_common_name = False
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET  # no session is taken up again
+        if ca_file is not None:
+            _load_authorities(context, ca_file)
+        elif verify:
+            load_system_authorities(context, ssl.get_default_verify_paths(), SYSTEM_BUNDLES)
+        if not verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
 
-    def creator_for(self, name: str) -> Any:
-        """What connects (IOpenSSLClientConnectionCreator) to a server whose certificate is for `name`."""
-        creator = self._creators.pop(name, None)
-        if creator is None:
-            creator = (
-                optionsForClientTLS(name, trustRoot=self._trust_root) if self._verify else _Unverified(name)
-            )
-        self._creators[name] = creator
-        if len(self._creators) > MAX_CONTEXTS:
-            self._creators.popitem(last=False)
-        return creator
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class _Unverified:
-    """TLS to whoever answers; still with SNI, or the wrong server might."""
-
-    def __init__(self, name: str) -> None:
-        self._sni = None if is_ip_literal(name) else name.encode("ascii")
-        self._context = CertificateOptions(verify=False).getContext()
-
-    def clientConnectionForTLS(
-        self,
-        tlsProtocol: TLSMemoryBIOProtocol,
-    ) -> SSL.Connection:
-        """A connection that takes any certificate."""
-        connection = SSL.Connection(self._context, None)
-        if self._sni is not None:
-            connection.set_tlsext_host_name(self._sni)
-        return connection
+    def session_with(self, name: str) -> TlsSession:
+        """TLS to a server whose certificate is for `name`; ValueError where there can be none."""
+        try:
+            return TlsSession(self._context, name)
+        except (ValueError, ssl.SSLError) as error:  # an empty label, or one that is too long
+            raise ValueError(f"no certificate can be for {name}") from error
 
 
-def _authorities(ca_file: Path) -> Any:
+def load_system_authorities(
+    context: ssl.SSLContext, defaults: ssl.DefaultVerifyPaths, bundles: tuple[Path, ...]
+) -> None:
+    """Trust what SSL_CERT_FILE and SSL_CERT_DIR name, or what OpenSSL finds, or the first of `bundles`."""
+    context.load_default_certs()
+    if defaults.openssl_cafile_env in os.environ or defaults.openssl_capath_env in os.environ:
+        return
+    if defaults.cafile is not None or (defaults.capath is not None and _has_hashed(defaults.capath)):
+        return
+    for bundle in bundles:
+        with suppress(OSError):
+            context.load_verify_locations(bundle)
+            return
+    _log.warn(
+        "No certificate authorities were found: no other server will be trusted. "
+        "Install the system's (ca-certificates), or name a file in federation.ca_file."
+    )
+
+
+def _has_hashed(folder: str) -> bool:
+    try:
+        return any(_HASHED.fullmatch(file.name) for file in Path(folder).iterdir())
+    except OSError:
+        return False
+
+
+def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
     key = "federation.ca_file"
     try:
         text = ca_file.read_text("ascii", errors="replace")
     except OSError as error:
         raise ConfigError.of(key, f"{ca_file} cannot be read: {error.strerror}.") from error
-    blocks = [block.partition(_END)[0] for block in text.split(_BEGIN)[1:]]
-    try:
-        certificates = [Certificate.loadPEM(f"{_BEGIN}{block}{_END}\n".encode()) for block in blocks]
-    except Exception as error:  # whatever the parser raises, the file is wrong
-        raise ConfigError.of(key, f"{ca_file} has a certificate that cannot be read.") from error
-    if not certificates:
+    if _BEGIN not in text:
         raise ConfigError.of(key, f"{ca_file} holds no certificate.", "Give a file of PEM certificates.")
-    return trustRootFromCertificates(certificates)
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:  # SSLError among them
+        raise ConfigError.of(key, f"{ca_file} has a certificate that cannot be read.") from error

@@ -1,6 +1,6 @@
 """A network in memory: real TLS, real HTTP, no sockets and no reactor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -41,45 +41,67 @@ PUBLIC_2 = "93.184.215.15"
 class Authority:
     """A throwaway CA."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        certificate = self._sign(self._name, self._key, None)
+        self._name = _subject(name)
+        certificate = _sign(self._name, self._key.public_key(), self._name, self._key, None)
+        self.pem = certificate.public_bytes(serialization.Encoding.PEM)
         self.ca_file = folder / "ca.pem"
-        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self.ca_file.write_bytes(self.pem)
 
-    def certificate_for(self, *names: str) -> PrivateCertificate:
+    def certificate_for(
+        self, *names: str, common_names: Iterable[str] = ("a server",), is_expired: bool = False
+    ) -> PrivateCertificate:
         """A certificate with its key, for DNS and IP names."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a server")])
-        certificate = self._sign(subject, key, names)
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        made: PrivateCertificate = PrivateCertificate.loadPEM(pem + private)
-        return made
+        subject = _subject(*common_names)
+        return _with_key(_sign(subject, key.public_key(), self._name, self._key, names, is_expired), key)
 
-    def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, names: tuple[str, ...] | None
-    ) -> x509.Certificate:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
-        )
-        if names:
-            alternatives: list[x509.GeneralName] = [_general_name(name) for name in names]
-            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        return builder.sign(self._key, hashes.SHA256())
+
+def self_signed_for(name: str) -> PrivateCertificate:
+    """A certificate that vouches for itself."""
+    key, subject = ec.generate_private_key(ec.SECP256R1()), _subject(name)
+    return _with_key(_sign(subject, key.public_key(), subject, key, (name,)), key)
+
+
+def _subject(*common_names: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in common_names])
+
+
+def _sign(
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    issuer: x509.Name,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    names: tuple[str, ...] | None,
+    is_expired: bool = False,
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now + timedelta(days=-1 if is_expired else 1))
+        .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
+    )
+    if names:
+        alternatives: list[x509.GeneralName] = [_general_name(name) for name in names]
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _with_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> PrivateCertificate:
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    made: PrivateCertificate = PrivateCertificate.loadPEM(pem + private)
+    return made
 
 
 def _general_name(name: str) -> x509.GeneralName:
@@ -103,10 +125,17 @@ class Network:
         self.pumps: list[IOPump] = []
         self._hosts: dict[tuple[str, int], Any] = {}
 
-    def host(self, address: str, port: int, resource: Resource, *certificate_names: str) -> None:
+    def host(
+        self,
+        address: str,
+        port: int,
+        resource: Resource,
+        *certificate_names: str,
+        certificate: PrivateCertificate | None = None,
+    ) -> None:
         """A web server at an address."""
-        certificate = self.authority.certificate_for(*certificate_names)
-        self.listen(address, port, Site(resource, reactor=self.clock), certificate)
+        shown = certificate or self.authority.certificate_for(*certificate_names)
+        self.listen(address, port, Site(resource, reactor=self.clock), shown)
 
     def listen(self, address: str, port: int, factory: Any, certificate: PrivateCertificate) -> None:
         """Any protocol behind TLS at an address."""

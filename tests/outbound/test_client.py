@@ -209,7 +209,7 @@ def test_a_connection_lost_after_sending_may_have_been_heard(network: Network) -
 
 
 def test_a_connection_that_the_other_end_closed_first_can_be_aborted(network: Network) -> None:
-    """What was to be sent is no more, and neither is the server: Twisted's TLS would raise."""
+    """Whoever aborts cannot know who was quicker."""
     a_server(network)
     link = result_of(done(network, network.client().open(THERE)))
     tls: Any = link._connection.transport

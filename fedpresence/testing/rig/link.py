@@ -32,8 +32,8 @@ from fedpresence.clock import Clock, now_ms
 from fedpresence.errors import BadRequest, reason_of
 from fedpresence.ids import ServerName, split_server_name
 from fedpresence.listening import BACKLOG, Certificates
-from fedpresence.outbound.handshake import authenticated
 from fedpresence.outbound.tls import TlsPolicy
+from fedpresence.outbound.tls_connection import authenticated
 from fedpresence.testing.rig.faults import NO_FAULTS, Fate, Faults
 from fedpresence.testing.rig.relay import Answer, Asked, Front, Message, Upstream
 from fedpresence.testing.rig.wirelog import UNKNOWN, WireLog
@@ -194,9 +194,7 @@ class _Path(ABC):
         host, port = target
         kind: Any = TCP6ClientEndpoint if ":" in host else TCP4ClientEndpoint
         endpoint = kind(self._reactor, host, port, timeout=None)
-        creator = self._trust.creator_for(self._tls_name)
-        # The reactor for TLS's clock: its writes are delayed to the next round, not by time.
-        return await authenticated(endpoint, creator, factory, self._reactor)
+        return await authenticated(endpoint, self._trust.session_with(self._tls_name), factory)
 
     # --- a request -------------------------------------------------------------------------------
 

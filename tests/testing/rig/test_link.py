@@ -151,7 +151,7 @@ def test_a_receiver_that_is_not_who_it_should_be_gets_nothing(
     failure_of(scene.sender.put("1"), DeliveryFailed)
 
     assert scene.receiver.heard == []
-    assert "no answer [failed: Error: " in scene.wire.text()
+    assert "no answer [failed: SSLCertVerificationError: " in scene.wire.text()
     assert "certificate verify failed" in scene.wire.text()
 
 
