@@ -1,7 +1,7 @@
-"""When a reactor looks away: while much comes, it looks for it at most fifty times a second (pure).
+"""When a reactor looks away: while much comes, it looks for it at most some thirty times a second (pure).
 
 A process that slept pays for a request with memory that has gone cold: a `PUT` by itself costs several times
-what it costs right behind another. So what comes within 20 ms is taken together, once it comes often.
+what it costs right behind another. So what comes within 30 ms is taken together, once it comes often.
 
 Always true:
 - below a hundred events a second it never looks away, and never for longer than `GATHER_S`;
@@ -11,7 +11,7 @@ Always true:
 
 from collections.abc import Collection
 
-GATHER_S = 0.020
+GATHER_S = 0.030
 LEAST_S = 0.001
 BUSY_PER_SECOND = 100  # events: less would mostly be gathered one by one
 PERIOD_S = 0.250  # over which they are counted

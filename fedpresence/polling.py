@@ -2,7 +2,7 @@
 
 Twisted reads and writes each socket within a context of its old `log.msg`, which says whose turn it was:
 fifteen calls and two dicts around one, and nobody here logs by that. And it looks for events as soon as it
-has handled some: here what comes within 20 ms is taken together, while much comes (`gathering.py`).
+has handled some: here what comes within 30 ms is taken together, while much comes (`gathering.py`).
 
 Always true:
 - what goes wrong with one connection ends that connection; what even that cannot end is logged by the loop,
