@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 T = TypeVar("T")
 
@@ -107,7 +108,14 @@ class Alarm:
 
 def within(deferred: "Deferred[T]", timeout_s: float, clock: Clock) -> "Deferred[T]":
     """The same Deferred, cancelled with a TimeoutError of Twisted's where it takes longer."""
-    return deferred.addTimeout(timeout_s, cast(IReactorTime, clock))
+    return deferred.addTimeout(timeout_s, cast(IReactorTime, clock), _took_too_long)
+
+
+def _took_too_long(result: T | Failure, timeout_s: float) -> T:
+    if isinstance(result, Failure):
+        result.trap(CancelledError)
+        raise TimeoutError(f"not done in {timeout_s:g} s")
+    return result
 
 
 def now_ms(clock: Clock) -> int:

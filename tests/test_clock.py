@@ -1,9 +1,11 @@
 import time
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import Clock
 
-from fedpresence.clock import Alarm, MonotonicClock, now_ms
+from fedpresence.clock import Alarm, MonotonicClock, now_ms, within
+from tests.asynchronous import failure_of
 
 DAY_S = 86_400
 
@@ -83,3 +85,20 @@ def test_an_alarm_that_is_off_is_not_called_and_a_closed_one_leaves_no_timer() -
     alarm.close()
 
     assert (called, clock.getDelayedCalls()) == ([], [])
+
+
+def test_what_takes_too_long_says_for_how_long_it_was_waited_for() -> None:
+    """An operator reads it as the reason why a server is not reached."""
+    clock = Clock()
+    answer = within(Deferred[None](), 10, clock)
+    clock.advance(10)
+
+    assert str(failure_of(answer, TimeoutError)) == "not done in 10 s"
+
+
+def test_what_is_cancelled_in_time_is_cancelled() -> None:
+    """Who waits for it may have gone: that is no timeout."""
+    answer = within(Deferred[None](), 10, Clock())
+    answer.cancel()
+
+    failure_of(answer, CancelledError)
