@@ -104,6 +104,11 @@ class Turns(Generic[N]):
         del self._deadlines[name]
         return name
 
+    def first_ms(self) -> int | None:
+        """By when the most urgent should go; None where nobody asks."""
+        self._drop_stale()
+        return self._heap[0][0] if self._heap else None
+
     def ready_ms(self) -> int | None:
         """When `next` is best asked again; None where nobody asks."""
         self._drop_stale()
