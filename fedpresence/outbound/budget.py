@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 N = TypeVar("N", bound=Hashable)
 
 LARGEST = 5  # a group, in what `gather_ms` grants
+MOST_GATHER_MS = 100  # so no group is more than half of what the bucket holds: it would wait in vain
 _ROUNDING = 1e-6  # of a token: sums of floats differ in their last digits
 
 
@@ -62,11 +63,13 @@ class Turns(Generic[N]):
     Where more wait than may go, they go in groups: a group shares the bytes of what it says, and wakes the
     daemon once. All that wait are one group, or several of about the same size, of at most what five times
     `gather_ms` grant: nobody's share gets smaller by it, and turns come as regularly as one by one. Whoever
-    is more urgent than all that wait goes in a smaller group, of what `gather_ms` grant.
+    is more urgent than all that wait goes in a smaller group, of what `gather_ms` grant. `gather_ms` is
+    taken for `MOST_GATHER_MS` at most: a group waits for half a second, for a tenth with somebody urgent.
     """
 
     def __init__(self, per_second: int, gather_ms: int = 0) -> None:
         self._bucket = TokenBucket(per_second, burst=per_second)  # a second's worth
+        gather_ms = min(gather_ms, MOST_GATHER_MS)
         self._hurried_group = max(1, per_second * gather_ms // 1000)
         self._largest_group = max(1, LARGEST * per_second * gather_ms // 1000)
         self._is_hurried = False  # by somebody more urgent than all that waited
@@ -100,6 +103,11 @@ class Turns(Generic[N]):
         _, _, name = heapq.heappop(self._heap)
         del self._deadlines[name]
         return name
+
+    def first_ms(self) -> int | None:
+        """By when the most urgent should go; None where nobody asks."""
+        self._drop_stale()
+        return self._heap[0][0] if self._heap else None
 
     def ready_ms(self) -> int | None:
         """When `next` is best asked again; None where nobody asks."""

@@ -165,7 +165,10 @@ class Outbound(Service):
         sender = self._senders.get(effect.destination) or self._new_sender(effect.destination)
         overdrawn = isinstance(effect, SendPoll) and not self._asked.take(now)
         sender.queue.add(effect, now, overdrawn=overdrawn)
-        sender.schedule()
+        if self._turns:
+            self._let_ask((sender,), now)  # who is more urgent than all that wait must not wait as they do
+        else:
+            sender.schedule()
 
     def seen_alive(self, origin: ServerName) -> None:
         """Something authentic came from `origin` (F:X-8, Z-20)."""
@@ -222,6 +225,13 @@ class Outbound(Service):
             self._set_timer()
         elif len(self._came) >= MAX_CAME:
             self._take_in()
+        if self._turns and may_leave_ms <= now and self._is_ahead(push, now):
+            self._take_in()
+
+    def _is_ahead(self, push: SendPush, now: int) -> bool:
+        """Whether it is more urgent than all that wait for a turn."""
+        first_ms = self._turns.first_ms()
+        return first_ms is not None and now + PATIENCE_MS.get(push.urgency, OVERDRAWN_PATIENCE_MS) < first_ms
 
     def _may_leave_ms(self, push: SendPush, now: int) -> int:
         """When it may leave for the first of its destinations, 0 for now; or when it has lain for long."""
@@ -246,8 +256,11 @@ class Outbound(Service):
                 self._tell_again(push, at_ms)
             else:
                 self._queue_push(push, at_ms, looking)
-        now = now_ms(self._clock)
-        for sender in looking:
+        self._let_ask(looking, now_ms(self._clock))
+
+    def _let_ask(self, senders: Iterable[DestinationSender], now: int) -> None:
+        """Let those ask whose turn it may be."""
+        for sender in senders:
             deadline_ms = sender.look(now)
             if deadline_ms is not None:
                 self._turns.ask(sender.destination, deadline_ms)

@@ -1,6 +1,7 @@
 import re
 from collections.abc import Mapping
 
+import pytest
 from twisted.internet.defer import Deferred
 
 from fedpresence.engine.effects import SendPoll, SendPush, Urgency
@@ -59,6 +60,27 @@ def test_under_load_the_urgent_go_first() -> None:
     rig.wait(0.6)
 
     assert rig.server.pushed()[2] == [CAROL]
+
+
+@pytest.mark.parametrize("is_push", [True, False])
+def test_who_waits_for_an_answer_does_not_wait_as_long_as_a_crowd_that_has_time(is_push: bool) -> None:
+    """A group of those with time gathers for half a second: a person would feel that."""
+    rig = Rig().start()
+    for number in range(500):
+        rig.push(urgency=Urgency.TIMER, destination=ServerName(f"{number}.test"))
+    rig.wait(2.051)  # a group has just gone
+    sent = len(rig.server.opened)
+
+    quiet = ServerName("quiet.test")
+    if is_push:
+        rig.push(CAROL, Urgency.ASKED, quiet)
+    else:
+        rig.outbound.enqueue(SendPoll(quiet, UserID("@dan:quiet.test")))
+    asked_ms = round(rig.clock.seconds() * 1000)
+    rig.wait(1)
+
+    (at_ms,) = [at_ms for name, at_ms in rig.server.opened[sent:] if name == quiet]
+    assert at_ms - asked_ms <= 100
 
 
 def test_one_flapping_user_does_not_delay_the_others() -> None:
