@@ -5,6 +5,8 @@ what it costs right behind another. So what comes within 30 ms is taken together
 
 Always true:
 - below a hundred events a second it never looks away, and never for longer than `GATHER_S`;
+- what has come while others were served is taken before any pause: we are awake;
+- a body that comes or leaves in many pieces goes on without pauses, for it is still there a moment later;
 - whoever asks again as soon as we have answered is hardly ever made to wait: a pause in which only those
   spoke who had spoken right before is not repeated soon, and each such pause doubles the time until the next.
 """
@@ -15,6 +17,7 @@ GATHER_S = 0.030
 LEAST_S = 0.001
 BUSY_PER_SECOND = 100  # events: less would mostly be gathered one by one
 PERIOD_S = 0.250  # over which they are counted
+FLOWS_S = 0.005  # between two pieces of a body: a read takes 64 KiB at most, and a pause would follow each
 WORTH = 2  # new voices make a pause worth repeating
 MOST_VAIN_S = 1.28  # until it is tried again, however often it was in vain
 
@@ -31,11 +34,12 @@ class Gathering:
         self._before: set[int] = set()  # and in the one before
         self._while_ends_s = 0.0
         self._not_before_s = 0.0
+        self._flows_until_s = 0.0
         self._vain_s = GATHER_S
 
     def pause_s(self, now_s: float, most_s: float) -> float:
         """How long to look away before the next look; `most_s` is when a timer is due."""
-        if not self._is_busy or now_s < self._not_before_s:
+        if not self._is_busy or now_s < self._not_before_s or now_s < self._flows_until_s:
             return 0.0
         pause_s = min(most_s, self._looked_s + GATHER_S - now_s)
         return pause_s if pause_s >= LEAST_S else 0.0
@@ -50,8 +54,16 @@ class Gathering:
         if now_s >= self._while_ends_s:
             self._before = self._lately if now_s < self._while_ends_s + GATHER_S else set()
             self._lately, self._while_ends_s = set(), now_s + GATHER_S
+        if now_s < self._flows_until_s and self._is_again(who):
+            self._flows_until_s = now_s + FLOWS_S
         self._lately.update(who)
         self._looked_s = now_s
+
+    def came_meanwhile(self, who: Collection[int], now_s: float) -> None:
+        """These were ready before a pause, which need not be then."""
+        if self._is_again(who):
+            self._flows_until_s = now_s + FLOWS_S
+        self.looked(who, now_s)
 
     def gathered(self, who: Collection[int], now_s: float) -> None:
         """These were ready after a pause."""
@@ -61,3 +73,6 @@ class Gathering:
             self._not_before_s = now_s + self._vain_s
             self._vain_s = min(MOST_VAIN_S, 2 * self._vain_s)
         self.looked(who, now_s)
+
+    def _is_again(self, who: Collection[int]) -> bool:
+        return not self._lately.isdisjoint(who) or not self._before.isdisjoint(who)

@@ -47,6 +47,10 @@ class PlainReactor(EPollReactor):
         if timeout != 0:
             pause_s = self._gathering.pause_s(time.monotonic(), GATHER_S if timeout is None else timeout)
             if pause_s:
+                events = self._look(0)
+                if events:
+                    self._gathering.came_meanwhile([fd for fd, _ in events], time.monotonic())
+                    return events
                 self._woken.poll(pause_s * 1000)
                 events = self._look(0)
                 self._gathering.gathered([fd for fd, _ in events], time.monotonic())

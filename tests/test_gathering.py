@@ -3,6 +3,7 @@
 import pytest
 
 from fedpresence.gathering import (
+    FLOWS_S,
     GATHER_S,
     MOST_VAIN_S,
     PERIOD_S,
@@ -83,6 +84,36 @@ def test_what_comes_often_is_taken_together(per_second: int) -> None:
     assert 0 < max(reactor.waits_s) <= GATHER_S + 1e-6
 
 
+def test_a_body_in_many_pieces_goes_on_without_pauses() -> None:
+    """A pause after each 64 KiB would leave a download, or a large transaction, two megabytes a second."""
+    gathering, now_s = _busy()
+    gathering.looked([200, 201], now_s)
+    gathering.came_meanwhile([200], now_s + 0.001)
+
+    for piece in range(1, 50):  # read from one connection and written to another, in turn
+        moment_s = now_s + 0.001 + piece * 0.004
+        assert gathering.pause_s(moment_s, LONG_S) == 0
+        gathering.looked([200 + piece % 2, 300 + piece], moment_s)
+
+    assert gathering.pause_s(moment_s + FLOWS_S, LONG_S) > 0
+
+
+def test_a_crowd_that_comes_while_others_are_served_is_no_body() -> None:
+    """Else a busy daemon would hardly ever look away."""
+    gathering, now_s = _busy()
+
+    gathering.came_meanwhile([200, 201], now_s)
+
+    assert gathering.pause_s(now_s, LONG_S) == pytest.approx(GATHER_S)
+
+
+def _busy() -> tuple[Gathering, float]:
+    gathering = Gathering()
+    for number in range(100):
+        gathering.looked([number], START_S + number / 200)
+    return gathering, START_S + 0.5
+
+
 def test_after_a_rest_nobody_waits() -> None:
     """A quiet update goes through at once, however busy the daemon was a moment before."""
     reactor = Reactor()
@@ -116,9 +147,7 @@ def test_pauses_in_vain_become_rare_and_those_that_gather_come_again() -> None:
 
 def test_a_pause_ends_when_a_timer_is_due() -> None:
     """A batch window that ends late would show as latency."""
-    gathering = Gathering()
-    for number in range(100):
-        gathering.looked([number], START_S + number / 200)
+    gathering, _ = _busy()
 
     now_s = START_S + 0.496
     assert gathering.pause_s(now_s, LONG_S) == pytest.approx(GATHER_S - 0.001)

@@ -24,6 +24,7 @@ class _End(FileDescriptor):
 
     def __init__(self, reactor: Any, ours: socket.socket, read: Callable[["_End"], object]) -> None:
         super().__init__(reactor)
+        self.socket = ours
         self.fileno = ours.fileno  # type: ignore[method-assign]  # as Twisted's own connections have it
         self.lost: list[Failure] = []
         self._read = read
@@ -104,24 +105,46 @@ class _Patient:
 
     def __init__(self) -> None:
         self.found: list[int] = []
+        self.meanwhile: list[int] = []
 
     def pause_s(self, now_s: float, most_s: float) -> float:
         return 3_600.0
 
     def looked(self, who: list[int], now_s: float) -> None:
-        raise AssertionError("it has not looked away")
+        """As when nothing is to be waited for."""
 
     def gathered(self, who: list[int], now_s: float) -> None:
         self.found = who
+
+    def came_meanwhile(self, who: list[int], now_s: float) -> None:
+        self.meanwhile = who
+
+
+def _take(end: _End) -> None:
+    end.socket.recv(1)
 
 
 def test_what_a_thread_has_done_ends_a_pause() -> None:
     """A commit is on disk, a name is resolved, a signal came: the reactor is woken."""
     patient = _Patient()
-    with two_ends(lambda end: None) as (reactor, _):
+    with two_ends(_take) as (reactor, _):
         reactor._gathering = patient  # type: ignore[assignment]
+        reactor.doIteration(0)
         threading.Timer(0.01, reactor.wakeUp).start()
 
         reactor.doIteration(None)
 
-    assert len(patient.found) == 3  # both ends, and who woke it
+    assert len(patient.found) == 1  # who woke it
+    assert not patient.meanwhile
+
+
+def test_what_has_come_already_is_taken_before_a_pause() -> None:
+    """The rest of a body, the request of who was let in a moment ago: the process is awake."""
+    patient = _Patient()
+    with two_ends(_take) as (reactor, _):
+        reactor._gathering = patient  # type: ignore[assignment]
+
+        reactor.doIteration(None)
+
+    assert len(patient.meanwhile) == 2
+    assert not patient.found
