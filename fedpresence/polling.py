@@ -22,16 +22,16 @@ _Events = list[tuple[int, int]]
 
 
 class PlainReactor(EPollReactor):
-    """As its parent, but for the context and the haste."""
+    """As its parent, but for the context and the haste; `gathering` decides when to look away."""
 
     waker: Any
     _poller: Any
     _selectables: dict[int, Any]
     _doReadOrWrite: Any
 
-    def __init__(self) -> None:
+    def __init__(self, gathering: Gathering | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Twisted's has no hints
-        self._gathering = Gathering()
+        self._gathering = gathering or Gathering()
         self._woken = select.poll()  # by a thread or a signal: that alone ends a pause
         self._woken.register(self.waker, select.POLLIN)
 

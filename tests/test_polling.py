@@ -3,7 +3,7 @@
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
+from fedpresence.gathering import Gathering
 from fedpresence.polling import PlainReactor
 
 
@@ -39,9 +40,11 @@ class _End(FileDescriptor):
 
 
 @contextmanager
-def two_ends(read: Callable[[_End], object]) -> Iterator[tuple[PlainReactor, list[_End]]]:
+def two_ends(
+    read: Callable[[_End], object], gathering: Gathering | None = None
+) -> Iterator[tuple[PlainReactor, list[_End]]]:
     """A reactor, and two who have something to read."""
-    reactor: Any = PlainReactor()
+    reactor: Any = PlainReactor(gathering)
     pairs = [socket.socketpair() for _ in range(2)]
     ends = [_End(reactor, ours, read) for ours, _ in pairs]
     with closing(pairs[0][0]), closing(pairs[0][1]), closing(pairs[1][0]), closing(pairs[1][1]):
@@ -100,23 +103,24 @@ def test_an_error_ends_its_connection_and_no_other(logged: list[LogEvent]) -> No
     assert len([event for event in logged if event.get("isError")]) == 2
 
 
-class _Patient:
+class _Patient(Gathering):
     """Would look away for as long as it may."""
 
     def __init__(self) -> None:
-        self.found: list[int] = []
-        self.meanwhile: list[int] = []
+        super().__init__()
+        self.found: Collection[int] = ()
+        self.meanwhile: Collection[int] = ()
 
     def pause_s(self, now_s: float, most_s: float) -> float:
         return 3_600.0
 
-    def looked(self, who: list[int], now_s: float) -> None:
+    def looked(self, who: Collection[int], now_s: float) -> None:
         """As when nothing is to be waited for."""
 
-    def gathered(self, who: list[int], now_s: float) -> None:
+    def gathered(self, who: Collection[int], now_s: float) -> None:
         self.found = who
 
-    def came_meanwhile(self, who: list[int], now_s: float) -> None:
+    def came_meanwhile(self, who: Collection[int], now_s: float) -> None:
         self.meanwhile = who
 
 
@@ -127,8 +131,7 @@ def _take(end: _End) -> None:
 def test_what_a_thread_has_done_ends_a_pause() -> None:
     """A commit is on disk, a name is resolved, a signal came: the reactor is woken."""
     patient = _Patient()
-    with two_ends(_take) as (reactor, _):
-        reactor._gathering = patient  # type: ignore[assignment]
+    with two_ends(_take, patient) as (reactor, _):
         reactor.doIteration(0)
         threading.Timer(0.01, reactor.wakeUp).start()
 
@@ -141,9 +144,7 @@ def test_what_a_thread_has_done_ends_a_pause() -> None:
 def test_what_has_come_already_is_taken_before_a_pause() -> None:
     """The rest of a body, the request of who was let in a moment ago: the process is awake."""
     patient = _Patient()
-    with two_ends(_take) as (reactor, _):
-        reactor._gathering = patient  # type: ignore[assignment]
-
+    with two_ends(_take, patient) as (reactor, _):
         reactor.doIteration(None)
 
     assert len(patient.meanwhile) == 2
