@@ -40,7 +40,7 @@ BOOT_WITHIN = 0.2  # after a start (S:T-28)
 TIMER_WINDOW_MS = 2_000  # decision 12
 SAME_ACTIVITY_MS = 60_000  # an age that moved less is no news (decision 13)
 PATIENCE_MS = {  # how long each may wait for a turn before it is as urgent as any (Z-18)
-    Urgency.ASKED: 0,
+    Urgency.ASKED: -3_600_000,  # somebody waits: before all who are late, in its share of the budget
     Urgency.CHANGE: 200,
     Urgency.TIMER: 5_000,
     Urgency.REFRESH: 60_000,
@@ -174,7 +174,7 @@ class DestinationQueue:
                     self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])
             case SendPoll():
                 errands.add_poll(effect.user_id)
-                self._expect(now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else 0))
+                self._expect(now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[Urgency.ASKED]))
             case SendUnpoll():
                 errands.add_unpoll(effect.user_id)
                 self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])

@@ -28,13 +28,14 @@ from twisted.python.failure import Failure
 
 from fedpresence.clock import now_ms
 from fedpresence.debugging import debugging
+from fedpresence.engine.effects import Urgency
 from fedpresence.engine.events import DestinationAlive, EdusDelivered, Event
 from fedpresence.engine.outgoing import Composed, Wanted
 from fedpresence.engine.presence import Published
 from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.backoff import Backoff
-from fedpresence.outbound.queue import DestinationQueue, News
+from fedpresence.outbound.queue import PATIENCE_MS, DestinationQueue, News
 from fedpresence.outbound.status import DestinationStatus, TransactionSeen
 from fedpresence.outbound.tools import OpenLink, Tools
 from fedpresence.wire.transactions import Packed, pack
@@ -42,6 +43,7 @@ from fedpresence.wire.transactions import Packed, pack
 _log = Logger()
 
 MAX_USERS = 1_000  # in a transaction: twenty EDUs of fifty
+TRY_PATIENCE_MS = PATIENCE_MS[Urgency.CHANGE]  # of those that fail, in their share of the budget; beyond it:
 FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from those that do not (Z-18)
 WOKEN_PATIENCE_MS = 60_000  # thousands that are back too; as any backlog
 REFUSING_PATIENCE_MS = 60_000  # and who refuses costs twenty turns where others cost one (Z-17)
@@ -527,13 +529,16 @@ class DestinationSender:
 
         What waits for one that fails is old, and must not go first.
         """
-        deadline_ms = self.queue.deadline_ms(now)
+        asked_by_ms = self._asked_by_ms
         if self._is_refusing:
-            deadline_ms = max(deadline_ms, now + REFUSING_PATIENCE_MS)
+            deadline_ms = max(self.queue.deadline_ms(now), now + REFUSING_PATIENCE_MS)
         elif self._backoff.failing_since_ms is not None:
-            patience_ms = WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS
-            deadline_ms = max(deadline_ms, self._backoff.next_try_ms + patience_ms)
-        if self._asked_by_ms is not None and self._asked_by_ms <= deadline_ms:
+            deadline_ms = now + TRY_PATIENCE_MS
+            if (asked_by_ms is None or asked_by_ms > deadline_ms) and not self._tools.tries.take(now):
+                deadline_ms = now + (WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS)
+        else:
+            deadline_ms = self.queue.deadline_ms(now)
+        if asked_by_ms is not None and asked_by_ms <= deadline_ms:
             return None
         self._asked_by_ms = deadline_ms
         return deadline_ms

@@ -46,6 +46,8 @@ _log = Logger()
 SWEEP_INTERVAL_S = 300.0  # how often senders with nothing to do are forgotten, and refreshes are counted
 ROUND = 0.75  # of a refresh interval: in the middle of when a refresh is due, early enough to fail twice
 USER_SHARE = 4  # one user's lasting share of the budget is a fourth of it (Z-18)
+ASKED_SHARE = 4  # a fourth goes to who waits for an answer, before all others; what is more has time (Z-18)
+TRIES_SHARE = 4  # and a fourth to those that fail, as urgent as what people do now
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
 MAX_CAME = 1_000  # changes that are in no queue yet
@@ -91,6 +93,7 @@ class Outbound(Service):
         boot_users: Callable[[], Iterable[tuple[ServerName, UserID]]] = tuple,
         on_transaction: Callable[[TransactionSeen], None] | None = None,
     ) -> None:
+        per_second = settings.max_transactions_per_second
         self._clock = clock
         self._client = client
         self._settings = settings
@@ -107,15 +110,14 @@ class Outbound(Service):
             on_transaction=on_transaction,
             wake_at=self._wake_at,
             line_up=self._line_up,
+            tries=TokenBucket(per_second / TRIES_SHARE, max(1, per_second // TRIES_SHARE)),
         )
         self._lengths = Lengths(settings.server_name, settings.batch_window_ms, settings.refresh_interval_ms)
         self._senders: dict[ServerName, DestinationSender] = {}
         self._came: list[tuple[SendPush, int]] = []  # and when: not in the queues yet
         self._came_ms = 0  # when the first of it may leave
-        self._turns: Turns[ServerName] = Turns(
-            settings.max_transactions_per_second, settings.batch_window_ms // GATHER
-        )
-        self._asked = TokenBucket(settings.max_transactions_per_second, settings.max_transactions_per_second)
+        self._turns: Turns[ServerName] = Turns(per_second, settings.batch_window_ms // GATHER)
+        self._asked = TokenBucket(per_second / ASKED_SHARE, per_second)
         self._users: OrderedDict[UserID, TokenBucket] = OrderedDict()
         self._round: Round[ServerName] = Round(settings.refresh_interval_ms * ROUND)
         self._alarms: Alarms[DestinationSender] = Alarms()
@@ -177,12 +179,14 @@ class Outbound(Service):
             sender.seen_alive()
 
     def retry(self, destination: ServerName) -> bool:
-        """Try `destination` now; False where nothing was ever to be sent there."""
+        """Try `destination` now, before all others; False where nothing was ever to be sent there."""
         self._take_in()
         sender = self._senders.get(destination)
         if sender is None:
             return False
         sender.retry()
+        self._turns.ask(destination, now_ms(self._clock) + PATIENCE_MS[_ASKED])
+        self._set_timer()
         return True
 
     def describe(self, destination: ServerName | None = None) -> dict[ServerName, DestinationStatus]:

@@ -15,6 +15,7 @@ from fedpresence.counters import Counters
 from fedpresence.engine.events import Event
 from fedpresence.engine.outgoing import Composed, Wanted
 from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.budget import TokenBucket
 from fedpresence.outbound.status import TransactionSeen
 
 if TYPE_CHECKING:
@@ -85,4 +86,5 @@ class Tools:
     on_transaction: Callable[[TransactionSeen], None] | None
     wake_at: Callable[["DestinationSender", int], None]
     line_up: Callable[["DestinationSender", int], None]
+    tries: TokenBucket  # at those that fail: in turn with the others
     burst: Burst = field(default_factory=Burst)

@@ -104,6 +104,7 @@ class Server:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.reachable: Outcome = 200
+        self.away: set[ServerName] = set()  # unreachable, whatever the others are
         self.outcomes: list[Outcome] = []
         self.otherwise: Callable[[str, Mapping[str, object]], Outcome] = lambda txn_id, content: 200
         self.opened: list[tuple[ServerName, int]] = []
@@ -114,7 +115,7 @@ class Server:
 
     def kept(self, destination: ServerName) -> "_Link | None":
         """A link where one stands."""
-        if self.reachable != 200 or not self.keeps:
+        if self.reachable != 200 or not self.keeps or destination in self.away:
             return None
         self.opened.append((destination, round(self._clock.seconds() * 1000)))
         return _Link(self)
@@ -122,7 +123,7 @@ class Server:
     async def open(self, destination: ServerName) -> "_Link":
         """A link, unless unreachable."""
         self.opened.append((destination, round(self._clock.seconds() * 1000)))
-        await _as_said(self.reachable)
+        await _as_said(unreachable() if destination in self.away else self.reachable)
         return _Link(self)
 
     async def close(self) -> None:

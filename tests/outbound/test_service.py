@@ -472,3 +472,105 @@ def test_windows_of_those_who_leave_together_end_together() -> None:
 
 def _by_tens(moments: list[int]) -> list[list[int]]:
     return [moments[at : at + 10] for at in range(0, len(moments), 10)]
+
+
+# --- who goes first where the budget is spent ---------------------------------------------------------
+
+AWAY = ServerName("away.test")
+BUSY = [ServerName(f"busy{number}.test") for number in range(30)]
+
+
+def _busily(rig: Rig, seconds: float) -> None:
+    """Time passes in which people change all the time, and thirty servers hear of it."""
+    for _ in range(round(seconds / 0.2)):
+        user_id = UserID(f"@{len(rig.engine.states)}:here.test")
+        rig.engine.publish(user_id, PresenceState.ONLINE)
+        rig.outbound.enqueue(SendPush(tuple(BUSY), user_id, Urgency.CHANGE))
+        rig.wait(0.2)
+
+
+def _is_tried_within(rig: Rig, seconds: float) -> bool:
+    opened = len(rig.server.opened)
+    for _ in range(round(seconds / 0.2)):
+        _busily(rig, 0.2)
+        if any(name == AWAY for name, _ in rig.server.opened[opened:]):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("is_push", [True, False])
+def test_who_waits_for_an_answer_goes_before_all_who_are_late(is_push: bool) -> None:
+    """A client's question is answered within a second or not at all (decision 7); here all are six behind."""
+    rig = Rig(max_transactions_per_second=5).start()
+    _busily(rig, 20)
+
+    if is_push:
+        rig.push(CAROL, Urgency.ASKED, AWAY)
+    else:
+        rig.outbound.enqueue(SendPoll(AWAY, UserID("@dan:away.test")))
+
+    assert _is_tried_within(rig, 0.6)
+
+
+def _away(rig: Rig) -> None:
+    """A destination fails for a while; the next try by itself is far off."""
+    rig.server.away = {AWAY}
+    rig.push(destination=AWAY)
+    rig.wait(600)
+    _busily(rig, 20)
+    while (rig.outbound.describe(AWAY)[AWAY].next_try_ts or 0) - rig.clock.seconds() * 1000 < 12_000:
+        _busily(rig, 0.2)
+
+
+def test_what_an_operator_wants_tried_goes_before_all_who_are_late() -> None:
+    """They asked for it now, and look at what comes of it."""
+    rig = Rig(max_transactions_per_second=5).start()
+    _away(rig)
+
+    assert rig.outbound.retry(AWAY)
+
+    assert _is_tried_within(rig, 0.6)
+
+
+def test_who_is_heard_of_again_waits_as_long_as_everybody() -> None:
+    """Its users look at what was true before the outage; a minute more, and all they see would expire."""
+    rig = Rig(max_transactions_per_second=5).start()
+    _away(rig)
+
+    rig.outbound.seen_alive(AWAY)
+
+    assert _is_tried_within(rig, 10)
+
+
+def test_who_failed_once_is_tried_again_as_soon_as_ever_though_others_are_late() -> None:
+    """One answer that was lost must not cost ten minutes of silence (decision 15)."""
+    rig = Rig(max_transactions_per_second=5).start()
+    _busily(rig, 20)
+    rig.push(CAROL, Urgency.ASKED, AWAY)
+    rig.server.away = {AWAY}
+    assert _is_tried_within(rig, 1)
+    rig.server.away = set()
+
+    assert _is_tried_within(rig, 12)
+    assert [CAROL] in rig.server.pushed()
+
+
+def test_who_goes_first_leaves_half_of_the_budget_to_the_others() -> None:
+    """Z-18: strangers with a wildcard domain ask, and are away, as much as they like."""
+    rig = Rig(max_transactions_per_second=20).start()
+    rig.server.away = {ServerName(f"dead{number}.test") for number in range(600)}
+    for name in rig.server.away:
+        rig.push(destination=name)
+    rig.wait(120)
+    for number in range(100):
+        for asking in range(10):
+            name = ServerName(f"ask{number}.{asking}.test")
+            rig.outbound.enqueue(SendPoll(name, UserID(f"@dan:{name}")))
+        for name in rig.server.away:
+            rig.outbound.seen_alive(name)
+        _busily(rig, 0.2)
+
+    late = [name for name, at_ms in rig.server.opened if at_ms > START_MS + 130_000]
+    told = [name for name in late if name in BUSY]
+    assert len(late) >= 190
+    assert len(told) >= len(late) / 2
