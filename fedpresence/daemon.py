@@ -4,13 +4,14 @@ Always true:
 - constructing opens nothing; `start` opens the database first and the listeners last, so that nobody is
   answered from half a daemon;
 - what was started is stopped in the opposite order, and what must survive is written before the lock goes;
+- our keys are shown until the last words have left, because whoever verifies them asks for those;
 - a failed commit, or a bug in the background, stops everything.
 
 Source: style.md's layout; decisions 21 and 22; contract, `fedpresence run`.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -46,6 +47,7 @@ WRITE_BEHIND_S = 30.0  # how much presence a crash may cost (decision 22)
 LOOK_AROUND_S = 0.25  # real time: how late a token revoked by the command line is noticed
 FLUSH_S = 5.0  # what a clean stop waits for the last words
 FLUSH_STEP_S = 0.05
+KEY_PATHS = (b"/_matrix/key/", b"/.well-known/matrix/server")  # what verifying our last words needs
 SELF_CHECK_AGAIN_S = 600.0
 CHECK_AGAIN_S = 60.0  # what is around us, where something was not well: first after this long,
 CHECK_AT_LEAST_S = 3600.0  # and in the end hourly (H:9)
@@ -331,16 +333,31 @@ class Daemon:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        closing: list[Deferred[Any]] = [maybeDeferred(each.port.stopListening) for each in self._listeners]
-        await DeferredList(closing, consumeErrors=True)
+        showing_keys = [] if self._failed else self._only_show_keys()
+        await _stop_listening([each for each in self._listeners if each not in showing_keys])
+        parts = self._parts
         try:
-            if self._parts is not None:
-                await self._stop_parts(self._parts)
+            try:
+                if parts is not None:
+                    await self._say_last_words(parts)
+            finally:
+                await _stop_listening(showing_keys)
+            if parts is not None:
+                await self._stop_parts(parts)
         finally:
             if self._store is not None:
                 await self._store.close()
 
-    async def _stop_parts(self, parts: Parts) -> None:
+    def _only_show_keys(self) -> list[Listener]:
+        """Refuse everything else; the listeners where other servers find our keys."""
+        showing = []
+        for place, listener, site in zip(self.listening, self._listeners, self._sites, strict=False):
+            if "federation" in place.resources:
+                site.refuse_all_but(KEY_PATHS)
+                showing.append(listener)
+        return showing
+
+    async def _say_last_words(self, parts: Parts) -> None:
         if parts.scan is not None:
             await parts.scan.stop()
         if not self._failed:
@@ -350,6 +367,8 @@ class Daemon:
             await parts.changes.stopService()
             await parts.transactions.stop()
             await self._flush(parts)
+
+    async def _stop_parts(self, parts: Parts) -> None:
         await DeferredList([site.close() for site in self._sites], consumeErrors=True)
         await parts.outbound.stopService()
         await parts.keyring.stop()
@@ -370,6 +389,11 @@ class Daemon:
             moment: Deferred[None] = Deferred()
             self._clock.callLater(FLUSH_STEP_S, moment.callback, None)
             await moment
+
+
+async def _stop_listening(listeners: Iterable[Listener]) -> None:
+    closing: list[Deferred[Any]] = [maybeDeferred(each.port.stopListening) for each in listeners]
+    await DeferredList(closing, consumeErrors=True)
 
 
 def _has_last_words(parts: Parts) -> bool:

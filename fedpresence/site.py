@@ -3,6 +3,7 @@
 Always true: there are never more connections than the limit; once closed, it takes no more.
 """
 
+from collections.abc import Awaitable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -11,9 +12,10 @@ from twisted.internet.protocol import Factory
 from twisted.web.resource import Resource
 from zope.interface import implementer
 
-from fedpresence.admission import Admit, Admitted, BodyBudget
+from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead
 from fedpresence.clock import Clock, Timer
 from fedpresence.config import LimitsConfig
+from fedpresence.errors import BadRequest
 from fedpresence.intake import BoundedChannel
 
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
@@ -70,6 +72,17 @@ class BoundedSite(Factory):
         self._channels.discard(channel)
         if self._closed is not None and not self._channels and not self._closed.called:
             self._closed.callback(None)
+
+    def refuse_all_but(self, paths: tuple[bytes, ...]) -> None:
+        """From now on a request is a 503, unless its path begins so."""
+        admit = self.admit
+
+        def admit_some(head: RequestHead) -> Awaitable[Admitted] | Admitted | None:
+            if not head.uri.startswith(paths):
+                raise BadRequest("M_UNKNOWN", "Stopping", status=503)
+            return None if admit is None else admit(head)
+
+        self.admit = admit_some
 
     def close(self) -> Deferred[None]:
         """Take no more connections and end those that are open; called once, after the port is closed.

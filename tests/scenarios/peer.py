@@ -125,7 +125,7 @@ class Peer:
     """A homeserver with a name, a signing key, and a port where it answers for its keys.
 
     `keys` makes the answer to `GET /_matrix/key/v2/server`; None is silence. Transactions sent to it are
-    taken and kept in `received`.
+    kept in `received`, and answered with the status that `take` says.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class Peer:
         self.name = name
         self.signing_key: SigningKey = generate_signing_key("p1")
         self.received: list[dict[str, Any]] = []
+        self.take: Callable[[], int] = lambda: 200
         self.key_requests = 0
         self.closing = threading.Event()
         self._keys = keys or Peer.honest_keys
@@ -321,10 +322,10 @@ def _handler_of(peer: Peer) -> type[BaseHTTPRequestHandler]:
                     return
 
         def do_PUT(self) -> None:
-            """Take a transaction, like every homeserver does, whatever is in it."""
+            """Take a transaction, like every homeserver does, whatever is in it; or as told."""
             peer.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             data = b'{"pdus":{}}'
-            self.send_response(200)
+            self.send_response(peer.take())
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
