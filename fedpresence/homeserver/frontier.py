@@ -8,6 +8,8 @@ Always true:
   is (Z-19);
 - of a room too large to count only its size is kept, and it is asked for again when as many have left as
   would make it small;
+- a question that fails by itself again and again is put off, for up to an hour each time, and does not count
+  as waiting; what is found anew meanwhile is asked at once;
 - rooms in doubt (Z-11) and what was newly found are asked for in turn, so neither waits for all of the other.
 
 Source: H:3; Z-11, Z-19.
@@ -17,11 +19,15 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from fedpresence.engine.deadlines import Deadlines
 from fedpresence.engine.events import RoomJoinRuleChanged, RoomMemberChanged
 from fedpresence.ids import RoomID, UserID
 from fedpresence.storage.store import ScanKind, ScanRow
 
-MAX_TRIES = 3  # of one question that fails alone; a start asks it again
+MAX_TRIES = 3  # of one question that fails alone, before it is put off
+FIRST_PUT_OFF_MS = 60_000
+LONGEST_PUT_OFF_MS = 3_600_000
+PUT_OFF_JITTER = 0.5  # only ever shorter
 NEAR_MISS = 4  # a room up to so many times `max_members` is asked for again at each start
 MAX_LATELY = 10_000  # rooms that were asked for and have nobody of ours
 LATELY_MS = 3_600_000
@@ -61,6 +67,7 @@ class Frontier:
         self._asking_users: set[UserID] = set()
         self._asking: dict[RoomID, Meanwhile] = {}
         self._tries: dict[UserID | RoomID, int] = {}
+        self._put_off: Deadlines[UserID | RoomID] = Deadlines()
         self._lately: dict[RoomID, int] = {}
         for row in rows:
             if row.kind is ScanKind.BEGUN:
@@ -126,24 +133,46 @@ class Frontier:
         self._let_go(item)
         if item is not None:
             self._tries.pop(item, None)
+            self._put_off.set(item, None)
 
-    def again(self, item: Item, *, is_its_fault: bool) -> bool:
-        """Ask once more, later; False where the question has failed too often by itself."""
+    def again(self, item: Item, *, is_last: bool = False) -> None:
+        """Ask once more; of the rooms in doubt it is the next, or the last."""
         is_doubted = item in self._asking and self._asking[RoomID(item)].is_doubted
         self._let_go(item)
         if item is None:
-            return True
-        if is_its_fault:
-            tries = self._tries[item] = self._tries.get(item, 0) + 1
-            if tries >= MAX_TRIES:
-                del self._tries[item]
-                return False
+            return
         if is_doubted:
             self._doubted[RoomID(item)] = None
-            self._doubted.move_to_end(RoomID(item), last=is_its_fault)
+            self._doubted.move_to_end(RoomID(item), last=is_last)
         else:
             self._put(item)
-        return True
+
+    def failed(self, item: Item, now_ms: int, jitter: float) -> int | None:
+        """The question has failed by itself: ask once more, or put it off where that was in vain.
+
+        Answers for how many ms it is put off the first time. `jitter` is random in 0..1.
+        """
+        tries = 0
+        if item is not None:
+            tries = self._tries[item] = self._tries.get(item, 0) + 1
+        if item is None or tries < MAX_TRIES:
+            self.again(item, is_last=True)
+            return None
+        self._let_go(item)
+        longest_ms = min(LONGEST_PUT_OFF_MS, FIRST_PUT_OFF_MS * 2 ** min(tries - MAX_TRIES, 10))
+        delay_ms = int(longest_ms * (1 - PUT_OFF_JITTER * jitter))
+        self._put_off.set(item, now_ms + delay_ms)
+        return delay_ms if tries == MAX_TRIES else None
+
+    def put_off_until_ms(self) -> int | None:
+        """When the first of those that are put off is to be asked; None where there is none."""
+        return self._put_off.next_ms()
+
+    def take_up(self, now_ms: int) -> None:
+        """Ask those that were put off until now; a room as if in doubt: what is on disk of it stays there."""
+        due = self._put_off.pop_due(now_ms)
+        self.add(item for item in due if not item.startswith("!"))
+        self.doubt(RoomID(item) for item in due if item.startswith("!"))
 
     def nobody_there(self, room_id: RoomID, now_ms: int) -> None:
         """None of ours is in the room, for all that could be learnt; not asked for again so soon."""

@@ -8,7 +8,8 @@ Always true:
 - a room that the engine doubts (Z-11) is read again in this run, before the next of its events where one
   comes; nothing about that is on disk, because the next run doubts anew;
 - never more than `MAX_IN_FLIGHT` questions are open, and no more a second than the operator allows;
-- a homeserver that is away is asked again for ever, with a backoff; nothing of it stops the daemon;
+- a homeserver that is away is asked again for ever, with a backoff, and so is a question that fails alone;
+  nothing of it stops the daemon;
 - every room that we know is asked for again daily, so a change of members that the stream does not show
   (the homeserver resolved a room's state anew) counts within a day (Z-11).
 
@@ -160,6 +161,7 @@ class Scan:
         self._next_s = 0.0  # when the next question may leave
         self._failures = 0
         self._pause: Timer | None = None
+        self._put_off: Timer | None = None
         self._daily: Timer | None = None
         self._told_ms = 0
         self._is_told_done = False
@@ -192,10 +194,10 @@ class Scan:
     async def stop(self) -> None:
         """Ask no more; what was not answered is asked in the next run."""
         self._running = False
-        for timer in (self._pause, self._daily):
+        for timer in (self._pause, self._put_off, self._daily):
             if timer is not None:
                 timer.cancel()
-        self._pause = self._daily = None
+        self._pause = self._put_off = self._daily = None
         asking = list(self._in_flight)
         for each in asking:
             each.cancel()
@@ -312,11 +314,18 @@ class Scan:
         try:
             await self._question(item)
         except HomeserverUnavailable as error:
-            self._frontier.again(item, is_its_fault=False)
+            self._frontier.again(item)
             self._back_off(error)
         except HomeserverRefused as error:  # a bug of the homeserver, in one answer
-            if not self._frontier.again(item, is_its_fault=True):
-                _log.warn("{item} is not asked for before the next start: {error}", item=item, error=error)
+            delay_ms = self._frontier.failed(item, now_ms(self._clock), self._random.random())
+            if delay_ms is not None:
+                _log.warn(
+                    "{item}: {error}; asking again in {delay:.0f} s, and so on",
+                    item=item,
+                    error=error,
+                    delay=delay_ms / 1000,
+                )
+            self._expect_put_off()
         else:
             self._failures = 0
 
@@ -390,7 +399,7 @@ class Scan:
         meanwhile = self._frontier.meanwhile(room_id)
         members = meanwhile.applied(found) - {self._bot}
         if not ours and any(server_of(u) == self._server_name for u in members):
-            self._frontier.again(room_id, is_its_fault=False)  # the first of ours came while we asked
+            self._frontier.again(room_id)  # the first of ours came while we asked
             await self._store.save_scan(tuple(rows_of([room_id])), ())
             return
         events: list[Event] = []
@@ -456,6 +465,23 @@ class Scan:
             self._pump()
 
         self._pause = self._clock.callLater(delay_s, go_on)
+
+    def _expect_put_off(self) -> None:
+        """See to it that we wake when the first question that was put off is to be asked."""
+        if self._put_off is not None:
+            self._put_off.cancel()
+            self._put_off = None
+        until_ms = self._frontier.put_off_until_ms()
+        if until_ms is None or not self._running:
+            return
+
+        def take_up() -> None:
+            self._put_off = None
+            self._frontier.take_up(now_ms(self._clock))
+            self._expect_put_off()
+            self._pump()
+
+        self._put_off = self._clock.callLater(max(0, until_ms - now_ms(self._clock)) / 1000, take_up)
 
     def _tell_progress(self) -> None:
         now = now_ms(self._clock)

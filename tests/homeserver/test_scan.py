@@ -414,19 +414,96 @@ def test_rooms_that_are_new_do_not_wait_for_all_that_are_read_again() -> None:
 
 
 def test_a_room_that_cannot_be_read_holds_up_no_other_and_stays_in_doubt() -> None:
-    """A homeserver with a broken room has others; the next day it is asked for again."""
+    """A homeserver with a broken room has others."""
     homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}, OTHER: {CAROL, BOB, BOT}})
     second = Beside(homeserver).started().restarted()
     homeserver.broken[f"members of {ROOM}"] = HomeserverRefused(500, "M_UNKNOWN")
     second.started()
 
     assert (hears(second, CAROL), hears(second, ALICE)) == (True, False)
-    assert second.scan.progress().rooms_doubted == 1
+    assert (second.scan.progress().state, second.scan.progress().rooms_doubted) == ("following", 1)
+    result_of(second.scan.stop())
+
+
+@pytest.mark.parametrize(("broken_s", "least", "most", "mended_s"), [(60, 1, 1, 120), (18_000, 8, 15, 3_600)])
+def test_a_room_that_could_not_be_read_is_asked_for_again_less_and_less_often(
+    broken_s: int, least: int, most: int, mended_s: int
+) -> None:
+    """The homeserver's database was away for a moment: presence must not wait for tomorrow."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}, OTHER: {CAROL, BOB, BOT}})
+    second = Beside(homeserver).started().restarted()
+    question = f"members of {ROOM}"
+    homeserver.broken[question] = HomeserverRefused(500, "M_UNKNOWN")
+    homeserver.asked.clear()
+    second.started()
+    assert homeserver.asked.count(question) == 3
+
+    for _ in range(broken_s):
+        second.clock.advance(1)
+    asked = homeserver.asked.count(question) - 3
     homeserver.broken.clear()
-    second.clock.advance(READ_AGAIN_S)
+    for _ in range(mended_s):
+        second.clock.advance(1)
+
+    assert least <= asked <= most
+    assert (hears(second, ALICE), second.scan.progress().rooms_doubted) == (True, 0)
+    assert len(second.clock.getDelayedCalls()) == 1  # tomorrow's reading
+    result_of(second.scan.stop())
+    assert second.clock.getDelayedCalls() == []
+
+
+def test_rooms_that_could_not_be_read_together_are_not_asked_for_together() -> None:
+    """The homeserver has just come back."""
+    rooms = {RoomID(f"!{number}:here.test"): {BOT, ALICE, BOB} for number in range(60)}
+    homeserver = PlayedHomeserver(rooms)
+    second = Beside(homeserver).started().restarted()
+    for room_id in rooms:
+        homeserver.broken[f"members of {room_id}"] = HomeserverRefused(500, "M_UNKNOWN")
+    second.started()
+    homeserver.asked.clear()
+
+    moments = []
+    for second_ in range(60):
+        before = len(homeserver.asked)
+        second.clock.advance(1)
+        moments += [second_] * (len(homeserver.asked) - before)
+
+    assert len(moments) == 60
+    assert max(moments.count(moment) for moment in moments) <= 10
+    result_of(second.scan.stop())
+
+
+def test_who_could_not_be_asked_for_is_not_left_out_until_the_next_start() -> None:
+    """A user in whose rooms the homeserver has a fault is in others soon."""
+    homeserver = PlayedHomeserver({})
+    beside = Beside(homeserver).started()
+    homeserver.rooms = {ROOM: {ALICE, BOB}}
+    homeserver.broken[f"rooms of {ALICE}"] = HomeserverRefused(500, "M_UNKNOWN")
+    result_of(beside.scan.meet(ALICE))
+    beside.settle()
+
+    homeserver.broken.clear()
+    beside.settle(60)
+
+    assert beside.members(ROOM) == {ALICE, BOB}
+    assert result_of(beside.store.load_scan()) == [ScanRow(ScanKind.BEGUN)]
+
+
+def test_a_room_that_was_answered_for_meanwhile_is_not_asked_for_again() -> None:
+    """The daily reading may come first."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    second = Beside(homeserver).started().restarted()
+    homeserver.broken[f"members of {ROOM}"] = HomeserverRefused(500, "M_UNKNOWN")
+    second.started()
+    homeserver.broken.clear()
+    second.scan._read_again()
     second.settle()
     assert hears(second, ALICE)
-    result_of(second.scan.stop())
+    homeserver.asked.clear()
+
+    second.settle(120)
+
+    assert homeserver.asked == []
 
 
 def test_what_the_stream_says_while_a_room_is_read_again_wins() -> None:
