@@ -44,7 +44,7 @@ from fedpresence.wire.signing import Identity
 _log = Logger()
 
 WRITE_BEHIND_S = 30.0  # how much presence a crash may cost (decision 22)
-LOOK_AROUND_S = 0.25  # real time: how late a token revoked by the command line is noticed
+LOOK_AROUND_S = 0.5  # real time: how late a token revoked by the command line is noticed
 FLUSH_S = 5.0  # what a clean stop waits for the last words
 FLUSH_STEP_S = 0.05
 KEY_PATHS = (b"/_matrix/key/", b"/.well-known/matrix/server")  # what verifying our last words needs

@@ -164,6 +164,8 @@ class Parts:
 
     async def look_around(self) -> None:
         """Take up whatever another process changed: tokens and users."""
+        if not self.store.touched():
+            return
         if await self.store.tokens_changed():
             self.tokens.forget()
         await self.take_up_new_users()

@@ -62,6 +62,7 @@ class MemoryStore:
         self._closed = False
         self._known_users: set[UserID] = set()
         self._own_writes = 0
+        self._seen_writes: int | None = None  # of anybody, as far as `touched` has told
         self._foreign_writes = 0  # of other stores, as far as tokens_changed has told
 
     def reopened(self, *, fail_after: int | None = None) -> "MemoryStore":
@@ -153,6 +154,11 @@ class MemoryStore:
         for user_id in user_ids:
             self._data.presence.pop(user_id, None)
         return self._wrote(None)
+
+    def touched(self) -> bool:
+        """See Store."""
+        before, self._seen_writes = self._seen_writes, self._data.writes
+        return before != self._data.writes
 
     def new_users(self) -> Deferred[list[UserID]]:
         """See Store."""

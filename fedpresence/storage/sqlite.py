@@ -78,7 +78,7 @@ class SQLiteStore:
         self._max_server_keys = max_server_keys
         self._power_cuts = power_cuts
         self._closed: Deferred[None] | None = None
-        self._written_users, self._written_tokens = Written(path), Written(path)
+        self._written = Written(path)
         self._pool = _connection_pool(
             "sqlite3",
             str(path),
@@ -184,10 +184,12 @@ class SQLiteStore:
 
     # --- what the command line does beside us ----------------------------------------------
 
+    def touched(self) -> bool:
+        """See Store."""
+        return self._written.since_last_asked()
+
     def new_users(self) -> Deferred[list[UserID]]:
         """See Store."""
-        if self._closed is None and not self._written_users.since_last_asked():
-            return succeed([])
         return self._run(self._new_users)
 
     def _new_users(self, cursor: Cursor) -> list[UserID]:
@@ -209,8 +211,6 @@ class SQLiteStore:
 
     def tokens_changed(self) -> Deferred[bool]:
         """See Store."""
-        if self._closed is None and not self._written_tokens.since_last_asked():
-            return succeed(False)
         return self._run(self._tokens_changed)
 
     def _tokens_changed(self, cursor: Cursor) -> bool:

@@ -88,14 +88,20 @@ class Store(Protocol):
     def forget_presence(self, user_ids: Sequence[UserID]) -> Deferred[None]:
         """Presence of users that nobody here may observe any more."""
 
+    def touched(self) -> bool:
+        """Whether anybody, us included, may have written since this was asked last; cheap, and at once.
+
+        True is a "perhaps", False is certain.
+        """
+
     def new_users(self) -> Deferred[list[UserID]]:
-        """Users made since `load` or the last call, by `add_token` in whatever process; cheap when none.
+        """Users made since `load` or the last call, by `add_token` in whatever process.
 
         Those that this store was told of by `commit` are not among them.
         """
 
     def tokens_changed(self) -> Deferred[bool]:
-        """Whether another process wrote to the database since this was asked last; cheap.
+        """Whether another process wrote to the database since this was asked last.
 
         The first time: since the store was first used. True is a "perhaps": any write counts, not those
         to tokens alone.

@@ -1,6 +1,6 @@
 """Whether anybody may have written to the database since it was last asked: a look at its log's file.
 
-To ask SQLite takes a thread; four times a second, that was most of what an idle daemon spent.
+To ask SQLite takes a thread; some times a second, that would be most of what an idle daemon spends.
 
 Always true: a commit before the question is never missed. Every commit is written to the write-ahead log
 first, and a change so fresh that another could hide in the same moment of the file system counts as two.

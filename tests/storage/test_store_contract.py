@@ -536,6 +536,17 @@ def test_asking_for_new_users_does_not_hide_changed_tokens(world: World) -> None
     assert world.wait(world.store.tokens_changed())
 
 
+def test_whoever_writes_is_noticed(world: World) -> None:
+    """An idle daemon asks nothing else, twice a second: no commit may slip through."""
+    command = world.another_process()
+    world.wait(world.store.add_token("t1", TokenOwner(ALICE, None), NOW_MS))
+    world.store.touched()
+
+    world.wait(command.revoke_tokens(ALICE, None, all_devices=True))
+
+    assert world.store.touched()
+
+
 # --- other servers' keys ---------------------------------------------------------------------
 
 
