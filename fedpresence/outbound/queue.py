@@ -30,6 +30,7 @@ from fedpresence.engine.presence import PresenceState, Published
 from fedpresence.engine.subscription import OwedEdu
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.errands import NO_ERRANDS, Errands
+from fedpresence.outbound.windows import Windows
 
 QueueEffect = SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
 
@@ -85,11 +86,11 @@ class Lengths:
         "refresh_within_ms",
         "ride_after_ms",
         "timer_after_window_ms",
-        "window_ms",
+        "windows",
     )
 
     def __init__(self, origin: ServerName, batch_window_ms: int, refresh_interval_ms: int) -> None:
-        self.window_ms = batch_window_ms
+        self.windows = Windows(batch_window_ms)
         self.timer_after_window_ms = max(0, TIMER_WINDOW_MS - batch_window_ms)
         self.ride_after_ms = int(refresh_interval_ms * RIDE_AFTER)
         self.refresh_within_ms = int(refresh_interval_ms * REFRESH_WITHIN)
@@ -216,7 +217,7 @@ class DestinationQueue:
         pending, errands = self._pending, self._errands
         self._taken = {user: pending.get(user) for user in users}
         # Nothing is gained by waiting where the next transaction is full already.
-        self.window_end_ms = 0 if len(pending) >= 2 * limit else now_ms + self._lengths.window_ms
+        self.window_end_ms = 0 if len(pending) >= 2 * limit else self._lengths.windows.end_ms(now_ms)
         if errands is NO_ERRANDS:
             return Wanted(users)
         drops, polls, unpolls = errands.take_once()

@@ -470,6 +470,23 @@ def test_windows_of_those_who_leave_together_end_together() -> None:
     assert all(max(t) - min(t) <= 10 for t in _by_tens([at_ms for _, at_ms in rig.server.opened]))
 
 
+def test_who_left_apart_from_the_others_leaves_with_them_again() -> None:
+    """A connection had to be opened, or an answer was slow: what follows need not wake us for each."""
+    rig = Rig(batch_window_ms=200).start()
+    names = tuple(ServerName(f"{number}.test") for number in range(10))
+    for name in names:
+        rig.push(destination=name)
+        rig.clock.advance(0.007)
+
+    for number in range(1000):
+        if number % 50 == 0:
+            rig.outbound.enqueue(SendPush(names, UserID(f"@{number}:here.test"), Urgency.CHANGE))
+        rig.clock.advance(0.001)
+
+    moments = {at_ms for _, at_ms in rig.server.opened if at_ms >= START_MS + 500}
+    assert len(moments) <= 2 * 3, "ten destinations, three windows"
+
+
 def _by_tens(moments: list[int]) -> list[list[int]]:
     return [moments[at : at + 10] for at in range(0, len(moments), 10)]
 
