@@ -1,6 +1,6 @@
 """When windows end: for all destinations at the same few moments, so that they leave together (pure).
 
-A transaction that leaves by itself wakes the daemon by itself, and so does its answer; ten that leave together
+A transaction that leaves by itself wakes the daemon, and its answer does so again: ten that leave together
 cost half as much as ten apart. And who has once left apart from the others, because a connection had to be
 opened or an answer was slow, would do so for ever.
 
