@@ -28,6 +28,7 @@ from fedpresence.clock import Clock, Timer
 from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.outbound.route import Route
 
+USER_AGENT = "fedpresence"
 MAX_OVERHEAD_BYTES = 16 * 1024  # heads, 1xx too, chunk sizes, trailers: some servers send 1 KiB
 MAX_FIELDS = 100  # header lines: Matrix servers send ten
 
@@ -36,6 +37,7 @@ _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\0\r\n]*+)?\r\n"
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\0\r\n]*+\r\n)*+)\r\n"
 )
+_FIELD = re.compile(rb"([^:]++):([^\r]*+)\r\n")  # a line of it
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\0\r\n]*)?")
 
@@ -53,15 +55,20 @@ class Answer:
     body: bytes
 
 
-def encode_request(method: str, uri: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
-    """A request as it goes over the wire; ValueError where its head is not all printable ASCII."""
-    lines = [f"{method} {uri} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    if not "".join(lines).isprintable():
+def encode_request(method: str, uri: str, host: str, authorization: str, body: bytes | None) -> bytes:
+    """A request and its JSON as they go over the wire; ValueError where its head is not printable ASCII."""
+    if not f"{method}{uri}{host}{authorization}".isprintable():
         raise ValueError("the head of a request must be printable")
-    return "\r\n".join((*lines, "", "")).encode("ascii") + (body or b"")
+    head = (
+        f"{method} {uri} HTTP/1.1\r\n"
+        f"Host: {host}\r\n"
+        f"Authorization: {authorization}\r\n"
+        f"User-Agent: {USER_AGENT}\r\n"
+    )
+    if body is None:
+        return f"{head}\r\n".encode("ascii")
+    about = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return f"{head}{about}".encode("ascii") + body
 
 
 def _is_close(values: list[bytes]) -> bool:
@@ -125,12 +132,11 @@ class AnswerReader:
         match = _HEAD.fullmatch(self._take_overhead(end + 4))
         if match is None:
             raise MalformedAnswerError("its head is malformed")
-        lines = match[3].split(b"\r\n")[:-1]
-        if len(lines) > MAX_FIELDS:
+        fields = _FIELD.findall(match[3])
+        if len(fields) > MAX_FIELDS:
             raise MalformedAnswerError("it has too many headers")
         headers: dict[bytes, list[bytes]] = {}
-        for line in lines:
-            name, _, value = line.partition(b":")
+        for name, value in fields:
             headers.setdefault(name.lower(), []).append(value.strip(b" \t"))
         status = int(match[2])
         if status == 101:

@@ -167,6 +167,7 @@ class Outbound(Service):
         sender.queue.add(effect, now, overdrawn=overdrawn)
         if self._turns:
             self._let_ask((sender,), now)  # who is more urgent than all that wait must not wait as they do
+            self._set_timer()
         else:
             sender.schedule()
 
@@ -225,7 +226,7 @@ class Outbound(Service):
             self._set_timer()
         elif len(self._came) >= MAX_CAME:
             self._take_in()
-        if self._turns and may_leave_ms <= now and self._is_ahead(push, now):
+        if may_leave_ms <= now and self._turns and self._is_ahead(push, now):
             self._take_in()
 
     def _is_ahead(self, push: SendPush, now: int) -> bool:
@@ -247,8 +248,11 @@ class Outbound(Service):
 
     def _take_in(self) -> None:
         """Put what came into the queues, and let those whose turn it may be sooner ask for it."""
-        if not self._came:
-            return
+        if self._came:
+            self._put_into_queues(now_ms(self._clock))
+            self._set_timer()
+
+    def _put_into_queues(self, now: int) -> None:
         came, self._came = self._came, []
         looking: dict[DestinationSender, None] = {}
         for push, at_ms in came:
@@ -256,7 +260,7 @@ class Outbound(Service):
                 self._tell_again(push, at_ms)
             else:
                 self._queue_push(push, at_ms, looking)
-        self._let_ask(looking, now_ms(self._clock))
+        self._let_ask(looking, now)
 
     def _let_ask(self, senders: Iterable[DestinationSender], now: int) -> None:
         """Let those ask whose turn it may be."""
@@ -264,7 +268,6 @@ class Outbound(Service):
             deadline_ms = sender.look(now)
             if deadline_ms is not None:
                 self._turns.ask(sender.destination, deadline_ms)
-        self._set_timer()
 
     def _queue_push(self, push: SendPush, at_ms: int, looking: dict[DestinationSender, None]) -> None:
         user_id, urgency, senders = push.user_id, push.urgency, self._senders
@@ -334,7 +337,7 @@ class Outbound(Service):
             return turn_ms  # nobody goes before: a group that gathers would be torn
         came_ms = self._came_ms if self._came else None
         moments = (came_ms, self._alarms.next_ms(), self._round.ready_ms())
-        return min((at_ms for at_ms in moments if at_ms is not None), default=None)
+        return min([at_ms for at_ms in moments if at_ms is not None], default=None)
 
     def _set_timer(self) -> None:
         """See to it that the timer comes when there is something to do; never later, and only then sooner."""
@@ -356,7 +359,7 @@ class Outbound(Service):
         now = now_ms(self._clock)
         self._timer_ms = 0  # no other is set meanwhile
         try:
-            self._take_in()
+            self._put_into_queues(now)
             for sender in self._alarms.pop_due(now):
                 deadline_ms = sender.woken(now)
                 if deadline_ms is not None:

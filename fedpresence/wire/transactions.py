@@ -26,7 +26,7 @@ from fedpresence.wire.edus import (
     encode_presence,
     encode_push,
 )
-from fedpresence.wire.json import MAX_SAFE_INT, encode_canonical
+from fedpresence.wire.json import MAX_SAFE_INT, encode_string
 
 MAX_PDUS = 50  # received, per transaction: server-server API
 MAX_EDUS = 100  # received, per transaction: server-server API
@@ -130,7 +130,7 @@ def _body(edus: list[bytes], origin: ServerName, now_ms: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _encode_origin(origin: ServerName) -> bytes:
-    return encode_canonical(origin)
+    return encode_string(origin)
 
 
 def _groups(composed: Composed) -> Iterator[tuple[list[Edu], list[OwedEdu]]]:
