@@ -354,8 +354,7 @@ class DestinationQueue:
 
     def deadline_ms(self, now_ms: int) -> int:
         """By when it should have its turn, among destinations that are due; earlier goes first."""
-        deadline_ms = now_ms + PATIENCE_MS[Urgency.REFRESH]
-        return deadline_ms if self._deadline_ms is None else min(deadline_ms, self._deadline_ms)
+        return now_ms + PATIENCE_MS[Urgency.REFRESH] if self._deadline_ms is None else self._deadline_ms
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -396,7 +395,9 @@ class DestinationQueue:
                 all_told.move_to_end(user)
 
     def _longest_untold_ms(self) -> int | None:
-        return next(iter(self._told.values())).told_ms if self._told else None
+        for told in self._told.values():  # the longest untold first
+            return told.told_ms
+        return None
 
     def _expect(self, deadline_ms: int) -> None:
         if self._deadline_ms is None or deadline_ms < self._deadline_ms:

@@ -307,7 +307,10 @@ class DestinationSender:
         if due_ms is None or due_ms > now:
             return None
         link = self._tools.client.kept(self.destination)
-        return ensureDeferred(self._connect(now)) if link is None else self._transact(link, now)
+        if link is None:
+            return ensureDeferred(self._connect(now))
+        settling = self._tools.decisions.settling()
+        return self._send(link, now) if settling is None else ensureDeferred(self._settle(link, settling))
 
     async def _connect(self, now: int) -> None:
         self._connecting_ms = now
@@ -319,20 +322,19 @@ class DestinationSender:
             return
         finally:
             self._connecting_ms = None
-        sending = self._transact(link, now_ms(self._tools.clock))
+        await self._settle(link, self._tools.decisions.settling())
+
+    async def _settle(self, link: OpenLink, settling: Deferred[None] | None) -> None:
+        """Send once all that was decided is committed."""
+        try:
+            if settling is not None:
+                await settling
+        except BaseException:
+            link.give_back()
+            raise
+        sending = self._send(link, now_ms(self._tools.clock))
         if sending is not None:
             await sending
-
-    def _transact(self, link: OpenLink, now: int) -> Deferred[None] | None:
-        settling = self._tools.decisions.settling()
-        if settling is None:
-            return self._send(link, now)
-
-        def give_back(failure: Failure) -> Failure:
-            link.give_back()
-            return failure
-
-        return settling.addCallbacks(lambda _: self._send(link, now_ms(self._tools.clock)), give_back)
 
     def _send(self, link: OpenLink, now: int) -> Deferred[None] | None:
         sealed = None

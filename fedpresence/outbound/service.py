@@ -14,6 +14,7 @@ Source: decisions 9 to 15; Z-18, Z-22; S:T-28.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import Protocol
 
@@ -120,7 +121,7 @@ class Outbound(Service):
         self._round: Round[ServerName] = Round(settings.refresh_interval_ms * ROUND)
         self._alarms: Alarms[DestinationSender] = Alarms()
         self._timer: Timer | None = None
-        self._timer_ms = 0  # when it comes
+        self._timer_ms = 0.0  # when it comes
         self._sweep_timer: Timer | None = None
 
     # --- service ---------------------------------------------------------------------------------
@@ -344,20 +345,19 @@ class Outbound(Service):
         next_ms = self._next_ms()
         if next_ms is None or not self.running:
             return
-        at_ms = max(0, next_ms)
         if self._timer is not None:
-            if self._timer_ms <= at_ms:
+            if self._timer_ms <= next_ms:
                 return
             self._timer.cancel()
-        self._timer_ms = at_ms
+        self._timer_ms = next_ms
         # At least a whole millisecond where it is not due yet: less may round to no time at all.
-        delay_ms = max(0, at_ms - now_ms(self._clock))
+        delay_ms = max(0, next_ms - now_ms(self._clock))
         self._timer = self._clock.callLater(delay_ms / 1000, self._woken)
 
     def _woken(self) -> None:
         """Only when all whose moment it is have asked does the most urgent get its turn."""
         now = now_ms(self._clock)
-        self._timer_ms = 0  # no other is set meanwhile
+        self._timer_ms = -inf  # no other is set meanwhile
         try:
             self._put_into_queues(now)
             for sender in self._alarms.pop_due(now):
