@@ -37,7 +37,6 @@ _HEAD = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\0\r\n]*+)?\r\n"
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\0\r\n]*+\r\n)*+)\r\n"
 )
-_FIELD = re.compile(rb"([^:]++):([^\r]*+)\r\n")  # a line of it
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\0\r\n]*)?")
 
@@ -132,11 +131,12 @@ class AnswerReader:
         match = _HEAD.fullmatch(self._take_overhead(end + 4))
         if match is None:
             raise MalformedAnswerError("its head is malformed")
-        fields = _FIELD.findall(match[3])
-        if len(fields) > MAX_FIELDS:
+        lines = match[3].split(b"\r\n")[:-1]
+        if len(lines) > MAX_FIELDS:
             raise MalformedAnswerError("it has too many headers")
         headers: dict[bytes, list[bytes]] = {}
-        for name, value in fields:
+        for line in lines:
+            name, _, value = line.partition(b":")
             headers.setdefault(name.lower(), []).append(value.strip(b" \t"))
         status = int(match[2])
         if status == 101:
