@@ -82,7 +82,7 @@ class AnswerReader:
 
     def __init__(self, cap: int) -> None:
         self.reusable = False
-        self._cap = cap
+        self._room = cap  # for the rest of the body
         self._overhead_left = MAX_OVERHEAD_BYTES
         self._buffer = bytearray()
         self._status = 0  # until its head was read
@@ -181,14 +181,16 @@ class AnswerReader:
 
     def _read_left(self) -> bool:
         """Move what is left to the body, as far as it is here; whether it was."""
-        if len(self._body) + self._left > self._cap:
+        if self._left > self._room:
             raise MalformedAnswerError("its body is too long")
         if not self._left:
             return True
         part = self._buffer[: self._left]
         del self._buffer[: self._left]
         self._body += part
-        self._left -= len(part)
+        size = len(part)
+        self._left -= size
+        self._room -= size
         return not self._left
 
     def _read_chunks(self) -> bool:
