@@ -25,16 +25,8 @@ from fedpresence.ids import ServerName, is_ip_literal
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.connections import Connections, Resolve, tcp_dial
 from fedpresence.outbound.discovery import Discovery
-from fedpresence.outbound.exchange import (
-    TIMEOUT_S,
-    USER_AGENT,
-    exchange,
-    fetch,
-    http_date_ms,
-    refuse_encoding,
-    values_of,
-)
-from fedpresence.outbound.http11 import Answer, Connection
+from fedpresence.outbound.exchange import TIMEOUT_S, fetch, http_date_ms, refuse_encoding, values_of
+from fedpresence.outbound.http11 import Answer, Connection, encode_request
 from fedpresence.outbound.srv import system_lookup
 from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.outbound.wellknown import fetch_well_known
@@ -55,7 +47,7 @@ class Signer(Protocol):
 
 
 class Link:
-    """An open connection to `destination`, for one transaction."""
+    """An open connection to `destination`, for one request."""
 
     def __init__(self, client: "Client", destination: ServerName, connection: Connection) -> None:
         self._client = client
@@ -63,136 +55,101 @@ class Link:
         self._connection = connection
 
     def send_transaction(self, txn_id: str, body: bytes) -> Deferred[int]:
-        """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed. `body` is canonical JSON."""
-        return self._client.send_transaction(self._destination, self._connection, txn_id, body)
+        """`PUT /send/{txn_id}`: the 2xx status, or DeliveryFailed. `body` is canonical JSON.
+
+        Old servers want a slash behind it (F:7.1). Which one does is learnt from its refusal, DeliveryFailed
+        (not heard), and remembered.
+        """
+        slashed = self._destination in self._client.slashed
+        uri = f"{SEND_PATH}{txn_id}{'/' if slashed else ''}"
+        try:
+            answer = self.request("PUT", uri, body)
+        except DeliveryFailed as error:
+            return fail(error)
+        return answer.addCallback(self._status_of, slashed)
+
+    def request(self, method: str, uri: str, body: bytes | None) -> Deferred[Answer]:
+        """The answer to a signed request, or DeliveryFailed where no status came.
+
+        It says whether the server may have heard us; it is raised where the request was not begun.
+        """
+        connection = self._connection
+        authorization = self._client.signer.authorization_of(method, uri, self._destination, body)
+        try:
+            request = encode_request(method, uri, connection.route.host_header, authorization, body)
+        except ValueError:
+            connection.abort()  # or it would stay open, in nobody's hands
+            raise
+        return connection.request(request, MAX_ANSWER_BYTES, TIMEOUT_S)
 
     def give_back(self) -> None:
         """There is nothing to send after all."""
         self._connection.give_back()
 
+    def _status_of(self, answer: Answer, slashed: bool) -> int:
+        client, destination = self._client, self._destination
+        if _is_taken(answer, destination):
+            return answer.status
+        error = client.refusal(destination, answer)
+        if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
+            raise error
+        if slashed:
+            client.slashed.pop(destination, None)
+            raise error
+        client.slashed[destination] = None
+        if len(client.slashed) > MAX_SLASHED:
+            client.slashed.popitem(last=False)
+        # Not these bytes again: a right in them may end before another connection stands (S:5).
+        raise DeliveryFailed(destination, "wants the trailing slash of old: next time") from error
+
 
 class Client:
-    """Sends requests through discovery, over kept connections."""
+    """Sends requests through discovery, over kept connections.
+
+    `slashed`: the servers that want a slash behind a transaction's ID.
+    """
 
     def __init__(self, clock: Clock, discovery: Discovery, connections: Connections, signer: Signer) -> None:
+        self.signer = signer
+        self.slashed: OrderedDict[ServerName, None] = OrderedDict()
         self._clock = clock
         self._discovery = discovery
         self._connections = connections
-        self._signer = signer
-        self._slashed: OrderedDict[ServerName, None] = OrderedDict()
 
     def kept(self, destination: ServerName) -> Link | None:
         """The connection that is kept to `destination`; None where there is none."""
-        connection = self._kept(destination)
+        route = self._discovery.known_route(destination)
+        connection = None if route is None else self._connections.take(route)
         return None if connection is None else Link(self, destination, connection)
 
     async def open(self, destination: ServerName) -> Link:
         """A connection to `destination`, authenticated; DeliveryFailed (not heard) otherwise."""
-        return Link(self, destination, await self._connection_to(destination))
+        kept = self.kept(destination)
+        if kept is not None:
+            return kept
+        opening = self._find_and_open(destination)
+        return Link(self, destination, await self._within_deadline(destination, opening, heard=False))
 
     async def send(
         self, destination: ServerName, method: str, uri: str, content: object | None
     ) -> tuple[int, bytes]:
         """One signed request: its 2xx status and body, or DeliveryFailed. `content` None: no body."""
         body = None if content is None else encode_canonical(content)
-        connection = await self._connection_to(destination)
-        answer = await self._signed(destination, connection, method, uri, body)
+        link = await self.open(destination)
+        answer = await link.request(method, uri, body)
         if not _is_taken(answer, destination):
-            raise self._refusal(destination, answer)
+            raise self.refusal(destination, answer)
         return answer.status, answer.body
 
     async def get_unsigned(self, server_name: ServerName, path: str) -> bytes:
         """The body of a 200 to an unsigned GET (keys); DeliveryFailed otherwise."""
         answer = await self._within_deadline(server_name, self._find_and_fetch(server_name, path), heard=True)
         if answer.status != 200:
-            raise self._refusal(server_name, answer)
+            raise self.refusal(server_name, answer)
         return answer.body
 
-    def send_transaction(
-        self, destination: ServerName, connection: Connection, txn_id: str, body: bytes
-    ) -> Deferred[int]:
-        """`PUT /send/{txn_id}` over this connection; old servers want a slash behind it (F:7.1).
-
-        Which one does is learnt from its refusal, DeliveryFailed (not heard), and remembered.
-        """
-        slashed = destination in self._slashed
-        uri = f"{SEND_PATH}{txn_id}{'/' if slashed else ''}"
-        try:
-            answer = self._signed(destination, connection, "PUT", uri, body)
-        except DeliveryFailed as error:
-            return fail(error)
-        return answer.addCallback(self._status_of, destination, slashed)
-
-    @property
-    def kept_connections(self) -> int:
-        """To how many servers connections are kept."""
-        return self._connections.kept
-
-    async def close(self) -> None:
-        """Close kept connections, end look-ups."""
-        await self._discovery.stop()
-        await self._connections.close()
-
-    async def _connection_to(self, server_name: ServerName) -> Connection:
-        kept = self._kept(server_name)
-        if kept is not None:
-            return kept
-        return await self._within_deadline(server_name, self._find_and_open(server_name), heard=False)
-
-    def _kept(self, server_name: ServerName) -> Connection | None:
-        route = self._discovery.known_route(server_name)
-        return None if route is None else self._connections.take(route)
-
-    async def _find_and_open(self, server_name: ServerName) -> Connection:
-        return await self._connections.open(await self._discovery.route(server_name))
-
-    async def _find_and_fetch(self, server_name: ServerName, path: str) -> Answer:
-        route = await self._discovery.route(server_name)
-        return await fetch(self._connections, route, path, MAX_ANSWER_BYTES)
-
-    def _status_of(self, answer: Answer, destination: ServerName, slashed: bool) -> int:
-        if _is_taken(answer, destination):
-            return answer.status
-        error = self._refusal(destination, answer)
-        if error.errcode != "M_UNRECOGNIZED" or error.status not in (400, 404):
-            raise error
-        if slashed:
-            self._slashed.pop(destination, None)
-            raise error
-        self._slashed[destination] = None
-        if len(self._slashed) > MAX_SLASHED:
-            self._slashed.popitem(last=False)
-        # Not these bytes again: a right in them may end before another connection stands (S:5).
-        raise DeliveryFailed(destination, "wants the trailing slash of old: next time") from error
-
-    def _signed(
-        self,
-        destination: ServerName,
-        connection: Connection,
-        method: str,
-        uri: str,
-        body: bytes | None,
-    ) -> Deferred[Answer]:
-        headers = {
-            "Authorization": self._signer.authorization_of(method, uri, destination, body),
-            "User-Agent": USER_AGENT,
-        }
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        return exchange(connection, method, uri, headers, body, MAX_ANSWER_BYTES)
-
-    async def _within_deadline(
-        self, server_name: ServerName, running: Coroutine[Deferred[Any], Any, T], *, heard: bool
-    ) -> T:
-        deferred: Deferred[T] = ensureDeferred(running)
-        within(deferred, TIMEOUT_S, self._clock)
-        try:
-            return await deferred
-        except DeferredTimeout as error:
-            reason = f"no answer in {TIMEOUT_S:.0f} s" if heard else f"no connection in {TIMEOUT_S:.0f} s"
-            raise DeliveryFailed(server_name, reason, heard=heard) from error
-
-    def _refusal(self, server_name: ServerName, answer: Answer) -> DeliveryFailed:
+    def refusal(self, server_name: ServerName, answer: Answer) -> DeliveryFailed:
+        """What an answer says that is no yes."""
         errcode, retry_after_ms = _matrix_error(answer.body)
         header = values_of(answer.headers, b"retry-after")
         if header:
@@ -206,6 +163,34 @@ class Client:
             retry_after_ms=retry_after_ms,
             heard=True,
         )
+
+    @property
+    def kept_connections(self) -> int:
+        """To how many servers connections are kept."""
+        return self._connections.kept
+
+    async def close(self) -> None:
+        """Close kept connections, end look-ups."""
+        await self._discovery.stop()
+        await self._connections.close()
+
+    async def _find_and_open(self, server_name: ServerName) -> Connection:
+        return await self._connections.open(await self._discovery.route(server_name))
+
+    async def _find_and_fetch(self, server_name: ServerName, path: str) -> Answer:
+        route = await self._discovery.route(server_name)
+        return await fetch(self._connections, route, path, MAX_ANSWER_BYTES)
+
+    async def _within_deadline(
+        self, server_name: ServerName, running: Coroutine[Deferred[Any], Any, T], *, heard: bool
+    ) -> T:
+        deferred: Deferred[T] = ensureDeferred(running)
+        within(deferred, TIMEOUT_S, self._clock)
+        try:
+            return await deferred
+        except DeferredTimeout as error:
+            reason = f"no answer in {TIMEOUT_S:.0f} s" if heard else f"no connection in {TIMEOUT_S:.0f} s"
+            raise DeliveryFailed(server_name, reason, heard=heard) from error
 
 
 def _is_taken(answer: Answer, destination: ServerName) -> bool:

@@ -85,25 +85,22 @@ class Connections:
 
     def keep(self, connection: Connection) -> None:
         """Keep it for the next request, one for a server: one transaction is in flight."""
-        connection.idle_since_s = self.clock.seconds()
-        self._keep(connection)
-
-    def keep_unused(self, connection: Connection) -> None:
-        """The same where nothing was sent: to the other side it is idle since its last request."""
-        if connection.idle_since_s is None:
-            self.keep(connection)
-        elif self._keep(connection):
-            self._kept.move_to_end(connection.route.server_name, last=False)
-
-    def _keep(self, connection: Connection) -> bool:
         name = connection.route.server_name
         if name in self._kept:
             connection.abort()
-            return False
+            return
         self._kept[name] = connection
+        connection.idle_since_s = self.clock.seconds()
         if self._timer is None:
             self._timer = self.clock.callLater(self._keep_s, self._close_idle)
-        return True
+
+    def keep_unused(self, connection: Connection) -> None:
+        """The same where nothing was sent: to the other side it is idle since its last request."""
+        idle_since_s, name = connection.idle_since_s, connection.route.server_name
+        self.keep(connection)
+        if idle_since_s is not None and self._kept.get(name) is connection:
+            connection.idle_since_s = idle_since_s
+            self._kept.move_to_end(name, last=False)
 
     def forget(self, connection: Connection) -> None:
         """It is closed."""

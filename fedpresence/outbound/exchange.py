@@ -1,4 +1,4 @@
-"""One request and its answer: a signed one on a connection that is kept, or a bare GET.
+"""A bare GET and its answer, and what answers say.
 
 Always true:
 - an answer is read to its cap and no further (Z-5);
@@ -26,30 +26,13 @@ from zope.interface import implementer
 from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.ids import ServerName
 from fedpresence.outbound.connections import Connections
-from fedpresence.outbound.http11 import Answer, Connection, encode_request
+from fedpresence.outbound.http11 import USER_AGENT, Answer
 from fedpresence.outbound.route import Route
 from fedpresence.urls import as_written
 
-USER_AGENT = "fedpresence"
 TIMEOUT_S = 60.0  # F:X-6
 _HTTPClient: Any = HTTPClient  # zope's interfaces mean nothing to mypy
 _Agent: Any = Agent  # untyped in Twisted
-
-
-def exchange(
-    connection: Connection, method: str, uri: str, headers: dict[str, str], body: bytes | None, cap: int
-) -> Deferred[Answer]:
-    """One request and its answer: the path of every transaction.
-
-    DeliveryFailed where no status came; it says whether the server may have heard us. It is raised where the
-    request was not begun.
-    """
-    try:
-        request = encode_request(method, uri, {"Host": connection.route.host_header, **headers}, body)
-    except ValueError:
-        connection.abort()  # or it would stay open, in nobody's hands
-        raise
-    return connection.request(request, cap, TIMEOUT_S)
 
 
 async def fetch(connections: Connections, route: Route, uri: str, cap: int) -> Answer:

@@ -28,6 +28,7 @@ from fedpresence.clock import Clock, Timer
 from fedpresence.errors import DeliveryFailed, reason_of
 from fedpresence.outbound.route import Route
 
+USER_AGENT = "fedpresence"
 MAX_OVERHEAD_BYTES = 16 * 1024  # heads, 1xx too, chunk sizes, trailers: some servers send 1 KiB
 MAX_FIELDS = 100  # header lines: Matrix servers send ten
 
@@ -53,15 +54,20 @@ class Answer:
     body: bytes
 
 
-def encode_request(method: str, uri: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
-    """A request as it goes over the wire; ValueError where its head is not all printable ASCII."""
-    lines = [f"{method} {uri} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    if not "".join(lines).isprintable():
+def encode_request(method: str, uri: str, host: str, authorization: str, body: bytes | None) -> bytes:
+    """A request and its JSON as they go over the wire; ValueError where its head is not printable ASCII."""
+    if not f"{method}{uri}{host}{authorization}".isprintable():
         raise ValueError("the head of a request must be printable")
-    return "\r\n".join((*lines, "", "")).encode("ascii") + (body or b"")
+    head = (
+        f"{method} {uri} HTTP/1.1\r\n"
+        f"Host: {host}\r\n"
+        f"Authorization: {authorization}\r\n"
+        f"User-Agent: {USER_AGENT}\r\n"
+    )
+    if body is None:
+        return f"{head}\r\n".encode("ascii")
+    about = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return f"{head}{about}".encode("ascii") + body
 
 
 def _is_close(values: list[bytes]) -> bool:
@@ -76,7 +82,7 @@ class AnswerReader:
 
     def __init__(self, cap: int) -> None:
         self.reusable = False
-        self._cap = cap
+        self._room = cap  # for the rest of the body
         self._overhead_left = MAX_OVERHEAD_BYTES
         self._buffer = bytearray()
         self._status = 0  # until its head was read
@@ -175,14 +181,16 @@ class AnswerReader:
 
     def _read_left(self) -> bool:
         """Move what is left to the body, as far as it is here; whether it was."""
-        if len(self._body) + self._left > self._cap:
+        if self._left > self._room:
             raise MalformedAnswerError("its body is too long")
         if not self._left:
             return True
         part = self._buffer[: self._left]
         del self._buffer[: self._left]
         self._body += part
-        self._left -= len(part)
+        size = len(part)
+        self._left -= size
+        self._room -= size
         return not self._left
 
     def _read_chunks(self) -> bool:

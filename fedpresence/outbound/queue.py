@@ -121,7 +121,7 @@ class DestinationQueue:
         "_errands",
         "_lengths",
         "_pending",
-        "_refresh_phase_ms",
+        "_refresh_after_ms",
         "_taken",
         "_told",
         "_urgent",
@@ -134,7 +134,7 @@ class DestinationQueue:
         self.window_end_ms = 0  # 0: of no transaction
         self._destination = destination
         self._lengths = lengths
-        self._refresh_phase_ms: int | None = None  # `_refresh_after_ms`, once it was asked for
+        self._refresh_after_ms = 0  # `Lengths.refresh_after_ms`, as soon as anybody was told
         self._pending: dict[UserID, News] = {}
         self._told = _NOBODY_TOLD  # in the order of told_ms: the oldest first
         self._errands = NO_ERRANDS
@@ -243,14 +243,15 @@ class DestinationQueue:
     def delivered(
         self,
         users: Collection[UserID],
-        owed: Iterable[OwedEdu],
+        owed: Collection[OwedEdu],
         published: Mapping[UserID, Published],
         now_ms: int,
     ) -> None:
         """The destination took these with a 2xx; `published` is what was said of the users."""
         self._forget_news(users)
         self._remember(users, now_ms, published)
-        self._errands.delivered(owed)
+        if owed:
+            self._errands.delivered(owed)
         self._reckon(now_ms)
 
     def settled(self, users: Iterable[UserID], now_ms: int) -> None:
@@ -288,12 +289,13 @@ class DestinationQueue:
         Only up to the first who does need one: then it is worth a transaction, and with thousands in vain
         each try of a week's outage would ask for all of them.
         """
-        while self._told:
-            user, told = next(iter(self._told.items()))
-            if told.told_ms + self._refresh_after_ms > now_ms:
-                return
-            if _may_refresh(told) and needs_refresh(user):
-                return
+        gone = []
+        for user, told in self._told.items():  # the longest untold first
+            is_due = told.told_ms + self._refresh_after_ms <= now_ms
+            if not is_due or (_may_refresh(told) and needs_refresh(user)):
+                break
+            gone.append(user)
+        for user in gone:
             del self._told[user]
 
     # --- questions -------------------------------------------------------------------------------
@@ -314,10 +316,9 @@ class DestinationQueue:
 
     def next_due_ms(self) -> int | None:
         """When the next transaction may leave; a moment that has passed means now."""
-        news_ms = self.news_due_ms()
         if self._urgent:
-            return news_ms  # the end of the window: nothing goes sooner
-        refresh_ms = self.refresh_due_ms()
+            return self.window_end_ms  # nothing goes sooner
+        news_ms, refresh_ms = self.news_due_ms(), self.refresh_due_ms()
         if news_ms is None or refresh_ms is None:
             return refresh_ms if news_ms is None else news_ms
         return min(news_ms, refresh_ms)
@@ -354,16 +355,9 @@ class DestinationQueue:
 
     def deadline_ms(self, now_ms: int) -> int:
         """By when it should have its turn, among destinations that are due; earlier goes first."""
-        deadline_ms = now_ms + PATIENCE_MS[Urgency.REFRESH]
-        return deadline_ms if self._deadline_ms is None else min(deadline_ms, self._deadline_ms)
+        return now_ms + PATIENCE_MS[Urgency.REFRESH] if self._deadline_ms is None else self._deadline_ms
 
     # --- inside ----------------------------------------------------------------------------------
-
-    @property
-    def _refresh_after_ms(self) -> int:
-        if self._refresh_phase_ms is None:
-            self._refresh_phase_ms = self._lengths.refresh_after_ms(self._destination)
-        return self._refresh_phase_ms
 
     def _users_to_take(self, now_ms: int, limit: int) -> tuple[UserID, ...]:
         pending = self._pending
@@ -390,6 +384,7 @@ class DestinationQueue:
         """These were told then; who is not in `published`, of that it is not sure what is known."""
         if self._told is _NOBODY_TOLD:
             self._told = OrderedDict()
+            self._refresh_after_ms = self._lengths.refresh_after_ms(self._destination)
         all_told = self._told
         for user in users:
             told = all_told.get(user)
@@ -401,7 +396,9 @@ class DestinationQueue:
                 all_told.move_to_end(user)
 
     def _longest_untold_ms(self) -> int | None:
-        return next(iter(self._told.values())).told_ms if self._told else None
+        for told in self._told.values():  # the longest untold first
+            return told.told_ms
+        return None
 
     def _expect(self, deadline_ms: int) -> None:
         if self._deadline_ms is None or deadline_ms < self._deadline_ms:

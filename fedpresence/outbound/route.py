@@ -4,6 +4,7 @@ Source: the table of F:5.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedpresence.ids import ServerName, is_ip_literal, split_server_name
 
@@ -25,6 +26,7 @@ class Route:
     trusted: bool = False
 
 
+@lru_cache(maxsize=10_000)  # each transaction asks, and to find out that a name is no IP address takes long
 def direct_route(asked: ServerName, name: ServerName) -> Route | None:
     """The route to `name` that needs no look-up, on behalf of `asked`; None where one is needed."""
     host, port = split_server_name(name)

@@ -150,7 +150,7 @@ class DestinationSender:
 
     def seen_alive(self) -> None:
         """A signed request came from there (F:X-8)."""
-        now = self._now_ms()
+        now = now_ms(self._tools.clock)
         if self._backoff.failing_since_ms is not None and not self._told_alive:
             self._told_alive = True
             self.queue.wake(now)
@@ -163,7 +163,7 @@ class DestinationSender:
 
     def retry(self) -> None:
         """An operator wants a try now."""
-        now = self._now_ms()
+        now = now_ms(self._tools.clock)
         self._backoff.retry_now(now)
         self.queue.wake(now)
         self.schedule()
@@ -214,7 +214,7 @@ class DestinationSender:
             return None
         self._in_line = False
         if self._in_flight is None and self._running:
-            self._prune(now_ms)
+            self.queue.prune(now_ms, self._needs_refresh)
             due_ms = self.next_due_ms()
             if due_ms is not None and due_ms <= now_ms and self._refresh_alone_by_ms(now_ms) is not None:
                 return self._ask(now_ms)
@@ -244,7 +244,7 @@ class DestinationSender:
     def idle(self) -> bool:
         """Whether nothing is in flight, nor due now."""
         due_ms = self.next_due_ms()
-        return self._in_flight is None and (due_ms is None or due_ms > self._now_ms())
+        return self._in_flight is None and (due_ms is None or due_ms > now_ms(self._tools.clock))
 
     def forgettable(self) -> bool:
         """Whether a new sender would do as well as this one."""
@@ -253,7 +253,7 @@ class DestinationSender:
             and not self._parts
             and self._unclear is None
             and self._backoff.failing_since_ms is None
-            and self._backoff.next_try_ms <= self._now_ms()
+            and self._backoff.next_try_ms <= now_ms(self._tools.clock)
             and self.queue.empty()
         )
 
@@ -272,7 +272,9 @@ class DestinationSender:
             pending_users=self.queue.pending_users,
             owed=self.queue.owed,
             failing_since_ts=failing,
-            next_try_ts=next_try_ms if failing is not None or next_try_ms > self._now_ms() else None,
+            next_try_ts=next_try_ms
+            if failing is not None or next_try_ms > now_ms(self._tools.clock)
+            else None,
             last_success_ts=self._last_success_ms,
             last_error=self._last_error,
         )
@@ -302,12 +304,15 @@ class DestinationSender:
 
     def _deliver(self, now: int) -> Deferred[None] | None:
         """Mostly a connection stands and no turn runs: then nothing is waited for but the answer."""
-        self._prune(now)
+        self.queue.prune(now, self._needs_refresh)
         due_ms = self.next_due_ms()
         if due_ms is None or due_ms > now:
             return None
         link = self._tools.client.kept(self.destination)
-        return ensureDeferred(self._connect(now)) if link is None else self._transact(link, now)
+        if link is None:
+            return ensureDeferred(self._connect(now))
+        settling = self._tools.decisions.settling()
+        return self._send(link, now) if settling is None else ensureDeferred(self._settle(link, settling))
 
     async def _connect(self, now: int) -> None:
         self._connecting_ms = now
@@ -319,20 +324,19 @@ class DestinationSender:
             return
         finally:
             self._connecting_ms = None
-        sending = self._transact(link, self._now_ms())
+        await self._settle(link, self._tools.decisions.settling())
+
+    async def _settle(self, link: OpenLink, settling: Deferred[None] | None) -> None:
+        """Send once all that was decided is committed."""
+        try:
+            if settling is not None:
+                await settling
+        except BaseException:
+            link.give_back()
+            raise
+        sending = self._send(link, now_ms(self._tools.clock))
         if sending is not None:
             await sending
-
-    def _transact(self, link: OpenLink, now: int) -> Deferred[None] | None:
-        settling = self._tools.decisions.settling()
-        if settling is None:
-            return self._send(link, now)
-
-        def give_back(failure: Failure) -> Failure:
-            link.give_back()
-            return failure
-
-        return settling.addCallbacks(lambda _: self._send(link, self._now_ms()), give_back)
 
     def _send(self, link: OpenLink, now: int) -> Deferred[None] | None:
         sealed = None
@@ -384,7 +388,7 @@ class DestinationSender:
         return _Sealed(txn_id, wanted, packed, composed.published, composed.rights, self.queue.revision)
 
     def _delivered(self, status: int, sealed: _Sealed, sent_ms: int) -> None:
-        now = self._now_ms()
+        now = now_ms(self._tools.clock)
         self._report(sealed, sent_ms, now, status)
         packed = sealed.packed
         self.queue.delivered(packed.users, packed.owed, sealed.published, now)
@@ -400,11 +404,11 @@ class DestinationSender:
     def _failed(self, failure: Failure, sealed: _Sealed, sent_ms: int) -> Failure | None:
         error = failure.value
         if isinstance(error, DeliveryFailed):
-            self._report(sealed, sent_ms, self._now_ms(), error.status)
+            self._report(sealed, sent_ms, now_ms(self._tools.clock), error.status)
             self._not_delivered(sealed, error)
             return None
         if isinstance(error, CancelledError):
-            self._report(sealed, sent_ms, self._now_ms(), None)
+            self._report(sealed, sent_ms, now_ms(self._tools.clock), None)
         return failure
 
     def _answered(self, now: int) -> None:
@@ -437,7 +441,7 @@ class DestinationSender:
             self._refused(sealed, error)
 
     def _try_later(self, error: DeliveryFailed) -> None:
-        now = self._now_ms()
+        now = now_ms(self._tools.clock)
         outage = error.status != 429
         if outage and self._backoff.failing_since_ms is None:
             _log.warn(
@@ -451,7 +455,7 @@ class DestinationSender:
 
     def _refused(self, sealed: _Sealed, error: DeliveryFailed) -> None:
         """It will not take this, now or later: find what it does not like (Z-17), or set all aside (X-6)."""
-        now = self._now_ms()
+        now = now_ms(self._tools.clock)
         self._answered(now)
         self._last_error = error.reason
         self._refusals += 1
@@ -503,9 +507,8 @@ class DestinationSender:
             return False
         return self._backoff.failing_since_ms is not None or now - self._connecting_ms >= CONNECTING_MS
 
-    def _prune(self, now: int) -> None:
-        needs_refresh = self._tools.decisions.needs_refresh
-        self.queue.prune(now, lambda user: needs_refresh(self.destination, user))
+    def _needs_refresh(self, user_id: UserID) -> bool:
+        return self._tools.decisions.needs_refresh(self.destination, user_id)
 
     def _refresh_alone_by_ms(self, now: int) -> int | None:
         """By when it must go, where nothing is due but a refresh, and nothing is wrong; None otherwise."""
@@ -513,9 +516,6 @@ class DestinationSender:
             return None
         news_ms = self.queue.news_due_ms()
         return None if news_ms is not None and news_ms <= now else self.queue.refresh_by_ms()
-
-    def _now_ms(self) -> int:
-        return now_ms(self._tools.clock)
 
     def _submit(self, event: Event) -> None:
         self._tools.decisions.submit(event).addErrback(_log_not_submitted)

@@ -14,6 +14,7 @@ Source: decisions 9 to 15; Z-18, Z-22; S:T-28.
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import Protocol
 
@@ -122,7 +123,7 @@ class Outbound(Service):
         self._round: Round[ServerName] = Round(settings.refresh_interval_ms * ROUND)
         self._alarms: Alarms[DestinationSender] = Alarms()
         self._timer: Timer | None = None
-        self._timer_ms = 0  # when it comes
+        self._timer_ms = 0.0  # when it comes
         self._sweep_timer: Timer | None = None
 
     # --- service ---------------------------------------------------------------------------------
@@ -169,6 +170,7 @@ class Outbound(Service):
         sender.queue.add(effect, now, overdrawn=overdrawn)
         if self._turns:
             self._let_ask((sender,), now)  # who is more urgent than all that wait must not wait as they do
+            self._set_timer()
         else:
             sender.schedule()
 
@@ -229,7 +231,7 @@ class Outbound(Service):
             self._set_timer()
         elif len(self._came) >= MAX_CAME:
             self._take_in()
-        if self._turns and may_leave_ms <= now and self._is_ahead(push, now):
+        if may_leave_ms <= now and self._turns and self._is_ahead(push, now):
             self._take_in()
 
     def _is_ahead(self, push: SendPush, now: int) -> bool:
@@ -251,8 +253,11 @@ class Outbound(Service):
 
     def _take_in(self) -> None:
         """Put what came into the queues, and let those whose turn it may be sooner ask for it."""
-        if not self._came:
-            return
+        if self._came:
+            self._put_into_queues(now_ms(self._clock))
+            self._set_timer()
+
+    def _put_into_queues(self, now: int) -> None:
         came, self._came = self._came, []
         looking: dict[DestinationSender, None] = {}
         for push, at_ms in came:
@@ -260,7 +265,7 @@ class Outbound(Service):
                 self._tell_again(push, at_ms)
             else:
                 self._queue_push(push, at_ms, looking)
-        self._let_ask(looking, now_ms(self._clock))
+        self._let_ask(looking, now)
 
     def _let_ask(self, senders: Iterable[DestinationSender], now: int) -> None:
         """Let those ask whose turn it may be."""
@@ -268,7 +273,6 @@ class Outbound(Service):
             deadline_ms = sender.look(now)
             if deadline_ms is not None:
                 self._turns.ask(sender.destination, deadline_ms)
-        self._set_timer()
 
     def _queue_push(self, push: SendPush, at_ms: int, looking: dict[DestinationSender, None]) -> None:
         user_id, urgency, senders = push.user_id, push.urgency, self._senders
@@ -338,29 +342,28 @@ class Outbound(Service):
             return turn_ms  # nobody goes before: a group that gathers would be torn
         came_ms = self._came_ms if self._came else None
         moments = (came_ms, self._alarms.next_ms(), self._round.ready_ms())
-        return min((at_ms for at_ms in moments if at_ms is not None), default=None)
+        return min([at_ms for at_ms in moments if at_ms is not None], default=None)
 
     def _set_timer(self) -> None:
         """See to it that the timer comes when there is something to do; never later, and only then sooner."""
         next_ms = self._next_ms()
         if next_ms is None or not self.running:
             return
-        at_ms = max(0, next_ms)
         if self._timer is not None:
-            if self._timer_ms <= at_ms:
+            if self._timer_ms <= next_ms:
                 return
             self._timer.cancel()
-        self._timer_ms = at_ms
+        self._timer_ms = next_ms
         # At least a whole millisecond where it is not due yet: less may round to no time at all.
-        delay_ms = max(0, at_ms - now_ms(self._clock))
+        delay_ms = max(0, next_ms - now_ms(self._clock))
         self._timer = self._clock.callLater(delay_ms / 1000, self._woken)
 
     def _woken(self) -> None:
         """Only when all whose moment it is have asked does the most urgent get its turn."""
         now = now_ms(self._clock)
-        self._timer_ms = 0  # no other is set meanwhile
+        self._timer_ms = -inf  # no other is set meanwhile
         try:
-            self._take_in()
+            self._put_into_queues(now)
             for sender in self._alarms.pop_due(now):
                 deadline_ms = sender.woken(now)
                 if deadline_ms is not None:

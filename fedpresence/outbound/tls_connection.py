@@ -14,11 +14,11 @@ Always true:
 import socket
 import ssl
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IConsumer, IPushProducer, ITransport
+from twisted.internet.interfaces import IConsumer, IProtocol, IPushProducer, ITransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
@@ -33,7 +33,7 @@ UNACKNOWLEDGED_MS = 10_000
 
 MAX_HANDSHAKE_BYTES = 128 * 1024  # OpenSSL takes certificates of 100 KiB, servers have 4
 MAX_REFUSAL_BYTES = 1024  # each "no" to a new handshake has 31: nobody needs to hear more than a few
-RECORD_BYTES = 16_384  # the most that OpenSSL reads or writes at once
+RECORD_BYTES = 16_384  # the most that one holds: OpenSSL reads and writes one at once
 
 
 class TlsError(Exception):
@@ -86,6 +86,9 @@ class TlsConnection(Protocol):
     def makeConnection(self, transport: Any) -> None:
         """As IProtocol."""
         if isinstance(transport, Connection):
+            transport.protocol = cast(
+                IProtocol, self
+            )  # the endpoint's own would pass on all that comes, for ever
             transport.setTcpNoDelay(True)
             give_up_early(transport.getHandle())
         Protocol.makeConnection(self, prompt(transport))
@@ -155,7 +158,7 @@ class TlsConnection(Protocol):
                 self._close()
                 return
             self._protocol.dataReceived(data)
-            if not incoming.pending and not tls.pending():
+            if not incoming.pending:  # nor has OpenSSL more in hand: it decrypts one record at a time
                 break
         if self._is_open and self._outgoing.pending:
             self._refuse()

@@ -30,7 +30,7 @@ from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import EduKind
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName, UserID, is_compliant, is_compliant_of, parse_user_id, server_of
-from fedpresence.wire.json import MAX_SAFE_INT, encode_canonical
+from fedpresence.wire.json import MAX_SAFE_INT, encode_canonical, encode_string
 
 PRESENCE = "m.presence"
 MAX_POLLED = 100  # user IDs in the poll, and in the unpoll, of one EDU: E:Q-1
@@ -141,8 +141,8 @@ def _around_age(
     if state is PresenceState.ONLINE:
         active = b'"currently_active":%b,' % (b"true" if currently_active else b"false")
     if status_msg and (text := _without_nul(status_msg)):
-        said = b'"status_msg":%b,' % encode_canonical(text)
-    presence, user = encode_canonical(state.value), encode_canonical(user_id)
+        said = b'"status_msg":%b,' % encode_string(text)
+    presence, user = encode_string(state.value), encode_string(user_id)
     before = b'{%b"last_active_ago":' % active
     return before, b',"presence":%b,%b"user_id":%b}' % (presence, said, user)
 

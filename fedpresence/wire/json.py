@@ -71,12 +71,17 @@ def encode_canonical(value: object) -> bytes:
     surrogate pair or anything that is not JSON.
     """
     if isinstance(value, str):
-        return encode_basestring(value).encode("utf-8")
+        return encode_string(value)
     try:
         _check_canonical(value)
         return encode_canonical_json(value)
     except RecursionError:
         raise ValueError("nested too deeply for JSON") from None
+
+
+def encode_string(text: str) -> bytes:
+    """As `encode_canonical`, for a string."""
+    return encode_basestring(text).encode("utf-8")
 
 
 def encode_as_received(value: object) -> bytes:

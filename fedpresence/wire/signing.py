@@ -24,7 +24,7 @@ from unpaddedbase64 import decode_base64, encode_base64
 
 from fedpresence.errors import BadRequest, NotAuthentic
 from fedpresence.ids import KeyID, ServerName, parse_key_id, parse_server_name
-from fedpresence.wire.json import MAX_SAFE_INT, encode_as_received, encode_canonical
+from fedpresence.wire.json import MAX_SAFE_INT, encode_as_received, encode_canonical, encode_string
 
 __all__ = [
     "Identity",
@@ -293,7 +293,7 @@ def _signed_bytes(
 ) -> bytes:
     """Canonical JSON of the request object (F:6.1): `content` sorts first, `uri` last."""
     content = b"" if body is None else b'"content":%b,' % body
-    return b'{%b%b,"uri":%b}' % (content, _named(method, origin, destination), encode_canonical(uri))
+    return b'{%b%b,"uri":%b}' % (content, _named(method, origin, destination), encode_string(uri))
 
 
 @lru_cache(maxsize=1_000)

@@ -26,7 +26,7 @@ from fedpresence.wire.edus import (
     encode_presence,
     encode_push,
 )
-from fedpresence.wire.json import MAX_SAFE_INT, encode_canonical
+from fedpresence.wire.json import MAX_SAFE_INT, encode_string
 
 MAX_PDUS = 50  # received, per transaction: server-server API
 MAX_EDUS = 100  # received, per transaction: server-server API
@@ -130,7 +130,7 @@ def _body(edus: list[bytes], origin: ServerName, now_ms: int) -> bytes:
 
 @lru_cache(maxsize=1)
 def _encode_origin(origin: ServerName) -> bytes:
-    return encode_canonical(origin)
+    return encode_string(origin)
 
 
 def _groups(composed: Composed) -> Iterator[tuple[list[Edu], list[OwedEdu]]]:
@@ -211,28 +211,23 @@ _pushes_alone = _PushesAlone()
 
 def _encode_pushes(pushes: tuple[Push, ...], max_edus: int) -> tuple[list[bytes], tuple[UserID, ...]]:
     """At most so many whole EDUs, and whom they are about."""
-    made = list(_push_edus(pushes, max_edus))
-    return [encode_presence(items) for items, _ in made], tuple([u for _, users in made for u in users])
-
-
-def _push_edus(pushes: tuple[Push, ...], max_edus: int) -> Iterator[tuple[list[bytes], list[UserID]]]:
-    """Encoded push items and their users, for at most `max_edus` EDUs."""
-    items: list[bytes] = []
+    edus: list[bytes] = []
+    items: list[bytes] = []  # of the next one
     users: list[UserID] = []
     free = 0
     for push in pushes:
         item = encode_push(push)
         needed = len(item) + 1  # and the comma
         if items and (len(items) == MAX_PUSHES or needed > free):
-            yield items, users
-            max_edus -= 1
-            items, users = [], []
-        if max_edus <= 0:
-            return
+            edus.append(encode_presence(items))
+            items = []
         if not items:
+            if len(edus) >= max_edus:
+                break
             free = MAX_EDU_BYTES - _EDU_FRAME
         items.append(item)
         users.append(push.user_id)
         free -= needed
     if items:
-        yield items, users
+        edus.append(encode_presence(items))
+    return edus, tuple(users)

@@ -205,18 +205,22 @@ def test_a_connection_that_ends_or_says_more_does_not_serve_again(data: bytes) -
 
 def test_a_request_is_one_piece() -> None:
     """One write, one TLS record, one packet."""
-    request = encode_request("PUT", "/a?b=c", {"Host": "there.test"}, b"{}")
+    head = b"Host: there.test\r\nAuthorization: X-Matrix a=b\r\nUser-Agent: fedpresence\r\n"
 
-    assert request == b"PUT /a?b=c HTTP/1.1\r\nHost: there.test\r\nContent-Length: 2\r\n\r\n{}"
-    assert encode_request("GET", "/", {}, None) == b"GET / HTTP/1.1\r\n\r\n"
+    put = encode_request("PUT", "/a?b=c", "there.test", "X-Matrix a=b", b"{}")
+    get = encode_request("GET", "/", "there.test", "X-Matrix a=b", None)
+
+    about_body = b"Content-Type: application/json\r\nContent-Length: 2\r\n"
+    assert put == b"PUT /a?b=c HTTP/1.1\r\n" + head + about_body + b"\r\n{}"
+    assert get == b"GET / HTTP/1.1\r\n" + head + b"\r\n"
 
 
 @pytest.mark.parametrize("text", ["a\r\nB: c", "a\nb", "a\0", "é"])
 def test_nothing_slips_a_line_into_a_request(text: str) -> None:
     """Names come from other servers; that they were checked before must not be all that protects us."""
-    for uri, host in (("/" + text, "there.test"), ("/", text)):
+    for uri, host, authorization in (("/" + text, "x", "y"), ("/", text, "y"), ("/", "x", text)):
         with pytest.raises(ValueError):
-            encode_request("GET", uri, {"Host": host}, None)
+            encode_request("GET", uri, host, authorization, None)
 
 
 # --- a connection ----------------------------------------------------------------------------

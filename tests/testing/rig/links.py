@@ -16,7 +16,6 @@ from fedpresence.ids import ServerName
 from fedpresence.listening import Certificates
 from fedpresence.outbound.addresses import BlockedNetworks
 from fedpresence.outbound.connections import Connections, tcp_dial
-from fedpresence.outbound.exchange import exchange
 from fedpresence.outbound.http11 import Answer
 from fedpresence.outbound.route import route_at
 from fedpresence.outbound.tls import TlsPolicy
@@ -120,7 +119,12 @@ class Sender:
 
         async def exchanged() -> Answer:
             connection = await self.connections.open(self._route)
-            return await exchange(connection, method, uri, headers or {}, body, CAP)
+            lines = [f"{method} {uri} HTTP/1.1", f"Host: {THERE}"]
+            lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+            if body is not None:
+                lines.append(f"Content-Length: {len(body)}")
+            request = "\r\n".join((*lines, "", "")).encode("ascii") + (body or b"")
+            return await connection.request(request, CAP, 60)
 
         return self._network.begin(exchanged())
 
