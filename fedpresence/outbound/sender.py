@@ -282,7 +282,7 @@ class DestinationSender:
     # --- sending ---------------------------------------------------------------------------------
 
     def go(self, now: int) -> None:
-        """Send one transaction, if there still is something to send."""
+        """Send one transaction, if there still is something to send; `now` may be some milliseconds ago."""
         self._asked_by_ms = None
         if self._in_flight is not None or not self._running:
             return
@@ -363,13 +363,12 @@ class DestinationSender:
             and unclear.rights == decisions.rights(self.destination)
         ):
             return unclear
-        moment = self._tools.burst.moment(now)
         if self._parts:
             wanted, *parts = self._parts
             self._parts = tuple(parts)
         else:
-            wanted = self.queue.take(moment, MAX_USERS)  # windows of those who leave together end together
-        composed = decisions.compose(self.destination, wanted, moment)
+            wanted = self.queue.take(now, MAX_USERS)
+        composed = decisions.compose(self.destination, wanted, now)
         lost: list[UserID] = []
         if len(composed.published) < len(wanted.users):
             lost = [user for user in wanted.users if user not in composed.published]

@@ -52,6 +52,7 @@ TRIES_SHARE = 4  # and a fourth to those that fail, as urgent as what people do 
 USER_BURST_S = 10  # and at once as many pushes as the whole budget has in ten seconds
 MAX_USER_BUCKETS = 10_000
 MAX_CAME = 1_000  # changes that are in no queue yet
+MOMENT_MS = 10  # how long ago what leaves now was made at most: equal ages make equal bytes
 GATHER = 2  # who must wait gathers for half a batch window: longer would show as latency
 
 _ASKED, _CHANGE, _AGAIN = Urgency.ASKED, Urgency.CHANGE, Urgency.AGAIN  # an enum's attribute is slow to find
@@ -254,10 +255,11 @@ class Outbound(Service):
     def _take_in(self) -> None:
         """Put what came into the queues, and let those whose turn it may be sooner ask for it."""
         if self._came:
-            self._put_into_queues(now_ms(self._clock))
+            self._let_ask(self._put_into_queues(), now_ms(self._clock))
             self._set_timer()
 
-    def _put_into_queues(self, now: int) -> None:
+    def _put_into_queues(self) -> Iterable[DestinationSender]:
+        """Whom to look at then."""
         came, self._came = self._came, []
         looking: dict[DestinationSender, None] = {}
         for push, at_ms in came:
@@ -265,14 +267,16 @@ class Outbound(Service):
                 self._tell_again(push, at_ms)
             else:
                 self._queue_push(push, at_ms, looking)
-        self._let_ask(looking, now)
+        return looking
 
-    def _let_ask(self, senders: Iterable[DestinationSender], now: int) -> None:
-        """Let those ask whose turn it may be."""
-        for sender in senders:
-            deadline_ms = sender.look(now)
-            if deadline_ms is not None:
-                self._turns.ask(sender.destination, deadline_ms)
+    def _let_ask(
+        self, looking: Iterable[DestinationSender], now: int, woken: Iterable[DestinationSender] = ()
+    ) -> None:
+        """Let those ask whose turn it may be; the most urgent first, or the others would be torn apart."""
+        by_ms = [(sender.look(now), sender.destination) for sender in looking]
+        by_ms += [(sender.woken(now), sender.destination) for sender in woken]
+        for deadline_ms, name in sorted([(at_ms, name) for at_ms, name in by_ms if at_ms is not None]):
+            self._turns.ask(name, deadline_ms)
 
     def _queue_push(self, push: SendPush, at_ms: int, looking: dict[DestinationSender, None]) -> None:
         user_id, urgency, senders = push.user_id, push.urgency, self._senders
@@ -363,11 +367,7 @@ class Outbound(Service):
         now = now_ms(self._clock)
         self._timer_ms = -inf  # no other is set meanwhile
         try:
-            self._put_into_queues(now)
-            for sender in self._alarms.pop_due(now):
-                deadline_ms = sender.woken(now)
-                if deadline_ms is not None:
-                    self._turns.ask(sender.destination, deadline_ms)
+            self._let_ask(self._put_into_queues(), now, self._alarms.pop_due(now))
             self._call_round(now)
             self._give_turns()
         finally:
@@ -387,12 +387,14 @@ class Outbound(Service):
         ready_ms = self._turns.ready_ms()
         if ready_ms is None or ready_ms > now:  # before, a group that gathers would be torn
             return
-        self._tools.burst.at_ms = now
+        moment = now
         while (name := self._turns.next(now)) is not None:
             sender = self._senders.get(name)
             if sender is not None:
-                sender.go(now)
-        self._tools.burst.at_ms = None
+                at_ms = now_ms(self._clock)
+                if at_ms - moment > MOMENT_MS:
+                    moment = at_ms
+                sender.go(moment)
 
     def _count_refreshes(self) -> None:
         self._round.count = sum(sender.queue.refreshes(MAX_USERS) for sender in self._senders.values())

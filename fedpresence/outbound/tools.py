@@ -4,7 +4,7 @@ Always true: what leaves together is made as of one moment, and no age in it is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,8 +20,6 @@ from fedpresence.outbound.status import TransactionSeen
 
 if TYPE_CHECKING:
     from fedpresence.outbound.sender import DestinationSender
-
-BURST_MS = 10  # no age is behind by more where many leave together
 
 
 class OpenLink(Protocol):
@@ -42,19 +40,6 @@ class Opens(Protocol):
 
     async def open(self, destination: ServerName) -> OpenLink:
         """A connection; DeliveryFailed otherwise."""
-
-
-class Burst:
-    """Transactions that leave together are made at one moment: they say the same, and share its bytes."""
-
-    __slots__ = ("at_ms",)
-
-    def __init__(self) -> None:
-        self.at_ms: int | None = None  # while one leaves
-
-    def moment(self, now_ms: int) -> int:
-        """The moment at which to make what is made now: not longer ago than an age is worth."""
-        return now_ms if self.at_ms is None or now_ms - self.at_ms > BURST_MS else self.at_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +72,3 @@ class Tools:
     wake_at: Callable[["DestinationSender", int], None]
     line_up: Callable[["DestinationSender", int], None]
     tries: TokenBucket  # at those that fail: in turn with the others
-    burst: Burst = field(default_factory=Burst)

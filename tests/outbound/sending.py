@@ -68,7 +68,7 @@ class Engine:
         """As a sender sees it."""
         return Decisions(
             settling=lambda: self.composing,
-            compose=lambda _to, wanted, _moment: self._compose(wanted),
+            compose=lambda _to, wanted, moment: self._compose(wanted, moment),
             rights=lambda destination: self.counter,
             needs_refresh=lambda destination, user: user not in self.forbidden,
             submit=self._submit,
@@ -78,7 +78,8 @@ class Engine:
         self.events.append(event)
         return succeed(None)
 
-    def _compose(self, wanted: Wanted) -> Composed:
+    def _compose(self, wanted: Wanted, moment_ms: int) -> Composed:
+        self.composed_at.append(moment_ms)
         self.composing = None
         online = Published(PresenceState.ONLINE, START_MS)
         published = {u: self.states.get(u, online) for u in wanted.users if u not in self.forbidden}

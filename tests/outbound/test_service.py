@@ -8,7 +8,6 @@ from fedpresence.engine.effects import SendPoll, SendPush, Urgency
 from fedpresence.engine.presence import PresenceState
 from fedpresence.ids import ServerName, UserID
 from fedpresence.outbound.service import MAX_CAME, SWEEP_INTERVAL_S
-from fedpresence.outbound.tools import Burst
 from tests.outbound.sending import (
     ALICE,
     BOB,
@@ -363,13 +362,43 @@ def test_part_of_a_users_news_may_be_within_their_share() -> None:
 
 def test_what_leaves_together_is_made_at_one_moment_and_no_longer_ago_than_an_age_is_worth() -> None:
     """Equal ages make equal bytes, which are made once; ten milliseconds are less than a network's."""
-    burst = Burst()
-    assert burst.moment(START_MS + 3) == START_MS + 3
+    rig = Rig().start()
+    names = tuple(ServerName(f"{number}.test") for number in range(10))
+    rig.outbound.enqueue(SendPush(names, ALICE, Urgency.CHANGE))
+    rig.wait(1)
+    otherwise, left_ms = rig.server.otherwise, []
 
-    burst.at_ms = START_MS
+    def slowly(txn_id: str, content: Mapping[str, object]) -> Outcome:
+        left_ms.append(int(rig.clock.seconds() * 1000))
+        rig.clock.rightNow += 0.003  # as making one takes
+        return otherwise(txn_id, content)
 
-    assert burst.moment(START_MS + 3) == START_MS
-    assert burst.moment(START_MS + 11) == START_MS + 11
+    rig.server.otherwise = slowly
+    rig.engine.composed_at.clear()
+    rig.outbound.enqueue(SendPush(names, CAROL, Urgency.CHANGE))
+    rig.wait()
+
+    made_ms = rig.engine.composed_at
+    assert len(made_ms) == len(left_ms) == 10
+    assert max(left - made for left, made in zip(left_ms, made_ms, strict=True)) <= 10
+    assert len(set(made_ms)) <= 4
+
+
+def test_who_is_due_at_one_moment_leaves_together_however_urgent_each_is() -> None:
+    """Only who is more urgent than all that waited goes in a smaller group."""
+    rig = Rig(max_transactions_per_second=50).start()
+    names = [ServerName(f"{number}.test") for number in range(60)]
+    rig.outbound.enqueue(SendPush(tuple(names[10:]), ALICE, Urgency.CHANGE))
+    rig.wait()
+    assert len(rig.server.opened) == 50, "all that the bucket held"
+
+    for number, name in enumerate(names[:10]):
+        rig.push(urgency=Urgency.CHANGE if number < 5 else Urgency.ASKED, destination=name)
+    rig.wait(1)
+
+    moments = [at_ms for _, at_ms in rig.server.opened[50:]]
+    assert len(moments) == 10
+    assert len(set(moments)) == 1
 
 
 def test_news_for_who_rests_is_put_into_their_queues_all_at_once() -> None:
