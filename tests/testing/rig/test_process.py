@@ -192,6 +192,11 @@ def test_what_the_rig_refuses_has_its_reason(shared: Rig) -> None:
     with pytest.raises(DeliveryFailed, match=r"no link from here\.test to x\.test") as raised:
         shared.link(HERE, "x.test")
     assert (raised.value.status, raised.value.errcode) == (404, "M_NOT_FOUND")
+    with pytest.raises(
+        DeliveryFailed, match=r"no link from fake\.test to x\.test: it has .*there\.test"
+    ) as raised:
+        shared.homeserver(FAKE).send("x.test", [])
+    assert (raised.value.status, raised.value.errcode) == (404, "M_NOT_FOUND")
     with pytest.raises(DeliveryFailed, match="--clock real"):
         shared.external("x.test", "127.0.0.1:1")
     with pytest.raises(KeyError):
