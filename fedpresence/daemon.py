@@ -166,12 +166,16 @@ class Daemon:
     def reload(self, config: Config) -> list[str]:
         """Take over what may change while running; answers the keys that need a restart.
 
-        ConfigError, and nothing changes, where a certificate is no good.
+        ConfigError, and nothing changes, where a certificate or an authority is no good.
         """
+        parts = self._parts
+        authorities = None if parts is None else parts.tls.read(config.federation.ca_file)
         reload_certificates(self._listeners)
         old, self.config = self.config, config
-        parts = self._parts
-        if parts is not None:
+        if parts is not None and authorities is not None:
+            parts.tls.context = authorities
+            if parts.relay is not None:
+                parts.relay.renew_trust()
             settings = _reloaded(engine_settings(old), engine_settings(config))
             parts.origins.reload(settings.servers)
             parts.origin_limits.reload(config.limits)
@@ -435,7 +439,8 @@ def _needing_restart(old: Config, new: Config) -> list[str]:
         "admin_token": "admin",
     }
     changed = [key for name, key in names.items() if getattr(old, name) != getattr(new, name)]
-    if replace(old.federation, allow=new.federation.allow, deny=new.federation.deny) != new.federation:
+    allow, deny, ca_file = new.federation.allow, new.federation.deny, new.federation.ca_file
+    if replace(old.federation, allow=allow, deny=deny, ca_file=ca_file) != new.federation:
         changed.append("federation")
     if replace(old.lists, max_entries=new.lists.max_entries) != new.lists:
         changed.append("lists")

@@ -48,6 +48,7 @@ from fedpresence.ops.status import PrometheusCounters
 from fedpresence.outbound.client import build_client
 from fedpresence.outbound.service import Outbound, OutboundSettings
 from fedpresence.outbound.status import TransactionSeen
+from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.outbound.tools import Decisions
 from fedpresence.selfcheck import SelfCheck
 from fedpresence.storage.store import Store
@@ -119,16 +120,18 @@ class Parts:
             self._take_part(registration, around)
         self.tap = SyncTap(self.hub, self.tokens, clock)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
-        self.client = build_client(around.reactor, clock, config.federation, identity, around.random)
+        federation = config.federation
+        self.tls = TlsPolicy(verify=federation.verify_certificates, ca_file=federation.ca_file)
+        self.client = build_client(around.reactor, clock, federation, identity, around.random, self.tls)
         self.outbound = Outbound(
             clock,
             self.client,
             self._decisions(),
             OutboundSettings(
                 server_name=config.server_name,
-                batch_window_ms=config.federation.batch_window_ms,
+                batch_window_ms=federation.batch_window_ms,
                 refresh_interval_ms=config.presence.refresh_interval_ms,
-                max_transactions_per_second=config.federation.max_transactions_per_second,
+                max_transactions_per_second=federation.max_transactions_per_second,
                 servers=servers,
             ),
             around.random,
@@ -136,7 +139,7 @@ class Parts:
             boot_users=engine.boot_users,
             on_transaction=around.wire_log,
         )
-        fetcher = KeyFetcher(self.client.get_unsigned, clock, config.federation.notaries)
+        fetcher = KeyFetcher(self.client.get_unsigned, clock, federation.notaries)
         self.keyring = KeyRing(identity, fetcher, store, clock, around.random, self.counters)
         self.origins = OriginCheck(config.server_name, self.keyring, engine_settings(config).servers)
         self.origin_limits = OriginLimits(config.limits)

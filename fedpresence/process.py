@@ -149,7 +149,7 @@ class _Process:
         return self._daemon.stop()
 
     def reload(self) -> None:
-        """SIGHUP: certificates, log levels, server lists, limits."""
+        """SIGHUP: certificates, authorities, log levels, server lists, limits."""
         try:
             config = load_config(
                 self._config_path,

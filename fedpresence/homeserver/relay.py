@@ -105,8 +105,9 @@ class Relay:
         parts = urlsplit(base_url)
         secure = parts.scheme == "https"
         host, port = parts.hostname or "", parts.port or (443 if secure else 80)
-        endpoint: Any = HostnameEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT_S)
-        self._endpoint: Any = wrapClientTLS(optionsForClientTLS(host), endpoint) if secure else endpoint
+        self._plain: Any = HostnameEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT_S)
+        self._tls_name = host if secure else None
+        self.renew_trust()
         self._path = parts.path.rstrip("/").encode("ascii")
         self._host = parts.netloc.encode("ascii")
         self._clock = clock
@@ -116,6 +117,11 @@ class Relay:
         self._under_way: set[Deferred[Any]] = set()
         self._mark = secrets.token_hex(8).encode("ascii")
         self._is_told_of_circle = False
+
+    def renew_trust(self) -> None:
+        """Read the system's certificate authorities: for new connections, those that stand go on."""
+        name, plain = self._tls_name, self._plain
+        self._endpoint: Any = plain if name is None else wrapClientTLS(optionsForClientTLS(name), plain)
 
     async def stop(self) -> None:
         """End what waits for an answer, and close what is kept."""

@@ -206,6 +206,7 @@ def build_client(
     config: FederationConfig,
     signer: Signer,
     random: Random,
+    tls: TlsPolicy,
     *,
     connections_per_second: int = 50,
 ) -> Client:
@@ -214,7 +215,7 @@ def build_client(
         clock,
         system_resolve(reactor),
         tcp_dial(reactor),
-        TlsPolicy(verify=config.verify_certificates, ca_file=config.ca_file),
+        tls,
         BlockedNetworks(config.blocked_networks),
         per_second=connections_per_second,
         keep_s=config.keep_connections_ms / 1000,

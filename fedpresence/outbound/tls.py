@@ -1,7 +1,8 @@
 """Who a server must prove to be before it is told anything.
 
 Always true: unless the operator switched checking off, a connection is authenticated for the name of
-discovery's table (never the SRV target), an IP name by its IP SAN; SNI is that name, and none for an IP.
+discovery's table (never the SRV target), an IP name by its IP SAN; SNI is that name, and none for an IP;
+authorities are read again by a reload: they count for new connections, and those that stand go on.
 
 Source: F:5.2. `federation.ca_file` takes the place of the system's authorities.
 """
@@ -20,6 +21,11 @@ _log = Logger()
 
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # the only names of files that OpenSSL finds in a folder
+
+_CA_FILE = "federation.ca_file"
+_GIVE_PEM = "Give a file of PEM certificates."
+_NONE_FOUND = "No certificate authorities were found: no other server will be trusted."
+_FIND_THEM = "Install the system's (ca-certificates), or name a file in federation.ca_file."
 
 # Where systems have their authorities. A Python that was built elsewhere (by hand, by uv) looks for them
 # where its OpenSSL was built.
@@ -43,46 +49,73 @@ class TlsSession:
 
 
 class TlsPolicy:
-    """Begins TLS with a server by its name; all of them share one context."""
+    """Begins TLS with a server by its name; new connections share the newest `context`.
 
-    def __init__(self, *, verify: bool = True, ca_file: Path | None = None) -> None:
-        self._context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.hostname_checks_common_name = False
-        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET  # no session is taken up again
-        if ca_file is not None:
-            _load_authorities(context, ca_file)
-        elif verify:
-            load_system_authorities(context, ssl.get_default_verify_paths(), SYSTEM_BUNDLES)
-        if not verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
+    `bundles` are where the system's authorities may be.
+    """
+
+    def __init__(
+        self,
+        *,
+        verify: bool = True,
+        ca_file: Path | None = None,
+        bundles: tuple[Path, ...] = SYSTEM_BUNDLES,
+    ) -> None:
+        self._verify = verify
+        self._bundles = bundles
+        self.context, found = self._read(ca_file)
+        if not found:  # clients can be served all the same
+            _log.warn("{problem} {fix}", problem=_NONE_FOUND, fix=_FIND_THEM)
+
+    def read(self, ca_file: Path | None) -> ssl.SSLContext:
+        """Whom the files vouch for now, to become `context`; ConfigError where they are no good."""
+        context, found = self._read(ca_file)
+        if not found:
+            raise ConfigError.of(_CA_FILE, _NONE_FOUND, _FIND_THEM)
+        return context
 
     def session_with(self, name: str) -> TlsSession:
         """TLS to a server whose certificate is for `name`; ValueError where there can be none."""
         try:
-            return TlsSession(self._context, name)
+            return TlsSession(self.context, name)
         except (ValueError, ssl.SSLError) as error:  # an empty label, or one that is too long
             raise ValueError(f"no certificate can be for {name}") from error
+
+    def _read(self, ca_file: Path | None) -> tuple[ssl.SSLContext, bool]:
+        context, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), True
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.hostname_checks_common_name = False
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET  # no session is taken up again
+        if ca_file is not None:
+            _load_authorities(context, ca_file, _CA_FILE)
+        elif self._verify:
+            found = load_system_authorities(context, ssl.get_default_verify_paths(), self._bundles)
+        if not self._verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context, found
 
 
 def load_system_authorities(
     context: ssl.SSLContext, defaults: ssl.DefaultVerifyPaths, bundles: tuple[Path, ...]
-) -> None:
-    """Trust what SSL_CERT_FILE and SSL_CERT_DIR name, or what OpenSSL finds, or the first of `bundles`."""
+) -> bool:
+    """Trust what SSL_CERT_FILE and SSL_CERT_DIR name, or what OpenSSL finds, or the first of `bundles`.
+
+    Answers whether there are any; ConfigError where the file that SSL_CERT_FILE names is no good.
+    """
     context.load_default_certs()
-    if defaults.openssl_cafile_env in os.environ or defaults.openssl_capath_env in os.environ:
-        return
+    named = os.environ.get(defaults.openssl_cafile_env)
+    if named:
+        _load_authorities(context, Path(named), defaults.openssl_cafile_env)  # OpenSSL passes over mistakes
+    if named or defaults.openssl_capath_env in os.environ:
+        return True
     if defaults.cafile is not None or (defaults.capath is not None and _has_hashed(defaults.capath)):
-        return
+        return True
     for bundle in bundles:
         with suppress(OSError):
             context.load_verify_locations(bundle)
-            return
-    _log.warn(
-        "No certificate authorities were found: no other server will be trusted. "
-        "Install the system's (ca-certificates), or name a file in federation.ca_file."
-    )
+            return True
+    return False
 
 
 def _has_hashed(folder: str) -> bool:
@@ -92,15 +125,14 @@ def _has_hashed(folder: str) -> bool:
         return False
 
 
-def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
-    key = "federation.ca_file"
+def _load_authorities(context: ssl.SSLContext, file: Path, key: str) -> None:
     try:
-        text = ca_file.read_text("ascii", errors="replace")
+        text = file.read_text("ascii", errors="replace")
     except OSError as error:
-        raise ConfigError.of(key, f"{ca_file} cannot be read: {error.strerror}.") from error
+        raise ConfigError.of(key, f"{file} cannot be read: {error.strerror}.", _GIVE_PEM) from error
     if _BEGIN not in text:
-        raise ConfigError.of(key, f"{ca_file} holds no certificate.", "Give a file of PEM certificates.")
+        raise ConfigError.of(key, f"{file} holds no certificate.", _GIVE_PEM)
     try:
-        context.load_verify_locations(ca_file)
+        context.load_verify_locations(file)
     except OSError as error:  # SSLError among them
-        raise ConfigError.of(key, f"{ca_file} has a certificate that cannot be read.") from error
+        raise ConfigError.of(key, f"{file} has a certificate that cannot be read.", _GIVE_PEM) from error

@@ -2,9 +2,11 @@
 
 Always true:
 - a process that does not do what was waited for becomes an AssertionError with its log;
-- it runs the code that we run, whatever modules lie about in the folder where it is started.
+- it runs the code that we run, whatever modules lie about in the folder where it is started;
+- on Linux it does not outlive us, however we end; a daemon has no code for that.
 """
 
+import fcntl
 import os
 import signal
 import site
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import fedpresence
 
@@ -28,6 +31,7 @@ class Child:
         self.log_file = log_file
         self.ready_file = ready_file
         self._process: subprocess.Popen[bytes] | None = None
+        self._tie: IO[bytes] | None = None  # to its standard input: it ends with us
 
     @property
     def pid(self) -> int:
@@ -40,17 +44,21 @@ class Child:
         """Whether its process runs, paused or not."""
         return self._process is not None and self._process.poll() is None
 
-    def begin(self, arguments: Sequence[str], *, with_input: bool = False) -> None:
-        """Start the process; `with_input` its standard input ends when we do."""
+    def begin(self, arguments: Sequence[str], *, ends_itself: bool = False) -> None:
+        """Start the process. When we are gone it is killed, or stops where it `ends_itself` by its input."""
         self.ready_file.unlink(missing_ok=True)
-        with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.PIPE if with_input else subprocess.DEVNULL,
-                env=environment(),
-            )
+        theirs, ours = os.pipe()
+        tie = os.fdopen(ours, "wb")
+        try:
+            with self.log_file.open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, *arguments], stdout=log, stderr=log, stdin=theirs, env=environment()
+                )
+            if not ends_itself:
+                _kill_at_end_of(theirs, process.pid)
+        finally:
+            os.close(theirs)
+        self._process, self._tie = process, tie
 
     def wait_until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once the ready file is there; AssertionError with the log where it ends before that."""
@@ -66,9 +74,10 @@ class Child:
     def end(self, number: signal.Signals | None, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """Its exit code once it has ended, by this signal or by itself; 0 where none ran."""
         process, self._process = self._process, None
-        if process is None:
+        tie, self._tie = self._tie, None
+        if process is None or tie is None:
             return 0
-        with process:  # closes its standard input
+        with tie, process:
             return self._ended(process, number, timeout_s)
 
     def _ended(
@@ -88,6 +97,17 @@ class Child:
         if not self.log_file.exists():
             return ""
         return self.log_file.read_text(encoding="utf-8", errors="replace")[-last:]
+
+
+def _kill_at_end_of(pipe: int, pid: int) -> None:
+    """Have the kernel kill a process, paused or not, when nobody can write any more into what it may read.
+
+    PR_SET_PDEATHSIG would do so when the thread that started it ends.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def environment() -> dict[str, str]:

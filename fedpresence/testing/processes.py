@@ -5,8 +5,9 @@
         alice.put_status("online")
 
 Each server is a `fedpresence run` process with a configuration, a signing key, a certificate of a throwaway
-CA and ports of its own; they find each other through `federation.resolve`. Everything is plain and
-synchronous, for scripts and tests that have no reactor.
+CA and ports of its own; they find each other through `federation.resolve`. On Linux they end with whoever
+started them, even where that one was killed. Everything is plain and synchronous, for scripts and tests that
+have no reactor.
 """
 
 import json

@@ -11,6 +11,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from fedpresence.listening import Certificates
+
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
 
@@ -105,7 +107,10 @@ class Conversation(Protocol):
 
 
 class PlayedHomeserver:
-    """Listens on a loopback port. `answers` says what is answered; None: nothing, for now."""
+    """Listens on a loopback port. `answers` says what is answered; None: nothing, for now.
+
+    It speaks TLS where it was given `certificates` before it listens.
+    """
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
@@ -115,6 +120,7 @@ class PlayedHomeserver:
         self.counting = False  # bodies too large to keep
         self.counted = 0
         self.hangs_up_after_answering = False
+        self.certificates: Certificates | None = None
         self.port = 0
         self._listening: Any = None
         self._moved: Deferred[None] = Deferred()
@@ -123,7 +129,12 @@ class PlayedHomeserver:
         """Listen, on the port of the last time where there was one."""
         factory = Factory.forProtocol(lambda: Conversation(self))
         factory.noisy = False
-        self._listening = self.reactor.listenTCP(self.port, factory, interface="127.0.0.1")
+        if self.certificates is None:
+            self._listening = self.reactor.listenTCP(self.port, factory, interface="127.0.0.1")
+        else:
+            self._listening = self.reactor.listenSSL(
+                self.port, factory, self.certificates, interface="127.0.0.1"
+            )
         self.port = self._listening.getHost().port
 
     async def stop(self) -> None:
@@ -141,7 +152,7 @@ class PlayedHomeserver:
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.certificates is None else 'https'}://127.0.0.1:{self.port}"
 
     def answer(self, conversation: Conversation, seen: Seen) -> None:
         """What it says to a request."""

@@ -2,7 +2,9 @@
 # (Twisted's HTTP classes have no type hints.)
 
 import gzip
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,10 @@ from fedpresence.admission import BodyBudget
 from fedpresence.config import LimitsConfig
 from fedpresence.homeserver import exchange
 from fedpresence.homeserver.relay import PassThrough, Relay, _leads_elsewhere, answered, build_pool, streams
+from fedpresence.ids import ServerName
+from fedpresence.listening import Certificates
 from fedpresence.site import BoundedSite
+from fedpresence.testing.certificates import ThrowawayCA
 from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
 from tests.in_reactor import in_reactor
 
@@ -213,6 +218,30 @@ def test_only_a_proxy_of_ours_is_believed_about_others(
     is_proxy = peer is None or "10.1.2.3" in peer
     assert (b"X-Forwarded-Proto: gopher" in head) == is_proxy
     assert head.startswith(b"GET /base/ HTTP/1.1\r\n") and b"\r\nHost: 127.0.0.1:8008\r\n" in head
+
+
+def test_a_renewed_authority_of_the_homeserver_is_trusted_once_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A homeserver in the next rack has its certificate from a private authority, which is renewed."""
+    before, renewed = ThrowawayCA(tmp_path / "before"), ThrowawayCA(tmp_path / "renewed")
+    key_file, certificate_file = renewed.issue(ServerName("127.0.0.1"))
+    monkeypatch.setenv("SSL_CERT_FILE", os.fspath(before.ca_file))
+    monkeypatch.setenv("SSL_CERT_DIR", os.fspath(tmp_path))
+
+    async def play(reactor: Any) -> None:
+        front = Front(reactor)
+        front.homeserver.certificates = Certificates(key_file, certificate_file)
+        await front.start()
+        try:
+            assert (await front.ask(a_request())).status == 502
+            renewed.ca_file.replace(before.ca_file)
+            front.relay.renew_trust()
+            assert (await front.ask(a_request())).status == 200
+        finally:
+            await front.stop()
+
+    in_reactor(play)
 
 
 def test_a_request_that_comes_back_to_us_is_no_longer_passed_on() -> None:

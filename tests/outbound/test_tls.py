@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.ssl import Certificate, PrivateCertificate
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import capturedLogs, formatEvent
 
 from fedpresence.errors import ConfigError, DeliveryFailed
 from fedpresence.ids import ServerName
@@ -177,16 +177,12 @@ def test_the_systems_authorities_are_where_the_environment_says(
     assert ask(network, "there.test", network.client(tls=TlsPolicy())) == 200
 
 
-def trusted(defaults: ssl.DefaultVerifyPaths, *bundles: Path) -> tuple[bool, list[LogEvent]]:
-    """Whether a test authority became trusted, and what was logged."""
+def trusted(defaults: ssl.DefaultVerifyPaths, *bundles: Path) -> tuple[bool, bool]:
+    """Whether a test authority became trusted, and whether it is said that there are any."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    logged: list[LogEvent] = []
-    publisher: Any = globalLogPublisher
-    publisher.addObserver(logged.append)
-    load_system_authorities(context, defaults, bundles)
-    publisher.removeObserver(logged.append)
+    found = load_system_authorities(context, defaults, bundles)
     names = [certificate.get("subject") for certificate in context.get_ca_certs()]
-    return ((("commonName", "test authority"),),) in names, logged
+    return ((("commonName", "test authority"),),) in names, found
 
 
 def test_a_python_that_was_built_elsewhere_finds_the_systems_authorities(
@@ -199,8 +195,8 @@ def test_a_python_that_was_built_elsewhere_finds_the_systems_authorities(
 
     empty = NOTHING._replace(capath=os.fspath(tmp_path))
 
-    assert trusted(NOTHING, tmp_path / "none", authority.ca_file) == (True, [])
-    assert trusted(empty, authority.ca_file) == (True, [])
+    assert trusted(NOTHING, tmp_path / "none", authority.ca_file) == (True, True)
+    assert trusted(empty, authority.ca_file) == (True, True)
 
 
 def test_what_the_operator_or_openssl_names_is_not_added_to(
@@ -213,22 +209,78 @@ def test_what_the_operator_or_openssl_names_is_not_added_to(
 
     with_file = NOTHING._replace(cafile="/somewhere/cert.pem")
     with_folder = NOTHING._replace(capath=os.fspath(tmp_path))
-    assert trusted(with_file, authority.ca_file) == (False, [])
-    assert trusted(with_folder, authority.ca_file) == (False, [])
-    monkeypatch.setenv("SSL_CERT_FILE", os.fspath(tmp_path / "none"))
-    assert trusted(NOTHING, authority.ca_file) == (False, [])
+    assert trusted(with_file, authority.ca_file) == (False, True)
+    assert trusted(with_folder, authority.ca_file) == (False, True)
+    monkeypatch.setenv("SSL_CERT_DIR", os.fspath(tmp_path))
+    assert trusted(NOTHING, authority.ca_file) == (False, True)
 
 
-def test_no_authorities_at_all_are_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container without ca-certificates would else refuse server after server."""
+def test_no_authorities_at_all_are_said_at_the_start_and_no_ground_to_give_up_those_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container without them would else refuse server after server; a package may be upgraded just now."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NOTHING)
 
-    _, (event,) = trusted(NOTHING, tmp_path / "none")
+    with capturedLogs() as logged:
+        policy = TlsPolicy(bundles=(tmp_path / "none",))
+    with pytest.raises(ConfigError) as caught:
+        policy.read(None)
 
-    assert "ca-certificates" in event["log_format"]
+    (event,) = logged
+    assert "ca-certificates" in str(formatEvent(event)) and "ca-certificates" in str(caught.value)
+    assert caught.value.problems[0].key == "federation.ca_file"
 
 
 def test_the_known_bundles_are_absolute() -> None:
     """A relative one would be whatever lies in the folder from which we were started."""
     assert all(bundle.is_absolute() for bundle in SYSTEM_BUNDLES)
+
+
+# --- authorities that are renewed --------------------------------------------------------------------
+
+
+def test_renewed_authorities_count_for_new_connections_and_those_that_stand_go_on(
+    network: Network, server: Recorder, pem: str, tmp_path: Path
+) -> None:
+    """A private authority is replaced every few years, and presence need not stop for it."""
+    renewed = Authority(tmp_path, "renewed authority")
+    ca_file = tmp_path / "trusted.pem"
+    ca_file.write_text(pem)
+    policy = TlsPolicy(ca_file=ca_file)
+    client = network.client(tls=policy)
+    show(network, server, network.authority.certificate_for("stays.test", "leaves.test"))
+    assert ask(network, "stays.test", client) == 200
+
+    ca_file.write_bytes(renewed.pem)
+    policy.context = policy.read(ca_file)
+
+    with pytest.raises(DeliveryFailed):
+        ask(network, "leaves.test", client)
+    dialled = len(network.dialled)
+    assert ask(network, "stays.test", client) == 200
+    assert len(network.dialled) == dialled
+    show(network, server, renewed.certificate_for("comes.test"))
+    assert ask(network, "comes.test", client) == 200
+
+
+@pytest.mark.parametrize("text", ["", "-----BEGIN CERTIFICATE-----\nAAAA\n" + END])
+def test_a_file_that_the_environment_names_is_the_operators_to_mend(
+    network: Network, server: Recorder, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL itself says nothing and trusts nobody; who was trusted before must stay so."""
+    named = tmp_path / "named.pem"
+    named.write_bytes(network.authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", os.fspath(named))
+    policy = TlsPolicy()
+    network.host(PUBLIC, 8448, server, "there.test")
+
+    named.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        policy.read(None)
+
+    (problem,) = caught.value.problems
+    assert problem.key == "SSL_CERT_FILE"
+    assert os.fspath(named) in problem.problem and "PEM" in problem.fix
+    assert ask(network, "there.test", network.client(tls=policy)) == 200

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedpresence.testing.certificates import ThrowawayCA
 from fedpresence.testing.http import request
 from fedpresence.testing.processes import LocalFederation, ServerProcess, User
 from tests.scenarios.conftest import HERE, THERE, LetIn, Start
@@ -271,6 +272,36 @@ def test_a_renewed_certificate_is_served_without_a_restart(start: Start, let_in:
     assert there.transactions()[-1]["status"] == 200
 
 
+def test_a_renewed_authority_is_trusted_without_a_restart(start: Start, let_in: LetIn) -> None:
+    """A private authority is replaced now and then; a new one that is no good leaves the old one in place."""
+    federation = start()
+    here, there = federation[HERE], federation[THERE]
+    alice, bob = let_in(federation, "alice@here.test", "bob@there.test")
+    pid = here.pid
+    renewed = ThrowawayCA(here.folder / "renewed")
+    key_file, certificate_file = renewed.issue(there.name)
+    own_key, own_certificate = federation.ca.issue(there.name)
+    key_file.replace(own_key)
+    certificate_file.replace(own_certificate)
+    reload(there)
+
+    here.configure({"federation": {"ca_file": "renewed/ca.pem"}})
+    good = renewed.ca_file.read_text()
+    renewed.ca_file.write_text(good.replace(good[100:110], "!" * 10))
+    here.send_signal(signal.SIGHUP)
+    eventually(lambda: "not reloaded" in here.log(), "it complains")
+    (complaint,) = [line for line in here.log().splitlines() if "not reloaded" in line]
+    assert "federation.ca_file: " in complaint and "PEM" in complaint
+    alice.change_list(invite=[bob.user_id])
+    eventually(lambda: state_of(here, there) == "failing", "the new certificate is not believed")
+
+    renewed.ca_file.write_text(good)
+    reload(here)
+    here.admin("POST", f"/destinations/{there.name}/retry")
+    eventually(lambda: alice.user_id in invites_of(bob), "the invite arrives")
+    assert here.pid == pid and "a restart is needed" not in here.log()
+
+
 def test_a_server_that_is_denied_hears_no_more(start: Start, let_in: LetIn) -> None:
     """A reload ends pushes at once both ways; grants sleep, and wake when the server is allowed (Z-9)."""
     federation = start()
@@ -354,6 +385,13 @@ def reload(server: ServerProcess) -> None:
 def served_certificate(server: ServerProcess) -> str:
     """The certificate that the federation listener shows, PEM."""
     return ssl.get_server_certificate(("127.0.0.1", server.federation_port), timeout=10)
+
+
+def state_of(server: ServerProcess, destination: ServerProcess) -> str | None:
+    """How it stands with sending to `destination`; None where nothing was to be sent."""
+    found = server.admin("GET", "/destinations").body["destinations"].get(destination.name, {})
+    state: str | None = found.get("state")
+    return state
 
 
 def whoami(user: User) -> int:

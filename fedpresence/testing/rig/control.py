@@ -339,7 +339,7 @@ class _Control:
         try:
             return encode_answered(await sending)
         except LookupError as error:
-            raise _not_found(f"{order.to} is not in the rig: {self._known()}") from error
+            raise _not_found(f"there is no link from {name} to {order.to}: {self._known()}") from error
         except ValueError as error:  # not canonical JSON, for example
             raise BadRequest("M_BAD_JSON", f"the order cannot be sent: {error}") from error
 

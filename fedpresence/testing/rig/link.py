@@ -5,6 +5,7 @@ Always true:
   its certificate, its answers; and it is told apart from other servers by its address, `source`;
 - what is on its way when the path goes down, or when the destination ceases to listen, is lost;
 - a request that is delayed arrives even if its sender has given up meanwhile;
+- of a transaction that got no answer the wire log says why;
 - all waiting is by the rig's clock, and only where a fault says so.
 
 Source: contract.md, "Test rig".
@@ -25,6 +26,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.client import ResponseFailed, ResponseNeverReceived
 from twisted.web.http import RESPONSES
 from twisted.web.http_headers import Headers
 
@@ -45,6 +47,10 @@ SEND_PATH = b"/_matrix/federation/v1/send/"
 LOOPBACK = "127.0.0.1"
 RETRY_AFTER_MS = 1_000  # of a 429 that is made up
 GARBAGE_BYTES = 64
+
+_SENDER_LEFT = "its sender left"
+_WAS_SHUT = "the path was shut"
+_UNANSWERED = (ResponseNeverReceived, ResponseFailed)  # the connection ended behind the request
 
 Target = Callable[[], tuple[str, int] | None]
 """Where the destination listens now; None where it does not."""
@@ -212,22 +218,27 @@ class _Path(ABC):
         source = self._source or asked.connection.peer_host
         message.headers.addRawHeader(b"X-Forwarded-For", source.encode())
         fate = faults.fate(self._random, is_transaction=number is not None)
-        passing = ensureDeferred(self._pass(_Passing(asked, origin, faults, fate, number)))
-        if not passing.called:
-            self._under_way.add(passing)
-        passing.addBoth(self._passed, passing, asked)
+        passing = _Passing(asked, origin, faults, fate, number)
+        running = ensureDeferred(self._pass(passing))
+        if not running.called:
+            self._under_way.add(running)
+        running.addBoth(self._passed, running, passing)
 
-    def _passed(self, result: object, passing: Deferred[None], asked: Asked) -> None:
-        self._under_way.discard(passing)
+    def _passed(self, result: object, running: Deferred[None], passing: _Passing) -> None:
+        self._under_way.discard(running)
         if isinstance(result, Failure):
-            if not result.check(CancelledError):
-                _log.debug(
-                    "{destination} gave no answer: {reason}",
-                    destination=self.destination,
-                    reason=result.getErrorMessage(),
-                )
-            if not asked.has_gone:
-                asked.connection.abort()  # as the sender would see it
+            reason = self._why(result, passing.asked)
+            self._note(passing.number, f"failed: {reason}")
+            _log.debug("{destination} gave no answer: {reason}", destination=self.destination, reason=reason)
+            if not passing.asked.has_gone:
+                passing.asked.connection.abort()  # as the sender would see it
+
+    def _why(self, failure: Failure, asked: Asked) -> str:
+        if failure.value is None or self._listening is None:  # all that was on its way is cancelled
+            return _WAS_SHUT
+        if asked.has_gone and failure.check(*_UNANSWERED):
+            return _SENDER_LEFT
+        return reason_of(failure.value)
 
     async def _pass(self, passing: _Passing) -> None:
         faults = passing.faults
@@ -251,13 +262,7 @@ class _Path(ABC):
     async def _forward(self, passing: _Passing) -> None:
         asked = passing.asked
         upstream = asked.connection.upstream
-        try:
-            answer = await upstream.exchange(asked.message)
-        except CancelledError:
-            raise
-        except Exception as error:
-            self._note(passing.number, f"failed: {reason_of(error)}")
-            raise
+        answer = await upstream.exchange(asked.message)
         if passing.fate.is_doubled and not upstream.was_left:
             await self._forward_again(passing, upstream)
         if passing.number is not None and not upstream.was_left:
@@ -324,11 +329,13 @@ class _Path(ABC):
             for byte in asked.encoded(answer):
                 await self._wait(passing.faults.trickle_ms)
                 if asked.has_gone:
-                    return
+                    break
                 asked.connection.send(bytes((byte,)))
-            asked.connection.end()
-        elif asked.has_gone:
+        if asked.has_gone:
+            self._note(passing.number, f"failed: {_SENDER_LEFT}")
             return
+        if passing.faults.trickle_ms:
+            asked.connection.end()
         else:
             asked.answer(answer)
         if passing.number is not None:

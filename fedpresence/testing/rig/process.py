@@ -280,7 +280,7 @@ class Rig:
         self._child = Child("the rig", own / "log.txt", ready_file)
         try:
             orphan = ["--stop-at-eof", "--remove-at-eof", str(own)]  # where we are killed
-            self._child.begin([*arguments, *orphan], with_input=True)
+            self._child.begin([*arguments, *orphan], ends_itself=True)
             self._child.wait_until_ready(PATIENCE_S)
             ready: dict[str, Any] = json.loads(ready_file.read_text(encoding="utf-8"))
         except BaseException:

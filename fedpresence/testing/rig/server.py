@@ -3,6 +3,7 @@
 Always true:
 - it is the very daemon that `fedpresence run` runs, with its SQLite file in its own folder;
 - its ports and its users' tokens stay the same whatever happens to it;
+- its keys outlive it: a rig in the same folder signs with the newest and publishes the older ones;
 - a kill is a crash: nothing that was not committed is on disk, and nothing of it runs any more.
 
 Source: contract.md, "Test rig".
@@ -107,7 +108,10 @@ class RigServer:
         self._view: ServerReactor | None = None
         self._store: CrashingStore | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        self._new_key()
+        if self._config_file.exists():
+            self._take_up_keys()
+        else:
+            self._new_key()
         self._config = self._configure()
 
     # --- what it is ------------------------------------------------------------------------------
@@ -286,6 +290,16 @@ class RigServer:
     def _backup(self) -> Path:
         return self._folder / "backup.db"
 
+    @property
+    def _config_file(self) -> Path:
+        return self._folder / "config.yaml"
+
+    def _take_up_keys(self) -> None:
+        """Go on with the keys of another rig that ran in this folder."""
+        last = yaml.safe_load(self._config_file.read_text(encoding="utf-8"))
+        self._keys = int(last["signing_key_path"].removeprefix("signing").removesuffix(".key"))
+        self._old_keys = last.get("old_signing_keys", {})
+
     def _new_key(self) -> None:
         self._keys += 1
         if not self.signing_key_path.exists():
@@ -314,10 +328,11 @@ class RigServer:
         }
         if self._old_keys:
             own["old_signing_keys"] = self._old_keys
-        path = self._folder / "config.yaml"
-        path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(merged(own, self._given)), encoding="utf-8")
-        config = load_config(path, {}, check_signing_key=load_signing_keys)
+        partial = self._config_file.with_suffix(".partial")
+        partial.touch(mode=0o600)
+        partial.write_text(yaml.safe_dump(merged(own, self._given)), encoding="utf-8")
+        partial.replace(self._config_file)  # whole, or as before: the next rig reads it too
+        config = load_config(self._config_file, {}, check_signing_key=load_signing_keys)
         # The rig's own links: the book is looked into at each transaction, so it may grow.
         federation = replace(config.federation, resolve=cast(Any, self._resolve))
         return replace(config, federation=federation)

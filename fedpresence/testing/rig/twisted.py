@@ -79,7 +79,10 @@ class RigUser:
 
 
 class AddressBook(Mapping[ServerName, tuple[str, int]]):
-    """Where one server reaches the others: at its own links. A name that nobody has leads to `nowhere`."""
+    """Where one server reaches the others: at its own links.
+
+    A name that nobody has leads to `nowhere`; where that is None, it is a KeyError.
+    """
 
     def __init__(self, nowhere: int | None) -> None:
         self._nowhere = nowhere
@@ -216,7 +219,7 @@ class TwistedRig:
         port = self.network.reserve_port()
         name = _server_name(f"127.0.0.1:{port}" if self._options.addressable else server_name)
         self._refuse_known(name)
-        book = self._books[name] = self._new_book()
+        book = self._books[name] = AddressBook(None)  # whoever sends to a name that nobody has made a mistake
         homeserver = FakeHomeserver(
             name,
             self._view,
@@ -324,7 +327,7 @@ class TwistedRig:
         ports = Ports(*(self.network.reserve_port() for _ in range(3)))
         name = _server_name(f"127.0.0.1:{ports.door}" if self._options.addressable else alias)
         self._refuse_known(name)
-        book = self._books[name] = self._new_book()
+        book = self._books[name] = AddressBook(self._nowhere)
         place = Place(
             self._reactor,
             self.network,
@@ -409,9 +412,6 @@ class TwistedRig:
             if destination == name:
                 del self._links[origin, destination]
                 await link.stop()
-
-    def _new_book(self) -> AddressBook:
-        return AddressBook(self._nowhere)
 
     def _certificate(self, name: ServerName) -> tuple[Path, Path]:
         if name not in self._certificates:

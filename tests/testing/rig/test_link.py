@@ -126,7 +126,8 @@ def test_when_the_sender_closes_its_connection_the_receiver_sees_it_closed(scene
 
     failure_of(sent, Exception)
     assert scene.receiver.left == [SEND.encode() + b"1"]
-    assert scene.wire.transactions()[0].status is None
+    (recorded,) = scene.wire.transactions()
+    assert (recorded.status, recorded.note) == (None, "failed: its sender left")
 
 
 def test_a_body_of_megabytes_passes(scene: Scene) -> None:
@@ -255,13 +256,30 @@ def test_a_delayed_request_arrives_although_its_sender_gave_up(scene: Scene) -> 
     scene.pass_ms(90_000)
 
     assert scene.receiver.txn_ids == ["1"]
-    assert scene.wire.transactions()[0].status is None
+    (recorded,) = scene.wire.transactions()
+    assert recorded.status is None and recorded.note.endswith("failed: its sender left")
 
 
-def test_what_is_on_its_way_when_the_path_goes_down_is_lost(scene: Scene) -> None:
-    """A broken line does not deliver later what it had in flight."""
+def test_a_delayed_request_that_nobody_takes_says_so_although_its_sender_gave_up(scene: Scene) -> None:
+    """That its sender left is not why it did not arrive."""
+    scene.link().faults = Faults(latency_ms=1000)
+    sent = scene.sender.put("1")
+    scene.receiver.close()
+
+    sent.cancel()
+    failure_of(sent, Exception)
+    scene.pass_ms(1000)
+
+    assert "failed: " in scene.wire.transactions()[0].note
+    assert "sender" not in scene.wire.transactions()[0].note
+
+
+@pytest.mark.parametrize("latency_ms", [0, 1000])
+def test_what_is_on_its_way_when_the_path_goes_down_is_lost(scene: Scene, latency_ms: int) -> None:
+    """A broken line does not deliver later what it had in flight, and the log says what became of it."""
     link = scene.link()
-    link.faults = Faults(latency_ms=1000)
+    link.faults = Faults(latency_ms=latency_ms)
+    scene.receiver.silent = True
     sent = scene.sender.put("1")
 
     link.faults = Faults(down=True)
@@ -269,7 +287,9 @@ def test_what_is_on_its_way_when_the_path_goes_down_is_lost(scene: Scene) -> Non
     scene.pass_ms(1000)
 
     failure_of(sent, DeliveryFailed)
-    assert scene.receiver.heard == []
+    assert scene.receiver.txn_ids == ([] if latency_ms else ["1"])
+    (recorded,) = scene.wire.transactions()
+    assert recorded.status is None and recorded.note.endswith("failed: the path was shut")
 
 
 @pytest.mark.parametrize(
@@ -462,6 +482,7 @@ def test_a_trickle_ends_with_its_reader(scene: Scene) -> None:
 
     failure_of(sent, Exception)
     assert scene.clock.getDelayedCalls() == []
+    assert scene.wire.transactions()[0].note == "failed: its sender left"
 
 
 # --- the door ----------------------------------------------------------------------------------------

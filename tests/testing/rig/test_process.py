@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fedpresence.errors import DeliveryFailed
 from fedpresence.testing.homeserver import FakeAnswer, FakeHomeserver
 from fedpresence.testing.http import request
 from fedpresence.testing.rig.process import Rig
+from tests.testing.orphans import wait_until_gone
 
 HERE, THERE, FAKE = "here.test", "there.test", "fake.test"
 
@@ -192,6 +192,11 @@ def test_what_the_rig_refuses_has_its_reason(shared: Rig) -> None:
     with pytest.raises(DeliveryFailed, match=r"no link from here\.test to x\.test") as raised:
         shared.link(HERE, "x.test")
     assert (raised.value.status, raised.value.errcode) == (404, "M_NOT_FOUND")
+    with pytest.raises(
+        DeliveryFailed, match=r"no link from fake\.test to x\.test: it has .*there\.test"
+    ) as raised:
+        shared.homeserver(FAKE).send("x.test", [])
+    assert (raised.value.status, raised.value.errcode) == (404, "M_NOT_FOUND")
     with pytest.raises(DeliveryFailed, match="--clock real"):
         shared.external("x.test", "127.0.0.1:1")
     with pytest.raises(KeyError):
@@ -284,20 +289,7 @@ def test_a_rig_ends_with_whoever_started_it(tmp_path: Path) -> None:
     )
     killed = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
     pid_text, own_folder = killed.stdout.decode().split()
-    pid = int(pid_text)
-
-    def is_running() -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        stat = Path(f"/proc/{pid}/stat")  # an orphan may stay as a zombie where nobody waits for orphans
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-    deadline = time.monotonic() + 20
-    while is_running() and time.monotonic() < deadline:
-        time.sleep(0.05)  # somebody else's process cannot be awaited
+    wait_until_gone(int(pid_text))
 
     assert killed.returncode == -9
-    assert not is_running()
     assert not Path(own_folder).exists()

@@ -228,6 +228,32 @@ def test_a_server_with_a_new_key_is_still_believed() -> None:
     assert is_new and len(old_keys) == 1 and state == "offline"
 
 
+def test_a_rig_on_the_data_of_another_goes_on_with_its_keys(tmp_path: Path) -> None:
+    """Others know the newest key by now, and what was signed with older ones stays signed."""
+    options = RigOptions(("there.test",), folder=tmp_path, start_ms=PAIR.start_ms)
+
+    async def rotated(rig: TwistedRig) -> tuple[str, str, dict[str, Any]]:
+        server = rig.server("there.test")
+        await server.rotate_key()
+        return keys(rig)
+
+    async def looked_at(rig: TwistedRig) -> tuple[str, str, dict[str, Any]]:
+        return keys(rig)
+
+    def keys(rig: TwistedRig) -> tuple[str, str, dict[str, Any]]:
+        identity = parts_of(rig, "there.test").identity
+        published = identity.key_object(rig.now_ms)
+        return rig.server("there.test").key_id, identity.key_id, published["old_verify_keys"]
+
+    first = with_rig(rotated, options)
+    second = with_rig(rotated, options)
+    third = with_rig(looked_at, options)
+
+    assert third == second
+    assert len({first[0], *second[2]}) == 2 and first[2].items() < second[2].items()
+    assert third[0] == third[1] not in third[2]
+
+
 def test_a_stream_that_is_held_open_is_opened_again_after_a_restart() -> None:
     """As a client would: that its server was away is no reason to be offline."""
 
