@@ -34,6 +34,10 @@ class CrashingStore:
 
         return ask
 
+    def touched(self) -> bool:
+        """See Store: nothing is under way."""
+        return not self._crashed and self._store.touched()
+
     def crash(self) -> Deferred[None]:
         """As the end of the process: what was not committed is not. Fires when the file is free."""
         self._crashed = True
