@@ -8,7 +8,7 @@ Always true: a window is as long as it should be, or longer by one beat at most;
 comes late.
 """
 
-BEATS = 2  # in a window
+BEATS = 8  # in a window: fewer would show as latency where many leave one after the other
 MOST_BEAT_MS = 200
 LATE_MS = 5  # who leaves so soon after a beat was to leave at it
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpresence.outbound.windows import LATE_MS, MOST_BEAT_MS, Windows
+from fedpresence.outbound.windows import BEATS, LATE_MS, MOST_BEAT_MS, Windows
 
 NOW_MS = 1_700_000_000_000
 
@@ -15,7 +15,7 @@ def test_a_window_is_hardly_ever_shorter_and_never_much_longer(length_ms: int, s
     for step in steps:
         now += step
         lasts_ms = windows.end_ms(now) - now
-        assert length_ms - LATE_MS <= lasts_ms <= length_ms + min(MOST_BEAT_MS, length_ms // 2 + 1)
+        assert length_ms - LATE_MS <= lasts_ms <= length_ms + min(MOST_BEAT_MS, length_ms // BEATS + 1)
 
 
 @given(st.integers(1, 10_000), st.lists(st.integers(0, 3_000), min_size=1, max_size=20))
@@ -40,4 +40,4 @@ def test_whoever_left_at_some_moment_leaves_with_the_others_from_then_on(length_
         for number in [number for number, end in ends.items() if end == moments[-1]]:
             ends[number] = windows.end_ms(moments[-1] + 1)  # a timer is a little late
 
-    assert moments[-1] - moments[0] >= 40 // 3 * length_ms
+    assert moments[-1] - moments[0] >= 40 // BEATS * length_ms
