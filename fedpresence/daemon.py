@@ -33,6 +33,7 @@ from fedpresence.homeserver.registration import load_registration
 from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.status import TransactionSeen
+from fedpresence.outbound.tls import TlsPolicy
 from fedpresence.parts import Parts, Surroundings, Work
 from fedpresence.selfcheck import Arrival, is_public
 from fedpresence.serving import site_for
@@ -169,6 +170,8 @@ class Daemon:
         ConfigError, and nothing changes, where a certificate or an authority is no good.
         """
         parts = self._parts
+        if parts is None:  # they will be built with it
+            TlsPolicy(verify=config.federation.verify_certificates, ca_file=config.federation.ca_file)
         authorities = None if parts is None else parts.tls.read(config.federation.ca_file)
         reload_certificates(self._listeners)
         old, self.config = self.config, config

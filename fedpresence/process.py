@@ -157,14 +157,23 @@ class _Process:
                 check_signing_key=load_signing_keys,
                 check_registration=load_registration,
             )
-            self._logging.reload(config.log)
-            later = self._daemon.reload(config)
+            later = self._take_over(config)
         except ConfigError as error:
             _log.error("not reloaded, the old configuration stays: {error}", error=error)
             return
         if later:
             _log.warn("a restart is needed for what changed in: {keys}", keys=", ".join(later))
         _log.info("reloaded the configuration")
+
+    def _take_over(self, config: Config) -> list[str]:
+        """All of it or nothing."""
+        before = self._daemon.config.log
+        self._logging.reload(config.log)
+        try:
+            return self._daemon.reload(config)
+        except ConfigError:
+            self._logging.reload(before)
+            raise
 
     def _watch_wall_clock(self) -> None:
         """A stepped wall clock changes nothing here, which is worth a line in the diary (Z-21)."""

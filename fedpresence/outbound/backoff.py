@@ -73,6 +73,11 @@ class Backoff:
         return True
 
     @property
+    def is_retrying(self) -> bool:
+        """Whether the last try failed, an outage or not."""
+        return self._first_ms is not None
+
+    @property
     def is_woken(self) -> bool:
         """Whether the next try is not one of the many in vain: the destination, or an operator, asked."""
         return self.next_try_ms == self._asked_ms

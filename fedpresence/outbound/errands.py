@@ -38,10 +38,11 @@ class _Owed:
 class Errands:
     """All of it for one destination."""
 
-    __slots__ = ("_any_aside", "_edus_left", "_owed", "drops", "polls", "unpolls")
+    __slots__ = ("_any_aside", "_edus_left", "_owed", "drops", "polls", "polls_by_ms", "unpolls")
 
     def __init__(self) -> None:
         self.polls: dict[UserID, None] = {}
+        self.polls_by_ms: int | None = None  # when the first of them should leave
         self.unpolls: dict[UserID, None] = {}
         self.drops: dict[Pair, ListEdu] = {}
         self._owed: dict[OwedKey, _Owed] = {}
@@ -77,9 +78,10 @@ class Errands:
         self.drops[pair] = ListEdu(EduKind.DROP, *pair)
         return True
 
-    def add_poll(self, user_id: UserID) -> None:
-        """A user is asked for once, where there is room."""
+    def add_poll(self, user_id: UserID, by_ms: int) -> None:
+        """A user is asked for once, where there is room; it should leave by then."""
         _add_bounded(self.polls, user_id)
+        self.polls_by_ms = by_ms if self.polls_by_ms is None else min(by_ms, self.polls_by_ms)
 
     def add_unpoll(self, user_id: UserID) -> None:
         """A user is asked for no more, where there is room to say so."""
@@ -99,7 +101,10 @@ class Errands:
         drops = tuple(self.drops.values())[:MAX_EDUS_TAKEN]
         for drop in drops:
             del self.drops[(drop.observer, drop.observed)]
-        return drops, _pop_some(self.polls, MAX_POLLS_TAKEN), _pop_some(self.unpolls, MAX_POLLS_TAKEN)
+        polls = _pop_some(self.polls, MAX_POLLS_TAKEN)
+        if not self.polls:
+            self.polls_by_ms = None
+        return drops, polls, _pop_some(self.unpolls, MAX_POLLS_TAKEN)
 
     def owed_to_take(self, now_ms: int, beside: Iterable[ListEdu]) -> tuple[OwedEdu, ...]:
         """What the next transaction carries of what is owed, `beside` these; it waits until `delivered`."""
@@ -143,9 +148,9 @@ class Errands:
         """From when on an EDU that is owed may leave; None where none is to be offered."""
         return self._edus_left.ready_ms() if self._has_owed_to_offer() else None
 
-    def has_to_offer(self) -> bool:
-        """Whether something waits that may go, now or later."""
-        return bool(self.polls or self.unpolls or self.drops) or self._has_owed_to_offer()
+    def has_besides_polls(self) -> bool:
+        """Whether something else waits that may go, now or later."""
+        return bool(self.unpolls or self.drops) or self._has_owed_to_offer()
 
     def _has_owed_to_offer(self) -> bool:
         """Whether an EDU is owed that neither is set aside nor stands behind one of its pair that is."""

@@ -174,8 +174,9 @@ class DestinationQueue:
                 if errands.add_drop((effect.observer, effect.observed)):
                     self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])
             case SendPoll():
-                errands.add_poll(effect.user_id)
-                self._expect(now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[Urgency.ASKED]))
+                by_ms = now_ms + (OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[Urgency.ASKED])
+                errands.add_poll(effect.user_id, by_ms)
+                self._expect(by_ms)
             case SendUnpoll():
                 errands.add_unpoll(effect.user_id)
                 self._expect(now_ms + PATIENCE_MS[Urgency.TIMER])
@@ -410,7 +411,11 @@ class DestinationQueue:
             self._deadline_ms = min([news.deadline_ms for news in self._pending.values()])
         else:
             self._pending.clear()  # or it would keep the room of the largest crowd it ever held
-        if self._errands is not NO_ERRANDS and self._errands.has_to_offer():
+        if self._errands is NO_ERRANDS:
+            return
+        if self._errands.polls_by_ms is not None:
+            self._expect(self._errands.polls_by_ms)
+        if self._errands.has_besides_polls():
             self._expect(now_ms)
 
 

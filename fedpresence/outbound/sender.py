@@ -531,10 +531,11 @@ class DestinationSender:
         asked_by_ms = self._asked_by_ms
         if self._is_refusing:
             deadline_ms = max(self.queue.deadline_ms(now), now + REFUSING_PATIENCE_MS)
-        elif self._backoff.failing_since_ms is not None:
+        elif self._backoff.is_retrying:
             deadline_ms = now + TRY_PATIENCE_MS
             if (asked_by_ms is None or asked_by_ms > deadline_ms) and not self._tools.tries.take(now):
-                deadline_ms = now + (WOKEN_PATIENCE_MS if self._backoff.is_woken else FAILING_PATIENCE_MS)
+                is_away = self._backoff.failing_since_ms is not None and not self._backoff.is_woken
+                deadline_ms = now + (FAILING_PATIENCE_MS if is_away else WOKEN_PATIENCE_MS)
         else:
             deadline_ms = self.queue.deadline_ms(now)
         if asked_by_ms is not None and asked_by_ms <= deadline_ms:

@@ -19,7 +19,7 @@ from fedpresence.errors import ConfigError
 
 _log = Logger()
 
-_BEGIN = "-----BEGIN CERTIFICATE-----"
+_BEGIN = re.compile("-----BEGIN (TRUSTED )?CERTIFICATE-----")
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # the only names of files that OpenSSL finds in a folder
 
 _CA_FILE = "federation.ca_file"
@@ -63,15 +63,16 @@ class TlsPolicy:
     ) -> None:
         self._verify = verify
         self._bundles = bundles
-        self.context, found = self._read(ca_file)
-        if not found:  # clients can be served all the same
+        self.context, self._has_authorities = self._read(ca_file)
+        if not self._has_authorities:  # clients can be served all the same
             _log.warn("{problem} {fix}", problem=_NONE_FOUND, fix=_FIND_THEM)
 
     def read(self, ca_file: Path | None) -> ssl.SSLContext:
-        """Whom the files vouch for now, to become `context`; ConfigError where they are no good."""
+        """Whom the files vouch for now, to become `context`; ConfigError where they are no good, or gone."""
         context, found = self._read(ca_file)
-        if not found:
+        if self._has_authorities and not found:
             raise ConfigError.of(_CA_FILE, _NONE_FOUND, _FIND_THEM)
+        self._has_authorities = found
         return context
 
     def session_with(self, name: str) -> TlsSession:
@@ -130,7 +131,7 @@ def _load_authorities(context: ssl.SSLContext, file: Path, key: str) -> None:
         text = file.read_text("ascii", errors="replace")
     except OSError as error:
         raise ConfigError.of(key, f"{file} cannot be read: {error.strerror}.", _GIVE_PEM) from error
-    if _BEGIN not in text:
+    if not _BEGIN.search(text):
         raise ConfigError.of(key, f"{file} holds no certificate.", _GIVE_PEM)
     try:
         context.load_verify_locations(file)

@@ -35,9 +35,9 @@ def test_what_is_owed_waits_until_delivered_and_what_is_set_aside_until_the_wake
     assert (errands.owed_ready_ms() or 0) <= NOW_MS
 
     errands.set_aside([edu(1)])
-    assert (errands.owed_ready_ms(), errands.has_to_offer(), errands.empty()) == (None, False, False)
+    assert (errands.owed_ready_ms(), errands.has_besides_polls(), errands.empty()) == (None, False, False)
     errands.wake()
-    assert errands.has_to_offer()
+    assert errands.has_besides_polls()
 
     errands.delivered([edu(1)])
     assert errands.empty()
@@ -60,4 +60,4 @@ def test_no_errands_stay_none() -> None:
     assert NO_ERRANDS.take_once() == ((), (), ())
 
     assert NO_ERRANDS.empty()
-    assert not NO_ERRANDS.has_to_offer()
+    assert not NO_ERRANDS.has_besides_polls()

@@ -636,3 +636,17 @@ def test_no_news_is_ever_lost_and_what_is_due_can_be_taken(
         else:
             queue.failed(wanted.users)
     assert queue.pending_users == len(news)
+
+
+def test_a_question_that_came_meanwhile_is_as_urgent_as_before() -> None:
+    """Somebody waits for the answer, whatever lands in between; in bulk it has time all the same."""
+    for overdrawn in (False, True):
+        queue = a_queue()
+        push(queue, NOW_MS)
+        wanted = queue.take(NOW_MS, 10)
+        queue.add(SendPoll(THERE, BOB), NOW_MS, overdrawn=overdrawn)
+
+        queue.delivered(wanted.users, (), {}, NOW_MS + 50)
+
+        patience_ms = OVERDRAWN_PATIENCE_MS if overdrawn else PATIENCE_MS[Urgency.ASKED]
+        assert queue.deadline_ms(NOW_MS + 50) == NOW_MS + patience_ms

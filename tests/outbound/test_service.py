@@ -620,3 +620,18 @@ def test_who_goes_first_leaves_half_of_the_budget_to_the_others() -> None:
     told = [name for name in late if name in BUSY]
     assert len(late) >= 190
     assert len(told) >= len(late) / 2
+
+
+@pytest.mark.parametrize("urgency", [Urgency.ASKED, Urgency.CHANGE])
+def test_those_that_answer_later_do_not_take_the_turns_of_the_others(urgency: Urgency) -> None:
+    """A 429 is no outage, but hundreds that are tried again and again must not go first (Z-18, Z-20)."""
+    rig = Rig(max_transactions_per_second=50).start()
+    rig.outbound.enqueue(SendPush(tuple(ServerName(f"{n}.test") for n in range(700)), CAROL, urgency))
+    rig.server.otherwise = lambda txn_id, content: refusal(429)
+    rig.wait(40)
+    began_ms, tried = rig.clock.seconds() * 1000, len(rig.server.opened)
+
+    rig.push()
+    rig.wait(2)
+
+    assert THERE in [name for name, at_ms in rig.server.opened[tried:] if at_ms - began_ms <= 1_000]

@@ -216,15 +216,20 @@ def test_what_the_operator_or_openssl_names_is_not_added_to(
 
 
 def test_no_authorities_at_all_are_said_at_the_start_and_no_ground_to_give_up_those_of_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container without them would else refuse server after server; a package may be upgraded just now."""
+    """A container without them would else refuse server after server; a package may be upgraded just now.
+
+    Who started without them can reload the rest of the configuration.
+    """
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NOTHING)
 
     with capturedLogs() as logged:
         policy = TlsPolicy(bundles=(tmp_path / "none",))
+    policy.read(None)
+    policy.read(authority.ca_file)
     with pytest.raises(ConfigError) as caught:
         policy.read(None)
 
