@@ -166,6 +166,8 @@ class DestinationSender:
         now = now_ms(self._tools.clock)
         self._backoff.retry_now(now)
         self.queue.wake(now)
+        if self._is_connecting_in_vain(now) and self._in_flight is not None:
+            self._in_flight.cancel()
         self.schedule()
 
     def permit(self, permitted: bool) -> None:

@@ -428,6 +428,22 @@ def test_a_destination_that_lives_but_takes_nothing_is_told_alive_once() -> None
     assert rig.engine.events == [DestinationAlive(THERE)]
 
 
+def test_an_operator_need_not_wait_for_a_try_that_hangs() -> None:
+    """Its end would be another failure, and the next try hours away."""
+    rig = Rig().start()
+    rig.server.reachable = unreachable()
+    rig.push()
+    rig.wait(1)
+    rig.server.reachable = Deferred()
+    rig.wait(60)
+    rig.server.reachable = 200
+
+    assert rig.outbound.retry(THERE)
+    rig.wait()
+
+    assert rig.server.pushed() == [[ALICE]]
+
+
 def test_an_operator_can_try_now() -> None:
     """`POST …/retry` (contract.md)."""
     rig = Rig().start()
