@@ -368,16 +368,22 @@ def test_something_authentic_wakes_a_failing_destination() -> None:
     assert rig.engine.events == [DestinationAlive(THERE)]
 
 
-def test_something_authentic_ends_a_try_that_waits_for_nobody() -> None:
-    """It began while the destination was away; its packets are lost, and it would wait for ten seconds."""
+def trying_in_vain() -> Rig:
+    """A destination that was away is back, and a connection that was begun before hangs."""
     rig = Rig().start()
     rig.server.reachable = unreachable()
     rig.push()
     rig.wait(1)
     rig.server.reachable = Deferred()
     rig.wait(60)
-    tries = len(rig.server.opened)
     rig.server.reachable = 200
+    return rig
+
+
+def test_something_authentic_ends_a_try_that_waits_for_nobody() -> None:
+    """It began while the destination was away; its packets are lost, and it would wait for ten seconds."""
+    rig = trying_in_vain()
+    tries = len(rig.server.opened)
 
     rig.outbound.seen_alive(THERE)
     rig.wait()
@@ -430,13 +436,7 @@ def test_a_destination_that_lives_but_takes_nothing_is_told_alive_once() -> None
 
 def test_an_operator_need_not_wait_for_a_try_that_hangs() -> None:
     """Its end would be another failure, and the next try hours away."""
-    rig = Rig().start()
-    rig.server.reachable = unreachable()
-    rig.push()
-    rig.wait(1)
-    rig.server.reachable = Deferred()
-    rig.wait(60)
-    rig.server.reachable = 200
+    rig = trying_in_vain()
 
     assert rig.outbound.retry(THERE)
     rig.wait()
