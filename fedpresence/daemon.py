@@ -300,19 +300,28 @@ class Daemon:
     def _look_around_soon(self, parts: Parts) -> None:
         """By the reactor's time: other processes know no other."""
 
-        async def look() -> None:
-            await parts.look_around()
+        def look() -> None:
+            if parts.store.touched():
+                self._background("look around", take_up())
+            else:
+                self._look_around_soon(parts)
+
+        async def take_up() -> None:
+            await parts.take_up_changes()
             self._look_around_soon(parts)
 
-        self._later("look around", LOOK_AROUND_S, look, self._reactor)
+        self._call_later("look around", LOOK_AROUND_S, look, self._reactor)
 
-    def _later(self, name: str, delay_s: float, work: Callable[[], Work], clock: Clock | None = None) -> None:
+    def _later(self, name: str, delay_s: float, work: Callable[[], Work]) -> None:
+        self._call_later(name, delay_s, lambda: self._background(name, work()), self._clock)
+
+    def _call_later(self, name: str, delay_s: float, call: Callable[[], None], clock: Clock) -> None:
         def begin() -> None:
             del self._timers[name]
-            self._background(name, work())
+            call()
 
         if self._stopped is None and not self._failed:
-            self._timers[name] = (clock or self._clock).callLater(delay_s, begin)
+            self._timers[name] = clock.callLater(delay_s, begin)
 
     def _background(self, name: str, work: Work) -> None:
         """Nothing fails unheard: what goes wrong in the background stops the daemon."""

@@ -165,10 +165,8 @@ class Parts:
         """Whether `write_behind` has something to write."""
         return self.engine.has_unwritten() or self.hub.has_unwritten()
 
-    async def look_around(self) -> None:
-        """Take up whatever another process changed: tokens and users."""
-        if not self.store.touched():
-            return
+    async def take_up_changes(self) -> None:
+        """Those of another process, where the store was touched: tokens and users."""
         if await self.store.tokens_changed():
             self.tokens.forget()
         await self.take_up_new_users()
