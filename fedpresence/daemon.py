@@ -392,7 +392,7 @@ class Daemon:
     async def _flush(self, parts: Parts) -> None:
         """Let the last words leave, those that wait for a batch window too; for a moment at most."""
         until_s = self._clock.seconds() + FLUSH_S
-        while _has_last_words(parts) and self._clock.seconds() < until_s:
+        while parts.outbound.has_last_words(int(until_s * 1000)) and self._clock.seconds() < until_s:
             moment: Deferred[None] = Deferred()
             self._clock.callLater(FLUSH_STEP_S, moment.callback, None)
             await moment
@@ -401,12 +401,6 @@ class Daemon:
 async def _stop_listening(listeners: Iterable[Listener]) -> None:
     closing: list[Deferred[Any]] = [maybeDeferred(each.port.stopListening) for each in listeners]
     await DeferredList(closing, consumeErrors=True)
-
-
-def _has_last_words(parts: Parts) -> bool:
-    """Whether pushes are on their way, or will be soon: not where the destination fails."""
-    states = parts.outbound.describe(None).values()
-    return any(s.state == "sending" or (s.state == "waiting" and s.pending_users) for s in states)
 
 
 async def _submitted(parts: Parts, event: SettingsChanged) -> None:
