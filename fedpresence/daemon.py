@@ -33,8 +33,7 @@ from fedpresence.homeserver.registration import load_registration
 from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.status import TransactionSeen
-from fedpresence.outbound.tls import TlsPolicy
-from fedpresence.parts import Parts, Surroundings, Work
+from fedpresence.parts import Parts, Surroundings, Work, check_homeserver_authorities, tls_policy
 from fedpresence.selfcheck import Arrival, is_public
 from fedpresence.serving import site_for
 from fedpresence.site import BoundedSite
@@ -170,13 +169,16 @@ class Daemon:
         ConfigError, and nothing changes, where a certificate or an authority is no good.
         """
         parts = self._parts
+        authorities = None
         if parts is None:  # they will be built with it
-            TlsPolicy(verify=config.federation.verify_certificates, ca_file=config.federation.ca_file)
-        authorities = None if parts is None else parts.tls.read(config.federation.ca_file)
+            tls_policy(config)
+        else:
+            check_homeserver_authorities(config)
+            authorities = parts.tls.read(config.federation.ca_file)
         reload_certificates(self._listeners)
         old, self.config = self.config, config
         if parts is not None and authorities is not None:
-            parts.tls.context = authorities
+            parts.tls.take_over(authorities)
             if parts.relay is not None:
                 parts.relay.renew_trust()
             settings = _reloaded(engine_settings(old), engine_settings(config))
