@@ -71,6 +71,7 @@ def test_a_stop_while_the_rows_are_read_is_a_clean_one(monkeypatch: pytest.Monke
         ("asked us to come in a minute", 0.0),
         ("is denied", 0.0),
         ("fails", 0.0),
+        ("is away, and a try hangs", 0.0),
         ("never answers", FLUSH_S),
     ],
 )
@@ -83,6 +84,7 @@ def test_a_clean_stop_waits_only_for_what_can_still_leave(meets: str, waits_s: f
         "asked us to come in three seconds": [refusal(429, retry_after_ms=3_000)],
         "asked us to come in a minute": [refusal(429, retry_after_ms=60_000)],
         "fails": [refusal(503)],
+        "is away, and a try hangs": [refusal(503)],
         "never answers": [Deferred()],
     }
     rig.server.outcomes = answers.get(meets, [])
@@ -90,6 +92,10 @@ def test_a_clean_stop_waits_only_for_what_can_still_leave(meets: str, waits_s: f
     rig.wait(0.01)
     if meets == "is denied":
         rig.outbound.reload(ServerLists(allow=()))
+    if meets == "is away, and a try hangs":
+        rig.server.reachable = Deferred()
+        rig.wait(2)
+        assert rig.outbound.in_flight() == 1
     rig.push(CAROL)
     rig.clock.callLater(2, slow.callback, 200)
     config: Any = SimpleNamespace(server_name="here.test")

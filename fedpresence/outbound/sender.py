@@ -250,9 +250,10 @@ class DestinationSender:
 
     def has_last_words(self, by_ms: int) -> bool:
         """Whether news is on its way, or may leave by then: not where the destination fails."""
+        is_away = self._backoff.failing_since_ms is not None
         if self._in_flight is not None:
-            return True
-        if self._backoff.failing_since_ms is not None or not self.queue.pending_users:
+            return not is_away or self._connecting_ms is None
+        if is_away or not self.queue.pending_users:
             return False
         due_ms = self.next_due_ms()
         return due_ms is not None and due_ms <= by_ms
