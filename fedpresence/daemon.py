@@ -33,8 +33,7 @@ from fedpresence.homeserver.registration import load_registration
 from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.status import TransactionSeen
-from fedpresence.outbound.tls import TlsPolicy
-from fedpresence.parts import Parts, Surroundings, Work
+from fedpresence.parts import Parts, Surroundings, Work, check_homeserver_authorities, tls_policy
 from fedpresence.selfcheck import Arrival, is_public
 from fedpresence.serving import site_for
 from fedpresence.site import BoundedSite
@@ -170,13 +169,16 @@ class Daemon:
         ConfigError, and nothing changes, where a certificate or an authority is no good.
         """
         parts = self._parts
+        authorities = None
         if parts is None:  # they will be built with it
-            TlsPolicy(verify=config.federation.verify_certificates, ca_file=config.federation.ca_file)
-        authorities = None if parts is None else parts.tls.read(config.federation.ca_file)
+            tls_policy(config)
+        else:
+            check_homeserver_authorities(config)
+            authorities = parts.tls.read(config.federation.ca_file)
         reload_certificates(self._listeners)
         old, self.config = self.config, config
         if parts is not None and authorities is not None:
-            parts.tls.context = authorities
+            parts.tls.take_over(authorities)
             if parts.relay is not None:
                 parts.relay.renew_trust()
             settings = _reloaded(engine_settings(old), engine_settings(config))
@@ -401,7 +403,7 @@ class Daemon:
     async def _flush(self, parts: Parts) -> None:
         """Let the last words leave, those that wait for a batch window too; for a moment at most."""
         until_s = self._clock.seconds() + FLUSH_S
-        while _has_last_words(parts) and self._clock.seconds() < until_s:
+        while parts.outbound.has_last_words(int(until_s * 1000)) and self._clock.seconds() < until_s:
             moment: Deferred[None] = Deferred()
             self._clock.callLater(FLUSH_STEP_S, moment.callback, None)
             await moment
@@ -410,12 +412,6 @@ class Daemon:
 async def _stop_listening(listeners: Iterable[Listener]) -> None:
     closing: list[Deferred[Any]] = [maybeDeferred(each.port.stopListening) for each in listeners]
     await DeferredList(closing, consumeErrors=True)
-
-
-def _has_last_words(parts: Parts) -> bool:
-    """Whether pushes are on their way, or will be soon: not where the destination fails."""
-    states = parts.outbound.describe(None).values()
-    return any(s.state == "sending" or (s.state == "waiting" and s.pending_users) for s in states)
 
 
 async def _submitted(parts: Parts, event: SettingsChanged) -> None:

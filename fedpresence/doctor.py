@@ -18,8 +18,7 @@ from fedpresence.ids import ServerName
 from fedpresence.inbound.keyfetch import KeyFetcher
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.client import build_client
-from fedpresence.outbound.tls import TlsPolicy
-from fedpresence.parts import CONNECT_TIMEOUT_S
+from fedpresence.parts import CONNECT_TIMEOUT_S, tls_policy
 from fedpresence.wire.signing import Identity, ServerKeys
 
 
@@ -36,8 +35,7 @@ async def examine(config: Config, reactor: Any) -> tuple[Finding, ...]:
     registration = None if path is None else load_registration(path)
     http = client(agent(reactor, connectTimeout=CONNECT_TIMEOUT_S))
     api = HomeserverApi(config.homeserver_url, registration, http, clock)
-    tls = TlsPolicy(verify=config.federation.verify_certificates, ca_file=config.federation.ca_file)
-    federation = build_client(reactor, clock, config.federation, identity, SystemRandom(), tls)
+    federation = build_client(reactor, clock, config.federation, identity, SystemRandom(), tls_policy(config))
     fetcher = KeyFetcher(federation.get_unsigned, clock)
 
     async def fetch_keys(server_name: ServerName) -> ServerKeys:

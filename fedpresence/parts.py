@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 from treq.client import HTTPClient
 from twisted.internet.defer import Deferred
@@ -48,7 +49,7 @@ from fedpresence.ops.status import PrometheusCounters
 from fedpresence.outbound.client import build_client
 from fedpresence.outbound.service import Outbound, OutboundSettings
 from fedpresence.outbound.status import TransactionSeen
-from fedpresence.outbound.tls import TlsPolicy
+from fedpresence.outbound.tls import TlsPolicy, check_named_authorities
 from fedpresence.outbound.tools import Decisions
 from fedpresence.selfcheck import SelfCheck
 from fedpresence.storage.store import Store
@@ -121,7 +122,7 @@ class Parts:
         self.tap = SyncTap(self.hub, self.tokens, clock)
         self.changes = PresenceChanges(self.hub, clock, config.limits)
         federation = config.federation
-        self.tls = TlsPolicy(verify=federation.verify_certificates, ca_file=federation.ca_file)
+        self.tls = tls_policy(config)
         self.client = build_client(around.reactor, clock, federation, identity, around.random, self.tls)
         self.outbound = Outbound(
             clock,
@@ -284,6 +285,18 @@ class Parts:
             config.server_name, registration, self.scan, known, submit, self.clock, self.counters
         )
         self._existence = Existence(api, self.clock)
+
+
+def tls_policy(config: Config) -> TlsPolicy:
+    """TLS with other servers; ConfigError where that, or TLS with the homeserver, would trust nobody."""
+    check_homeserver_authorities(config)
+    return TlsPolicy(verify=config.federation.verify_certificates, ca_file=config.federation.ca_file)
+
+
+def check_homeserver_authorities(config: Config) -> None:
+    """ConfigError where the homeserver could not be trusted: `federation.ca_file` is not for it."""
+    if urlsplit(config.homeserver_url or "").scheme == "https":
+        check_named_authorities()
 
 
 def _keys_by(fetcher: KeyFetcher) -> FetchKeys:

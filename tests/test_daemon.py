@@ -9,9 +9,11 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from fedpresence import daemon
-from fedpresence.daemon import Daemon
+from fedpresence.daemon import FLUSH_S, Daemon
+from fedpresence.engine.settings import ServerLists
 from fedpresence.process import _Process
 from tests.asynchronous import as_deferred, result_of
+from tests.outbound.sending import CAROL, Outcome, Rig, refusal
 
 
 class Store:
@@ -58,6 +60,54 @@ def test_a_stop_while_the_rows_are_read_is_a_clean_one(monkeypatch: pytest.Monke
     result_of(starting)
     result_of(stopped)
     assert store.closed and fatal == [] and here.listening == ()
+
+
+@pytest.mark.parametrize(
+    ("meets", "waits_s"),
+    [
+        ("is in its window", 0.2),
+        ("answers slowly", 2.0),
+        ("asked us to come in three seconds", 3.0),
+        ("asked us to come in a minute", 0.0),
+        ("is denied", 0.0),
+        ("fails", 0.0),
+        ("is away, and a try hangs", 0.0),
+        ("never answers", FLUSH_S),
+    ],
+)
+def test_a_clean_stop_waits_only_for_what_can_still_leave(meets: str, waits_s: float) -> None:
+    """Somebody waits for the restart, and who is not spoken to hears no last words however long it takes."""
+    rig = Rig().start()
+    slow: Deferred[int] = Deferred()
+    answers: dict[str, list[Outcome]] = {
+        "answers slowly": [slow],
+        "asked us to come in three seconds": [refusal(429, retry_after_ms=3_000)],
+        "asked us to come in a minute": [refusal(429, retry_after_ms=60_000)],
+        "fails": [refusal(503)],
+        "is away, and a try hangs": [refusal(503)],
+        "never answers": [Deferred()],
+    }
+    rig.server.outcomes = answers.get(meets, [])
+    rig.push()
+    rig.wait(0.01)
+    if meets == "is denied":
+        rig.outbound.reload(ServerLists(allow=()))
+    if meets == "is away, and a try hangs":
+        rig.server.reachable = Deferred()
+        rig.wait(2)
+        assert rig.outbound.in_flight() == 1
+    rig.push(CAROL)
+    rig.clock.callLater(2, slow.callback, 200)
+    config: Any = SimpleNamespace(server_name="here.test")
+    here = Daemon(config, None, rig.clock, Random(1), lambda _: None, force=True)
+    parts: Any = SimpleNamespace(outbound=rig.outbound)
+    began_s = rig.clock.seconds()
+
+    flushed = as_deferred(here._flush(parts))
+    while not flushed.called:
+        rig.wait(0.05)
+
+    assert rig.clock.seconds() - began_s == pytest.approx(waits_s, abs=0.15)
 
 
 def test_what_fails_while_the_process_ends_does_not_end_it_again() -> None:

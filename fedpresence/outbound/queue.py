@@ -56,14 +56,16 @@ _CHANGE, _TIMER = Urgency.CHANGE, Urgency.TIMER  # asked for at each push: an en
 class News:
     """What makes a user due, for any number of destinations: it never changes.
 
-    It should be told by `deadline_ms` if others do not wait longer.
+    It should be told by `deadline_ms` if others do not wait longer. `since` is the part of it that came while
+    the rest was on its way: what is left of it once that is delivered.
     """
 
-    __slots__ = ("deadline_ms", "urgency")
+    __slots__ = ("deadline_ms", "since", "urgency")
 
-    def __init__(self, urgency: Urgency, deadline_ms: int) -> None:
+    def __init__(self, urgency: Urgency, deadline_ms: int, since: "News | None" = None) -> None:
         self.urgency = urgency
         self.deadline_ms = deadline_ms
+        self.since = since
 
 
 class _Told:
@@ -152,7 +154,12 @@ class DestinationQueue:
             self._urgent += urgency <= _CHANGE
         else:  # with what is newest, and as soon as either
             self._urgent += urgency <= _CHANGE < before.urgency
-            news = News(min(urgency, before.urgency), min(deadline_ms, before.deadline_ms))
+            since = before.since
+            if before is self._taken.get(user_id):
+                since = news
+            elif since is not None:
+                since = _merged(since, news)
+            news = _merged(before, news, since)
         self._pending[user_id] = news
         if self._deadline_ms is None or deadline_ms < self._deadline_ms:
             self._deadline_ms = deadline_ms
@@ -205,7 +212,7 @@ class DestinationQueue:
         deadline_ms = now_ms + PATIENCE_MS[Urgency.REFRESH]
         for user, news in self._pending.items():
             if news.deadline_ms < deadline_ms:
-                later = self._pending[user] = News(news.urgency, deadline_ms)
+                later = self._pending[user] = News(news.urgency, deadline_ms, news.since)
                 if self._taken.get(user) is news:
                     self._taken[user] = later
         self._reckon(now_ms)
@@ -377,9 +384,14 @@ class DestinationQueue:
         pending, taken = self._pending, self._taken
         for user in users:
             news = pending.get(user)
-            if news is not None and news is taken.get(user):
+            if news is None:
+                continue
+            if news is taken.get(user):
                 del pending[user]
                 self._urgent -= news.urgency <= _CHANGE
+            elif news.since is not None:
+                pending[user] = news.since
+                self._urgent -= news.urgency <= _CHANGE < news.since.urgency
 
     def _remember(self, users: Iterable[UserID], told_ms: int, published: Mapping[UserID, Published]) -> None:
         """These were told then; who is not in `published`, of that it is not sure what is known."""
@@ -423,6 +435,15 @@ def spread(origin: ServerName, destination: ServerName) -> float:
     """A number in 0..1 that is always the same for two servers, and even over all."""
     digest = blake2b(f"{origin}\0{destination}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def _merged(before: News, news: News, since: News | None = None) -> News:
+    urgency, deadline_ms = before.urgency, before.deadline_ms
+    return News(
+        news.urgency if news.urgency < urgency else urgency,
+        news.deadline_ms if news.deadline_ms < deadline_ms else deadline_ms,
+        since,
+    )
 
 
 def _may_refresh(told: _Told) -> bool:

@@ -248,6 +248,16 @@ class DestinationSender:
         due_ms = self.next_due_ms()
         return self._in_flight is None and (due_ms is None or due_ms > now_ms(self._tools.clock))
 
+    def has_last_words(self, by_ms: int) -> bool:
+        """Whether news is on its way, or may leave by then: not where the destination fails."""
+        is_away = self._backoff.failing_since_ms is not None
+        if self._in_flight is not None:
+            return not is_away or self._connecting_ms is None
+        if is_away or not self.queue.pending_users:
+            return False
+        due_ms = self.next_due_ms()
+        return due_ms is not None and due_ms <= by_ms
+
     def forgettable(self) -> bool:
         """Whether a new sender would do as well as this one."""
         return (

@@ -212,6 +212,11 @@ class Outbound(Service):
         self._take_in()
         return all(sender.idle() for sender in self._senders.values())
 
+    def has_last_words(self, by_ms: int) -> bool:
+        """Whether news is on its way anywhere, or may leave by then: not where the destination fails."""
+        self._take_in()
+        return any(sender.has_last_words(by_ms) for sender in self._senders.values())
+
     def in_flight(self) -> int:
         """How many transactions are being made or sent."""
         return sum(sender.status().state == "sending" for sender in self._senders.values())

@@ -12,6 +12,7 @@ import re
 import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from twisted.logger import Logger
 
@@ -48,8 +49,15 @@ class TlsSession:
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
 
 
+class Authorities(NamedTuple):
+    """Whom some files vouched for when they were read; `found`: whether there was anybody."""
+
+    context: ssl.SSLContext
+    found: bool
+
+
 class TlsPolicy:
-    """Begins TLS with a server by its name; new connections share the newest `context`.
+    """Begins TLS with a server by its name; new connections share the newest authorities.
 
     `bundles` are where the system's authorities may be.
     """
@@ -63,26 +71,29 @@ class TlsPolicy:
     ) -> None:
         self._verify = verify
         self._bundles = bundles
-        self.context, self._has_authorities = self._read(ca_file)
-        if not self._has_authorities:  # clients can be served all the same
+        self._authorities = self._read(ca_file)
+        if not self._authorities.found:  # clients can be served all the same
             _log.warn("{problem} {fix}", problem=_NONE_FOUND, fix=_FIND_THEM)
 
-    def read(self, ca_file: Path | None) -> ssl.SSLContext:
-        """Whom the files vouch for now, to become `context`; ConfigError where they are no good, or gone."""
-        context, found = self._read(ca_file)
-        if self._has_authorities and not found:
+    def read(self, ca_file: Path | None) -> Authorities:
+        """Whom the files vouch for now, to be taken over; ConfigError where they are no good, or gone."""
+        authorities = self._read(ca_file)
+        if self._authorities.found and not authorities.found:
             raise ConfigError.of(_CA_FILE, _NONE_FOUND, _FIND_THEM)
-        self._has_authorities = found
-        return context
+        return authorities
+
+    def take_over(self, authorities: Authorities) -> None:
+        """Believe these from now on, and no others."""
+        self._authorities = authorities
 
     def session_with(self, name: str) -> TlsSession:
         """TLS to a server whose certificate is for `name`; ValueError where there can be none."""
         try:
-            return TlsSession(self.context, name)
+            return TlsSession(self._authorities.context, name)
         except (ValueError, ssl.SSLError) as error:  # an empty label, or one that is too long
             raise ValueError(f"no certificate can be for {name}") from error
 
-    def _read(self, ca_file: Path | None) -> tuple[ssl.SSLContext, bool]:
+    def _read(self, ca_file: Path | None) -> Authorities:
         context, found = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), True
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False
@@ -94,7 +105,12 @@ class TlsPolicy:
         if not self._verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        return context, found
+        return Authorities(context, found)
+
+
+def check_named_authorities() -> None:
+    """ConfigError where SSL_CERT_FILE names a file that is no good; for TLS that is not made here."""
+    _load_named(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.get_default_verify_paths())
 
 
 def load_system_authorities(
@@ -105,10 +121,7 @@ def load_system_authorities(
     Answers whether there are any; ConfigError where the file that SSL_CERT_FILE names is no good.
     """
     context.load_default_certs()
-    named = os.environ.get(defaults.openssl_cafile_env)
-    if named:
-        _load_authorities(context, Path(named), defaults.openssl_cafile_env)  # OpenSSL passes over mistakes
-    if named or defaults.openssl_capath_env in os.environ:
+    if _load_named(context, defaults) or defaults.openssl_capath_env in os.environ:
         return True
     if defaults.cafile is not None or (defaults.capath is not None and _has_hashed(defaults.capath)):
         return True
@@ -117,6 +130,14 @@ def load_system_authorities(
             context.load_verify_locations(bundle)
             return True
     return False
+
+
+def _load_named(context: ssl.SSLContext, defaults: ssl.DefaultVerifyPaths) -> bool:
+    """Whether SSL_CERT_FILE names a file, whose mistakes OpenSSL would pass over."""
+    named = os.environ.get(defaults.openssl_cafile_env)
+    if named:
+        _load_authorities(context, Path(named), defaults.openssl_cafile_env)
+    return bool(named)
 
 
 def _has_hashed(folder: str) -> bool:

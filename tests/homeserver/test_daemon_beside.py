@@ -2,6 +2,7 @@
 """A whole daemon beside a played homeserver, over real sockets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,9 +18,11 @@ from twisted.web.server import Request, Site
 from fedpresence.clock import MonotonicClock, now_ms
 from fedpresence.config import load_config
 from fedpresence.daemon import Daemon
+from fedpresence.errors import ConfigError
 from fedpresence.homeserver.registration import generate_registration, load_registration, write_registration
 from fedpresence.ids import RoomID, ServerName, UserID
 from fedpresence.ops.keys import generate_key_file
+from fedpresence.testing.certificates import ThrowawayCA
 from tests.in_reactor import in_reactor
 
 ALICE, BOB, BOT = UserID("@alice:here.test"), UserID("@bob:there.test"), UserID("@fedpresence:here.test")
@@ -112,5 +115,71 @@ def test_a_daemon_learns_its_rooms_and_hears_of_what_happens(tmp_path: Path, tim
                 await once(number)
         finally:
             await homeserver.stopListening()
+
+    in_reactor(story)
+
+
+TLS_CONFIG = """
+server_name: here.test
+signing_key_path: here.signing.key
+listeners:
+  - {endpoint: "tcp:0:interface=127.0.0.1", resources: [client]}
+homeserver: {url: "https://127.0.0.1:1"}
+federation: {ca_file: "ca.pem"}
+"""
+
+
+def test_a_homeserver_is_not_believed_by_the_authorities_of_other_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a file that is no good OpenSSL trusts nobody and says nothing: every request would be a 502."""
+    generate_key_file(tmp_path / "here.signing.key")
+    path = tmp_path / "fedpresence.yaml"
+    path.write_text(TLS_CONFIG, encoding="utf-8")
+    named = tmp_path / "named.pem"
+    named.write_bytes(ThrowawayCA(tmp_path).ca_file.read_bytes())
+    config = load_config(path, {})
+    changed = replace(config, log=replace(config.log, level="warn"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(named))
+
+    async def story(reactor: Any) -> None:
+        clock = MonotonicClock(reactor)
+        first, second = [Daemon(config, reactor, clock, Random(1), lambda _: None) for _ in range(2)]
+        await first.start()
+        try:
+            assert first.reload(config) == []
+            named.unlink()
+            with pytest.raises(ConfigError, match=r"SSL_CERT_FILE: .*named\.pem cannot be read"):
+                first.reload(changed)
+            assert first.config is config
+        finally:
+            await first.stop()
+        with pytest.raises(ConfigError, match=r"SSL_CERT_FILE: .*named\.pem cannot be read"):
+            second.reload(changed)
+        with pytest.raises(ConfigError, match=r"SSL_CERT_FILE: .*named\.pem cannot be read"):
+            await second.start()
+        await second.stop()
+
+    in_reactor(story)
+
+
+def test_who_asks_no_homeserver_by_tls_needs_no_authorities_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that names a file for other programs is no ground not to start."""
+    generate_key_file(tmp_path / "here.signing.key")
+    ThrowawayCA(tmp_path)
+    path = tmp_path / "fedpresence.yaml"
+    path.write_text(TLS_CONFIG.replace("https:", "http:"), encoding="utf-8")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+
+    async def story(reactor: Any) -> None:
+        config = load_config(path, {})
+        daemon = Daemon(config, reactor, MonotonicClock(reactor), Random(1), lambda _: None)
+        await daemon.start()
+        try:
+            assert daemon.reload(config) == []
+        finally:
+            await daemon.stop()
 
     in_reactor(story)

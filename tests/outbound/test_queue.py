@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +119,56 @@ def test_news_that_came_while_the_transaction_was_away_is_not_lost() -> None:
 
     assert queue.pending_users == 1
     assert queue.take(NOW_MS + WINDOW_MS, 500).users == (ALICE,)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_came_while_a_question_was_answered_is_no_question(again: bool) -> None:
+    """It would go before all who are late, in the share of those who wait for an answer (Z-18)."""
+    queue = a_queue()
+    push(queue, NOW_MS, urgency=Urgency.ASKED)
+    wanted = queue.take(NOW_MS, 500)
+    push(queue, NOW_MS + 5)
+    if again:
+        push(queue, NOW_MS + 6, urgency=Urgency.TIMER)
+
+    queue.delivered(wanted.users, (), {ALICE: ONLINE}, NOW_MS + 10)
+
+    assert queue.deadline_ms(NOW_MS + 10) == NOW_MS + 5 + PATIENCE_MS[Urgency.CHANGE]
+    assert queue.take(NOW_MS + WINDOW_MS, 500).users == (ALICE,)
+    assert queue.unchanged({ALICE: ONLINE}, NOW_MS + WINDOW_MS) == {ALICE}
+
+
+def test_what_came_while_a_change_was_told_has_as_much_time_as_it_would_have_alone() -> None:
+    """Who goes idle as the news that they came online leaves: nobody waits for that."""
+    queue = a_queue()
+    push(queue, NOW_MS)
+    wanted = queue.take(NOW_MS, 500)
+    push(queue, NOW_MS + 5, urgency=Urgency.TIMER)
+
+    queue.delivered(wanted.users, (), {ALICE: ONLINE}, NOW_MS + 10)
+
+    assert queue.next_due_ms() == NOW_MS + 2_000
+    push(queue, NOW_MS + 20, CAROL)
+    assert queue.next_due_ms() == NOW_MS + WINDOW_MS
+    deliver(queue, NOW_MS + WINDOW_MS)
+    assert queue.news_due_ms() is None
+
+
+@pytest.mark.parametrize("retaken", [False, True])
+def test_a_question_that_was_not_answered_stays_one_whatever_came_meanwhile(retaken: bool) -> None:
+    """Somebody waits still. What came before a try is told by it, what came after it is not."""
+    queue = a_queue()
+    push(queue, NOW_MS, urgency=Urgency.ASKED)
+    queue.take(NOW_MS, 500)
+    push(queue, NOW_MS + 5)
+    queue.failed([ALICE])
+    assert queue.deadline_ms(NOW_MS + 10) == NOW_MS + PATIENCE_MS[Urgency.ASKED]
+
+    if retaken:
+        queue.take(NOW_MS + 2_000, 500)
+    queue.delivered([ALICE], (), {ALICE: ONLINE}, NOW_MS + 2_000)
+
+    assert queue.pending_users == (0 if retaken else 1)
 
 
 def test_what_was_not_packed_waits_on() -> None:
@@ -599,7 +650,7 @@ def test_who_lost_the_right_leaves_the_queue_with_all_memory() -> None:
 USERS = [UserID(f"@{name}:here.test") for name in "abcd"]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "deliver", "fail", "refuse", "prune"]),
+        st.sampled_from(["add", "deliver", "meanwhile", "fail", "refuse", "prune"]),
         st.sampled_from(USERS),
         st.sampled_from([urgency for urgency in Urgency if urgency is not Urgency.AGAIN]),
         st.integers(0, REFRESH_MS),
@@ -627,15 +678,19 @@ def test_no_news_is_ever_lost_and_what_is_due_can_be_taken(
         assert news <= set(wanted.users)
         if due is not None and due <= now:
             assert wanted.users
-        if step == "deliver":
+        if step == "meanwhile":
+            push(queue, now, user, urgency)
+        if step in ("deliver", "meanwhile"):
             queue.delivered(wanted.users, (), dict.fromkeys(wanted.users, ONLINE), now)
-            news.clear()
+            news = {user} if step == "meanwhile" else set()
         elif step == "refuse":
             queue.set_aside(wanted.users, (), now)
             news.clear()
         else:
             queue.failed(wanted.users)
     assert queue.pending_users == len(news)
+    deliver(queue, now)
+    assert queue.news_due_ms() is None
 
 
 def test_a_question_that_came_meanwhile_is_as_urgent_as_before() -> None:
