@@ -26,7 +26,7 @@ class Gathering:
     """Decides how long to look away. `who` are the file descriptors that were ready, times are in seconds."""
 
     def __init__(self) -> None:
-        self._is_busy = False
+        self.is_busy = False  # else there is no pause, and nothing to be told but how many were ready
         self._count = 0
         self._period_ends_s = 0.0
         self._looked_s = 0.0  # when something was there the last time
@@ -39,18 +39,22 @@ class Gathering:
 
     def pause_s(self, now_s: float, most_s: float) -> float:
         """How long to look away before the next look; `most_s` is when a timer is due."""
-        if not self._is_busy or now_s < self._not_before_s or now_s < self._flows_until_s:
+        if not self.is_busy or now_s < self._not_before_s or now_s < self._flows_until_s:
             return 0.0
         pause_s = min(most_s, self._looked_s + GATHER_S - now_s)
         return pause_s if pause_s >= LEAST_S else 0.0
 
-    def looked(self, who: Collection[int], now_s: float) -> None:
-        """These were ready."""
-        self._count += len(who)
+    def counted(self, ready: int, now_s: float) -> None:
+        """So many were ready: enough to say while not much comes."""
+        self._count += ready
         if now_s >= self._period_ends_s:
             is_recent = now_s < self._period_ends_s + PERIOD_S
-            self._is_busy = is_recent and self._count >= BUSY_PER_SECOND * PERIOD_S
+            self.is_busy = is_recent and self._count >= BUSY_PER_SECOND * PERIOD_S
             self._count, self._period_ends_s = 0, now_s + PERIOD_S
+
+    def looked(self, who: Collection[int], now_s: float) -> None:
+        """These were ready."""
+        self.counted(len(who), now_s)
         if now_s >= self._while_ends_s:
             self._before = self._lately if now_s < self._while_ends_s + GATHER_S else set()
             self._lately, self._while_ends_s = set(), now_s + GATHER_S

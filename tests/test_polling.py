@@ -108,6 +108,7 @@ class _Patient(Gathering):
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_busy = True
         self.found: Collection[int] = ()
         self.meanwhile: Collection[int] = ()
 
@@ -149,3 +150,64 @@ def test_what_has_come_already_is_taken_before_a_pause() -> None:
 
     assert len(patient.meanwhile) == 2
     assert not patient.found
+
+
+# Signal handlers are the main thread's own, and another reactor may have them.
+def _run(reactor: PlainReactor) -> None:
+    reactor.callLater(10, reactor.stop)  # else a loop that misses something never ends
+    reactor.run(installSignalHandlers=False)
+
+
+def test_what_one_who_reads_sets_going_is_done() -> None:
+    """A timer that is due at once or soon, and a call as from a thread, do not wait for more to read."""
+    done: list[str] = []
+
+    def read(end: _End) -> None:
+        _take(end)
+        reactor: Any = end.reactor
+        reactor.callFromThread(done.append, "thread")
+        reactor.callLater(0, done.append, "now")
+        reactor.callLater(0.001, done.append, "soon")
+        reactor.callLater(0.002, lambda: reactor.running and len(done) == 6 and reactor.stop())
+
+    with two_ends(read) as (reactor, _):
+        _run(reactor)
+
+    assert sorted(done) == ["now", "now", "soon", "soon", "thread", "thread"]
+
+
+def test_who_reads_may_stop_the_reactor() -> None:
+    """What is to be done before the end is done then, and not when the next timer is due."""
+    ended: list[bool | None] = []
+
+    def stop(end: _End) -> None:
+        _take(end)
+        reactor: Any = end.reactor
+        if not ended:
+            ended.append(False)
+            reactor.stop()
+
+    with two_ends(stop) as (reactor, _):
+        reactor.addSystemEventTrigger("before", "shutdown", lambda: ended.append(reactor.running))
+        reactor.callLater(10, ended.append, None)
+        reactor.run(installSignalHandlers=False)
+
+    assert ended == [False, True]
+
+
+def test_an_error_of_the_loop_itself_is_logged_and_the_loop_goes_on(logged: list[LogEvent]) -> None:
+    """It must be heard of, and must not end the daemon."""
+    with two_ends(_take) as (reactor, _):
+        look = reactor._look
+        errors = [OSError("nothing to look at")]
+
+        def fail_once(timeout: float) -> list[tuple[int, int]]:
+            if errors:
+                raise errors.pop()
+            return look(timeout)
+
+        reactor._look = fail_once  # type: ignore[method-assign]
+        reactor.callLater(0.01, reactor.stop)
+        _run(reactor)
+
+    assert [event["log_failure"].type for event in logged if "log_failure" in event] == [OSError]
