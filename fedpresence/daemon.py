@@ -403,7 +403,9 @@ class Daemon:
     async def _flush(self, parts: Parts) -> None:
         """Let the last words leave, those that wait for a batch window too; for a moment at most."""
         until_s = self._clock.seconds() + FLUSH_S
-        while parts.outbound.has_last_words(int(until_s * 1000)) and self._clock.seconds() < until_s:
+        until_ms = int(until_s * 1000)
+        parts.outbound.end_windows(until_ms)
+        while parts.outbound.has_last_words(until_ms) and self._clock.seconds() < until_s:
             moment: Deferred[None] = Deferred()
             self._clock.callLater(FLUSH_STEP_S, moment.callback, None)
             await moment

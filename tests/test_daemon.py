@@ -13,7 +13,7 @@ from fedpresence.daemon import FLUSH_S, Daemon
 from fedpresence.engine.settings import ServerLists
 from fedpresence.process import _Process
 from tests.asynchronous import as_deferred, result_of
-from tests.outbound.sending import CAROL, Outcome, Rig, refusal
+from tests.outbound.sending import ALICE, CAROL, Outcome, Rig, refusal
 
 
 class Store:
@@ -62,6 +62,14 @@ def test_a_stop_while_the_rows_are_read_is_a_clean_one(monkeypatch: pytest.Monke
     assert store.closed and fatal == [] and here.listening == ()
 
 
+def _flushing(rig: Rig) -> Deferred[None]:
+    """A daemon that stops, with the rig's outbound."""
+    config: Any = SimpleNamespace(server_name="here.test")
+    here = Daemon(config, None, rig.clock, Random(1), lambda _: None, force=True)
+    parts: Any = SimpleNamespace(outbound=rig.outbound)
+    return as_deferred(here._flush(parts))
+
+
 @pytest.mark.parametrize(
     ("meets", "waits_s"),
     [
@@ -98,16 +106,27 @@ def test_a_clean_stop_waits_only_for_what_can_still_leave(meets: str, waits_s: f
         assert rig.outbound.in_flight() == 1
     rig.push(CAROL)
     rig.clock.callLater(2, slow.callback, 200)
-    config: Any = SimpleNamespace(server_name="here.test")
-    here = Daemon(config, None, rig.clock, Random(1), lambda _: None, force=True)
-    parts: Any = SimpleNamespace(outbound=rig.outbound)
     began_s = rig.clock.seconds()
 
-    flushed = as_deferred(here._flush(parts))
+    flushed = _flushing(rig)
     while not flushed.called:
         rig.wait(0.05)
 
     assert rig.clock.seconds() - began_s == pytest.approx(waits_s, abs=0.15)
+
+
+def test_last_words_do_not_wait_for_a_window_that_outlasts_the_stop() -> None:
+    """Beside a homeserver it is five seconds, or an eighth more: who had just heard of us heard no more."""
+    rig = Rig(batch_window_ms=5_500).start()
+    rig.push()
+    rig.wait(0.01)
+    rig.push(CAROL)
+
+    flushed = _flushing(rig)
+    rig.wait(0.1)
+
+    assert flushed.called
+    assert rig.server.pushed() == [[ALICE], [CAROL]]
 
 
 def test_what_fails_while_the_process_ends_does_not_end_it_again() -> None:

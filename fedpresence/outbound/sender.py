@@ -248,6 +248,12 @@ class DestinationSender:
         due_ms = self.next_due_ms()
         return self._in_flight is None and (due_ms is None or due_ms > now_ms(self._tools.clock))
 
+    def end_window(self, after_ms: int) -> None:
+        """Where the batch window ends after that, it ends now."""
+        if self.queue.window_end_ms > after_ms:
+            self.queue.window_end_ms = 0
+            self.schedule()
+
     def has_last_words(self, by_ms: int) -> bool:
         """Whether news is on its way, or may leave by then: not where the destination fails."""
         is_away = self._backoff.failing_since_ms is not None

@@ -212,6 +212,12 @@ class Outbound(Service):
         self._take_in()
         return all(sender.idle() for sender in self._senders.values())
 
+    def end_windows(self, after_ms: int) -> None:
+        """Nothing follows what waits now: no window that lasts longer than until then is waited for."""
+        self._take_in()
+        for sender in self._senders.values():
+            sender.end_window(after_ms)
+
     def has_last_words(self, by_ms: int) -> bool:
         """Whether news is on its way anywhere, or may leave by then: not where the destination fails."""
         self._take_in()
