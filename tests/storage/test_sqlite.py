@@ -31,19 +31,16 @@ from fedpresence.engine.subscription import (
     OwedEdu,
 )
 from fedpresence.errors import ConfigError, StoreError
-from fedpresence.ids import RoomID, ServerName, UserID
+from fedpresence.ids import RoomID, UserID
 from fedpresence.storage.lock import DatabaseLock
 from fedpresence.storage.migrations import APPLICATION_ID, is_ready, migrate, newest_schema
 from fedpresence.storage.migrations import STEPS as CURRENT_STEPS
 from fedpresence.storage.sqlite import SQLiteStore
 from fedpresence.storage.store import Stored, TokenOwner
 from fedpresence.storage.tables import Cursor, read_stored
+from fedpresence.testing.builders import ALICE, BOB, NOW_MS, THERE
 from tests.storage.threads import ThreadReactor
 
-NOW_MS = 1_700_000_000_000
-ALICE = UserID("@alice:here.test")
-BOB = UserID("@bob:there.test")
-THERE = ServerName("there.test")
 PROJECT = Path(__file__).parents[2]
 
 
