@@ -118,3 +118,11 @@ def a_record(user_id: UserID = BOB, **fields: Any) -> PresenceRecord:
         "heard_ms": NOW_MS,
     }
     return PresenceRecord(user_id, **(values | fields))
+
+
+def reload(path: Path, reactor: ThreadReactor) -> Stored:
+    """What a start finds in the database of a store that was closed, or lost."""
+    store = SQLiteStore.open(path, reactor)
+    found = reactor.wait(store.load())
+    reactor.wait(store.close())
+    return found
