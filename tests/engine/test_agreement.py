@@ -1,3 +1,5 @@
+"""subscriptions.md 5, row by row: Alice at here.test, Bob at there.test."""
+
 from dataclasses import replace
 
 import pytest

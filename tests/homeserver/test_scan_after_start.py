@@ -1,3 +1,5 @@
+"""Z-11: after a start the rooms of a homeserver are read again before anything is shared by them."""
+
 import pytest
 
 from fedpresence.clock import now_ms
