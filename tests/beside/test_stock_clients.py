@@ -1,23 +1,21 @@
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fedpresence.testing.crowds import people, presence_load, share_a_room
 from fedpresence.testing.domains import Domain, Person
+from tests.nio_client import NioClient, nio
 from tests.scenarios.story import eventually
-
-nio: Any = pytest.importorskip("nio", reason="matrix-nio is not installed (pip install 'matrix-nio[e2e]')")
 
 ALGORITHM = "m.megolm.v1.aes-sha2"
 PASSWORD = "correct horse battery staple"
 SEEN_S = 30.0
 MESSAGES = 30
-WITHOUT_GAPS = {"room": {"timeline": {"limit": 1000}}}
+WITHOUT_GAPS: dict[str, object] = {"room": {"timeline": {"limit": 1000}}}
 
 _numbers = count(1)
 
@@ -26,26 +24,19 @@ needs_encryption = pytest.mark.skipif(
 )
 
 
-class NioClient:
-    """A user's device: a matrix-nio client that was told fedpresence's address, and nothing else.
+class Device(NioClient):
+    """A client that was told fedpresence's address, and nothing else.
 
     It shares no key with a device of its own name, whoever's that is.
     """
 
     def __init__(self, domain: Domain, user_id: str, device_id: str, folder: Path) -> None:
-        self.user_id = user_id
-        self.texts: list[str] = []  # of messages that it could read, in the order in which they came
-        self.dark: list[Any] = []  # encrypted messages that it could not
-        self._domain = domain
-        self._presence: list[Any] = []
-        self._came = asyncio.Condition()
         store = folder / f"{user_id[1:].partition(':')[0]}-{device_id}"
         store.mkdir()
         address = domain.daemon.client_url if domain.daemon is not None else domain.synapse.url
-        self.client = nio.AsyncClient(address, user_id, device_id, store_path=str(store))
-        self.client.add_presence_callback(self._see_presence, nio.PresenceEvent)
-        self.client.add_event_callback(self._see_message, (nio.RoomMessageText, nio.MegolmEvent))
-        self.client.add_response_callback(self._see_sync, nio.SyncResponse)
+        client = nio.AsyncClient(address, user_id, device_id, store_path=str(store))
+        super().__init__(client, SEEN_S, WITHOUT_GAPS)
+        self._domain = domain
 
     @property
     def person(self) -> Person:
@@ -54,97 +45,11 @@ class NioClient:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Logged in and in the middle of `sync_forever`, which must not have ended by itself."""
+        """Logged in, and in the middle of its syncs."""
         answer = await self.client.login(PASSWORD)
         assert isinstance(answer, nio.LoginResponse), answer
-        forever = self.client.sync_forever(timeout=5000, sync_filter=WITHOUT_GAPS, set_presence="online")
-        syncing = asyncio.create_task(forever)
-        try:
-            await self.sees(self.user_id, presence="online")
+        async with super().running():
             yield
-            assert not syncing.done(), "the client gave up"
-        finally:
-            syncing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await syncing
-            await self.client.close()
-
-    async def say(self, room_id: str, text: str) -> None:
-        """A message, encrypted where the room is."""
-        content = {"msgtype": "m.text", "body": text}
-        said = await self.client.room_send(room_id, "m.room.message", content, ignore_unverified_devices=True)
-        assert isinstance(said, nio.RoomSendResponse), said
-
-    async def sees(self, user_id: str, **wanted: object) -> Any:
-        """The next presence of a user that is as wanted; what came before it is forgotten."""
-
-        def position() -> int | None:
-            for number, event in enumerate(self._presence, 1):
-                is_so = all(getattr(event, name, None) == value for name, value in wanted.items())
-                if event.user_id == user_id and is_so:
-                    return number
-            return None
-
-        await self.until(lambda: position() is not None, f"never saw {user_id}: {wanted}")
-        end = position()
-        assert end is not None
-        event = self._presence[end - 1]
-        del self._presence[:end]
-        return event
-
-    async def reads(self, *texts: str) -> None:
-        """Wait until it has read each of these messages."""
-        missing = set(texts)
-
-        def are_read() -> bool:
-            missing.difference_update(self.texts)
-            return not missing
-
-        try:
-            await self.until(are_read, "did not read all")
-        except AssertionError as error:
-            error.add_note(f"missing: {sorted(missing)}")
-            raise
-
-    async def is_invited(self, room_id: str) -> None:
-        """Wait for the invite."""
-        await self.until(lambda: room_id in self.client.invited_rooms, "was never invited")
-
-    async def knows_room(self, room_id: str, members: set[str]) -> None:
-        """Wait until it knows an encrypted room with these members."""
-
-        def is_known() -> bool:
-            room = self.client.rooms.get(room_id)
-            return room is not None and room.encrypted and members <= room.users.keys()
-
-        await self.until(is_known, "does not know the room")
-
-    async def knows_device(self, device: "NioClient") -> None:
-        """Wait until it knows somebody's device."""
-        name, devices = device.client.device_id, self.client.device_store
-        await self.until(lambda: name in devices[device.user_id], f"does not know {name}")
-
-    async def until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait until something holds of the client after a sync."""
-        try:
-            async with asyncio.timeout(SEEN_S), self._came:
-                await self._came.wait_for(holds)
-        except TimeoutError:
-            last = self._presence[-3:], self.texts[-3:], self.dark[-3:]
-            raise AssertionError(f"{self.user_id}: {what}; last: {last}") from None
-
-    async def _see_presence(self, event: Any) -> None:
-        self._presence.append(event)
-
-    async def _see_message(self, _: Any, event: Any) -> None:
-        if isinstance(event, nio.MegolmEvent):
-            self.dark.append(event)
-        else:
-            self.texts.append(event.body)
-
-    async def _see_sync(self, _: Any) -> None:
-        async with self._came:
-            self._came.notify_all()
 
 
 def registered(domain: Domain, name: str) -> str:
@@ -154,7 +59,7 @@ def registered(domain: Domain, name: str) -> str:
     return f"@{localpart}:{domain.name}"
 
 
-async def share_an_encrypted_room(first: NioClient, *others: NioClient) -> str:
+async def share_an_encrypted_room(first: Device, *others: Device) -> str:
     """Made by the first, joined by the others by invite, known as encrypted to all."""
     encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": ALGORITHM}}
     members = {client.user_id for client in (first, *others)}
@@ -168,7 +73,7 @@ async def share_an_encrypted_room(first: NioClient, *others: NioClient) -> str:
     return room_id
 
 
-async def greet(room_id: str, first: NioClient, second: NioClient) -> None:
+async def greet(room_id: str, first: Device, second: Device) -> None:
     """Both know each other's device, and have had a session from it: matrix-nio asks for no key it missed."""
     await first.knows_device(second)
     await second.knows_device(first)
@@ -184,7 +89,7 @@ def test_matrix_nio_sees_friends_and_room_mates_of_the_other_domain(
     """A stock client that is told another address: its friends are there, a restart of Synapse is a pause."""
     here, there = two
     names = (here, "alice"), (there, "bob"), (there, "carol")
-    alice, bob, carol = (NioClient(d, registered(d, name), name.upper(), tmp_path) for d, name in names)
+    alice, bob, carol = (Device(d, registered(d, name), name.upper(), tmp_path) for d, name in names)
 
     async def befriend() -> None:
         invited = await asyncio.to_thread(alice.person.change_list, invite=[carol.user_id])
@@ -232,16 +137,16 @@ def test_matrix_nio_sees_friends_and_room_mates_of_the_other_domain(
 def test_every_encrypted_message_is_read_under_presence_load(two: list[Domain], tmp_path: Path) -> None:
     """Keys travel as to-device messages, devices in lists: where one is lost, a message stays dark."""
     here, there = two
-    alice = NioClient(here, registered(here, "alice"), "TABLET", tmp_path)
+    alice = Device(here, registered(here, "alice"), "TABLET", tmp_path)
     bobs_id = registered(there, "bob")
-    bob, laptop = (NioClient(there, bobs_id, device_id, tmp_path) for device_id in ("PHONE", "LAPTOP"))
+    bob, laptop = (Device(there, bobs_id, device_id, tmp_path) for device_id in ("PHONE", "LAPTOP"))
     crowd = people(*[(here, f"noise{n}") for n in range(5)], *[(there, f"noise{n}") for n in range(5)])
     share_a_room(*crowd)
 
     def messages(words: str) -> list[str]:
         return [f"{words} {number}" for number in range(MESSAGES)]
 
-    async def talk(room_id: str, first: NioClient, second: NioClient, words: str) -> None:
+    async def talk(room_id: str, first: Device, second: Device, words: str) -> None:
         for text in messages(words):
             await first.say(room_id, text)
             await second.say(room_id, f"{text}?")

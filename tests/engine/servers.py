@@ -38,13 +38,14 @@ from fedpresence.engine.events import (
     RoomMembersSet,
     SettingsChanged,
     Started,
+    StreamOpened,
     TimePassed,
     TransactionReceived,
     UnpollReceived,
     UserAdded,
 )
 from fedpresence.engine.outgoing import Composed, Edu, ListEdu, PresenceEdu, Push, Wanted
-from fedpresence.engine.presence import OFFLINE
+from fedpresence.engine.presence import OFFLINE, PresenceState
 from fedpresence.engine.settings import HOUR_MS, MINUTE_MS, EngineSettings
 from fedpresence.engine.subscription import (
     EduKind,
@@ -58,7 +59,7 @@ from fedpresence.errors import BadRequest
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
 from fedpresence.storage.memory import MemoryStore
 from fedpresence.storage.store import Stored
-from fedpresence.testing.builders import NOW_MS
+from fedpresence.testing.builders import NOW_MS, a_put
 from tests.asynchronous import result_of
 
 ForOneServer = SendEdu | UnsendEdus | SendDropOnce | SendPoll | SendUnpoll
@@ -191,6 +192,20 @@ class Server:
         """A clean restart: presence was written behind."""
         result_of(self.store.save_presence(self.engine.take_dirty(1000), self.now_ms))
         self.store = self.store.reopened()
+        self.start()
+
+    def back_up(self) -> None:
+        """What is stored now is kept, to be restored later, or never."""
+        self.backup = self.store.snapshot()
+
+    def restore(self) -> None:
+        """A start on the last backup (Z-24)."""
+        self.store = self.backup.snapshot()
+        self.start()
+
+    def lose_database(self) -> None:
+        """A start on nothing."""
+        self.store = type(self.store)()
         self.start()
 
     def run(self, event: Event) -> tuple[Effect, ...]:
@@ -477,6 +492,13 @@ class Servers:
             server.rooms[room_id] = members
             server.submit(RoomMembersSet(room_id, members))
         self.settle()
+
+    def change_state(self, user_id: UserID, online: bool) -> None:
+        """A user is online with a stream that stays open, or declared offline."""
+        state = PresenceState.ONLINE if online else PresenceState.OFFLINE
+        if online:
+            self.tell(user_id, StreamOpened(user_id, None, None))
+        self.tell(user_id, a_put(state, "at work" if online else None, user_id=user_id, device_id=None))
 
     def change_settings(self, name: ServerName, settings: EngineSettings) -> None:
         """A reload."""

@@ -11,7 +11,6 @@ from fedpresence.engine.events import (
     RoomMembersSet,
     SettingsChanged,
 )
-from fedpresence.engine.outgoing import Wanted
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.settings import (
     HOUR_MS,
@@ -37,11 +36,8 @@ from fedpresence.testing.builders import (
     a_stream,
     an_invite,
 )
+from tests.engine.shared_rooms import ERIN, OTHER, OTHER_ROOM, ROOM, may_hear
 from tests.engine.side import Side, kinds, of_type
-
-ROOM, OTHER_ROOM = RoomID("!room:here.test"), RoomID("!other:here.test")
-OTHER = ServerName("other.test")
-ERIN = UserID("@erin:other.test")
 
 
 def told(*users: UserID, room_id: RoomID = ROOM) -> RoomMembersSet:
@@ -57,11 +53,6 @@ def given(*users: UserID, room_id: RoomID = ROOM) -> RoomMembersSet:
 def pushes(effects: tuple[Effect, ...]) -> list[tuple[ServerName, UserID, Urgency]]:
     """Who is due news of whom, and how soon."""
     return [(d, e.user_id, e.urgency) for e in of_type(effects, SendPush) for d in e.destinations]
-
-
-def may_hear(side: Side, server: ServerName = THERE, user_id: UserID = ALICE) -> bool:
-    """Whether a push of the user would leave for the server now."""
-    return bool(side.engine.compose(server, Wanted(users=(user_id,)), side.now_ms).pushes)
 
 
 def restarted(*rooms: RoomMembersSet, **settings: Any) -> Side:

@@ -1,17 +1,12 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fedpresence.engine.effects import SaveHidden, SavePresence, SaveUser, SendPush, TellObservers, Urgency
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import (
     Activity,
     DeviceRemoved,
-    Event,
-    PresenceSet,
     RoomMembersSet,
     Started,
     Stopping,
@@ -21,15 +16,7 @@ from fedpresence.engine.events import (
 )
 from fedpresence.engine.outgoing import Push, Wanted
 from fedpresence.engine.pairs import Pairs
-from fedpresence.engine.presence import (
-    BUSY,
-    OFFLINE,
-    ONLINE,
-    UNAVAILABLE,
-    PresenceRecord,
-    PresenceState,
-    View,
-)
+from fedpresence.engine.presence import BUSY, OFFLINE, ONLINE, UNAVAILABLE, PresenceRecord, View
 from fedpresence.engine.settings import DAY_MS
 from fedpresence.engine.subscription import ObservedRow, ObservedStage
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
@@ -63,7 +50,7 @@ MINUTE = 60 * S
 ROOM = RoomID("!room:here.test")
 
 
-# --- who is told ------------------------------------------------------------------------------
+# --- who is told ----------------------------------------------------------------------------------
 
 
 def test_a_change_goes_to_every_server_with_a_right_once_and_to_local_observers() -> None:
@@ -216,7 +203,7 @@ def test_who_is_there_is_announced_to_new_room_mates() -> None:
     assert SendPush((THERE,), ALICE, Urgency.ASKED) in effects
 
 
-# --- hiding (Z-8) -----------------------------------------------------------------------------
+# --- hiding (Z-8) ---------------------------------------------------------------------------------
 
 
 def test_hiding_is_saved_before_its_answer() -> None:
@@ -295,7 +282,7 @@ def test_a_device_whose_token_goes_counts_no_more_at_once() -> None:
     assert there.engine.next_deadline_ms() is None or there.at(DAY_MS) == ()
 
 
-# --- the life of an account -------------------------------------------------------------------
+# --- the life of an account -----------------------------------------------------------------------
 
 
 def test_a_user_is_made_once() -> None:
@@ -361,7 +348,8 @@ def test_a_clean_stop_may_say_that_everybody_is_offline() -> None:
     assert not any(isinstance(effect, SaveHidden) for effect in effects)
 
 
-# --- written behind, and read again (P:M-4) ---------------------------------------------------
+# --- written behind, and read again (P:M-4) -------------------------------------------------------
+
 
 GRANTED = ObservedRow(BOB, ALICE, ObservedStage.GRANTED, T - DAY_MS, T - DAY_MS)
 
@@ -492,128 +480,3 @@ def test_a_user_who_was_never_active_has_the_age_of_the_record() -> None:
     there.take(deliver(there.engine, a_poll(), T + 20 * S), T + 20 * S)
 
     assert there.news() == [(20 * S, Push(ALICE, OFFLINE, 20 * S))]
-
-
-# --- whatever happens (hypothesis) ------------------------------------------------------------
-
-STATES = st.sampled_from([ONLINE, UNAVAILABLE, OFFLINE, BUSY])
-DEVICES = st.sampled_from([PHONE, LAPTOP, None])
-WAITS = st.sampled_from([0, 0, 1, 999, 10 * S, 29_999, 30_000, 30_001, MINUTE, 5 * MINUTE, 5 * MINUTE + 1])
-
-
-class OneUser(RuleBasedStateMachine):
-    """Alice, her devices, and a server that watches: any order of anything."""
-
-    @initialize()
-    def begin(self) -> None:
-        """Bob at there.test may see Alice; nothing is known of her yet."""
-        self.engine = an_engine()
-        self.there = a_watched_engine(self.engine)
-        self.last_told: Push | None = None
-        self.told_active_ms = 0
-        self.last_active_ms = 0
-        self.hidden: set[DeviceID | None] = set()
-        self.ms = 0
-
-    def happens(self, *events: Event) -> None:
-        """Time passes until now, then these happen; each update of it must be news."""
-        self.there.at(self.ms, *events)
-        for _, push in self.there.news():
-            self.an_update_is_news(push)
-
-    def an_update_is_news(self, push: Push) -> None:
-        """Never the same twice, and no move of the age alone after `currently_active`."""
-        detail = self.engine.user_detail(ALICE, T + self.ms)
-        assert detail is not None
-        if self.last_told is not None and _seen(push) == _seen(self.last_told):
-            assert detail.last_active_ms - self.told_active_ms > MINUTE
-            assert not push.currently_active
-        self.last_told, self.told_active_ms = push, detail.last_active_ms
-
-    @rule(device=DEVICES, state=STATES, message=st.sampled_from([None, "Tea", ""]))
-    def puts(self, device: DeviceID | None, state: PresenceState, message: str | None) -> None:
-        """`PUT .../status`."""
-        (self.hidden.add if state is OFFLINE else self.hidden.discard)(device)
-        self.happens(PresenceSet(ALICE, device, state, message))
-
-    @rule(device=DEVICES, word=st.sampled_from([None, ONLINE, UNAVAILABLE]))
-    def opens(self, device: DeviceID | None, word: PresenceState | None) -> None:
-        """A stream begins."""
-        self.happens(a_stream(word, device_id=device))
-
-    @rule(device=DEVICES)
-    def closes(self, device: DeviceID | None) -> None:
-        """A stream ends."""
-        self.happens(an_end(device_id=device))
-
-    @rule(device=DEVICES, late=st.sampled_from([None, 0, 1, 500, 20 * S, 70 * S, DAY_MS]))
-    def acts(self, device: DeviceID | None, late: int | None) -> None:
-        """A pro-active event, told now or late."""
-        at_ms = None if late is None else T + self.ms - late
-        self.happens(an_activity(at_ms, device_id=device))
-
-    @rule(device=DEVICES)
-    def signs_out(self, device: DeviceID | None) -> None:
-        """The device's token goes."""
-        self.hidden.discard(device)
-        self.happens(DeviceRemoved(ALICE, device))
-
-    @rule(wait=WAITS)
-    def waits(self, wait: int) -> None:
-        """Time passes."""
-        self.ms += wait
-        self.happens()
-
-    @invariant()
-    def the_server_knows_what_is_shown(self) -> None:
-        """State, message and activity are always what was told last."""
-        view = self.engine.view(ALICE, ALICE, T + self.ms)
-        assert view is not None
-        if self.last_told is None:
-            assert (view.state, view.status_msg, view.currently_active) == (OFFLINE, None, False)
-        else:
-            assert _seen(self.last_told) == (view.state, view.status_msg, view.currently_active)
-
-    @invariant()
-    def activity_goes_with_online_and_the_last_minute(self) -> None:
-        """P:A-1, A-8."""
-        view = self.engine.view(ALICE, ALICE, T + self.ms)
-        assert view is not None
-        if view.currently_active:
-            assert view.state is ONLINE
-            assert view.last_active_ago is not None
-            assert view.last_active_ago < MINUTE
-
-    @invariant()
-    def the_last_active_time_never_goes_back(self) -> None:
-        """P:D-9."""
-        detail = self.engine.user_detail(ALICE, T + self.ms)
-        assert detail is not None
-        assert detail.last_active_ms >= self.last_active_ms
-        self.last_active_ms = detail.last_active_ms
-
-    @invariant()
-    def who_has_only_hidden_devices_is_offline(self) -> None:
-        """Z-8, D-5."""
-        detail = self.engine.user_detail(ALICE, T + self.ms)
-        assert detail is not None
-        hidden = {device.device_id for device in detail.devices if device.hidden}
-        assert hidden == self.hidden
-        if len(hidden) == len(detail.devices):
-            assert detail.view.state is OFFLINE
-        for device in detail.devices:
-            assert device.hidden or device.state is not OFFLINE  # P:D-1
-
-    @invariant()
-    def the_next_deadline_is_ahead(self) -> None:
-        """A deadline in the past would be woken for again and again."""
-        due_ms = self.engine.next_deadline_ms()
-        assert due_ms is None or due_ms > T + self.ms
-
-
-def _seen(push: Push) -> tuple[PresenceState, str | None, bool]:
-    return push.state, push.status_msg, push.currently_active
-
-
-OneUser.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
-test_whatever_a_user_does_the_server_that_watches_is_told_what_is_true_and_no_more = OneUser.TestCase

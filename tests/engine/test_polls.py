@@ -7,6 +7,7 @@ from fedpresence.engine.effects import (
     SendPush,
     Urgency,
 )
+from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import (
     DestinationAlive,
     RoomMembersSet,
@@ -136,12 +137,26 @@ def test_only_who_may_see_a_user_makes_us_ask() -> None:
     assert engine.receive(StatusWanted(CAROL, BOB), T + 20 * S) == ()
 
 
-def test_a_server_that_answered_no_poll_is_not_waited_for() -> None:
-    """E:Q-11: most servers ignore polls; after three in vain no GET waits a second for nothing."""
-    room_mates = [UserID(f"@u{n}:there.test") for n in range(5)]
+def seen_by_a_room(count: int) -> tuple[Engine, list[UserID]]:
+    """Users of another server whom Alice sees by a room alone; all were pushed."""
+    room_mates = [UserID(f"@u{n}:there.test") for n in range(count)]
     engine = an_engine()
     engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, *room_mates})), T)
     deliver(engine, [a_push(user_id=user_id) for user_id in room_mates], T)
+    return engine, room_mates
+
+
+def three_asked_in_vain() -> tuple[Engine, list[UserID]]:
+    """Alice sees four of them; three were asked for, and no answer came."""
+    engine, room_mates = seen_by_a_room(4)
+    for user_id in room_mates[:3]:
+        engine.receive(StatusWanted(ALICE, user_id), T + 20 * S)
+    return engine, room_mates
+
+
+def test_a_server_that_answered_no_poll_is_not_waited_for() -> None:
+    """E:Q-11: most servers ignore polls; after three in vain no GET waits a second for nothing."""
+    engine, room_mates = seen_by_a_room(5)
 
     asked = [engine.receive(StatusWanted(ALICE, user_id), T + 20 * S) for user_id in room_mates]
 
@@ -154,12 +169,7 @@ def test_a_server_that_answered_no_poll_is_not_waited_for() -> None:
 @pytest.mark.parametrize(("after_ms", "is_answer"), [(10 * S, True), (10 * S + 1, False)])
 def test_a_push_long_after_a_poll_is_no_answer(after_ms: int, is_answer: bool) -> None:
     """E:Q-11: on a server that ignores polls people change all the same."""
-    room_mates = [UserID(f"@u{n}:there.test") for n in range(4)]
-    engine = an_engine()
-    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, *room_mates})), T)
-    deliver(engine, [a_push(user_id=user_id) for user_id in room_mates], T)
-    for user_id in room_mates[:3]:
-        engine.receive(StatusWanted(ALICE, user_id), T + 20 * S)
+    engine, room_mates = three_asked_in_vain()
 
     deliver(engine, a_push(user_id=room_mates[0]), T + 20 * S + after_ms)
 
@@ -168,12 +178,7 @@ def test_a_push_long_after_a_poll_is_no_answer(after_ms: int, is_answer: bool) -
 
 def test_a_push_that_nobody_asked_for_is_no_answer() -> None:
     """E:Q-11: it says nothing about polls, though it came close behind another user's."""
-    room_mates = [UserID(f"@u{n}:there.test") for n in range(4)]
-    engine = an_engine()
-    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, *room_mates})), T)
-    deliver(engine, [a_push(user_id=user_id) for user_id in room_mates], T)
-    for user_id in room_mates[:3]:
-        engine.receive(StatusWanted(ALICE, user_id), T + 20 * S)
+    engine, room_mates = three_asked_in_vain()
 
     deliver(engine, a_push(user_id=room_mates[3]), T + 20 * S + 1)
 

@@ -10,7 +10,6 @@ from fedpresence.engine.events import (
     RoomMembersSet,
     SettingsChanged,
 )
-from fedpresence.engine.outgoing import Wanted
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.queries import RoomDetail
 from fedpresence.engine.settings import (
@@ -31,23 +30,11 @@ from fedpresence.testing.builders import (
     HERE,
     THERE,
     a_push,
-    a_put,
-    a_stream,
     an_invite,
 )
 from tests.engine.costs import calls_of
+from tests.engine.shared_rooms import ERIN, OTHER, ROOM, a_side, may_hear
 from tests.engine.side import Side, kinds, of_type, pushed
-
-ROOM = RoomID("!room:here.test")
-OTHER = ServerName("other.test")
-ERIN = UserID("@erin:other.test")
-
-
-def a_side(**settings: Any) -> Side:
-    """Alice is online."""
-    side = Side(**settings)
-    side.do(a_stream(), a_put())
-    return side
 
 
 def joins(user_id: UserID, room_id: RoomID = ROOM) -> RoomMemberChanged:
@@ -64,11 +51,6 @@ def reload(side: Side, **settings: Any) -> tuple[object, ...]:
     """SIGHUP with these settings."""
     side.settings = EngineSettings(HERE, **settings)
     return side.do(SettingsChanged(side.settings))
-
-
-def hears(side: Side, server: ServerName = THERE, user_id: UserID = ALICE) -> bool:
-    """Whether a push of the user would leave for the server now."""
-    return bool(side.engine.compose(server, Wanted(users=(user_id,)), side.now_ms).pushes)
 
 
 def counts(side: Side, room_id: RoomID = ROOM) -> bool:
@@ -89,7 +71,7 @@ def test_a_join_is_one_row_and_introduces_the_two() -> None:
 
     assert of_type(effects, SaveRoomMembers) == [SaveRoomMembers(ROOM, (BOB,), ())]
     assert pushed(effects) == [(THERE, ALICE)]
-    assert hears(side)
+    assert may_hear(side)
     side.restart()
     assert side.engine.room(ROOM) == RoomDetail(2, 1, None, True, doubted=True)
 
@@ -105,7 +87,7 @@ def test_a_leave_ends_what_rested_on_it() -> None:
 
     assert of_type(effects, TellObservers) == [TellObservers(BOB, (ALICE,), gone=True)]
     assert (side.engine.rights(THERE), side.engine.rights(OTHER)) == (rights[0] + 1, rights[1])
-    assert not hears(side) and hears(side, OTHER)
+    assert not may_hear(side) and may_hear(side, OTHER)
 
 
 @pytest.mark.parametrize("again", [joins(BOB), leaves(DAVE), RoomJoinRuleChanged(ROOM, "invite")])
@@ -127,7 +109,7 @@ def test_the_last_of_ours_takes_the_room_along() -> None:
     assert of_type(effects, ForgetRoom) == [ForgetRoom(ROOM)]
     assert (side.engine.room(ROOM), side.engine.rooms()) == (None, ())
     side.do(joins(ALICE))
-    assert not hears(side), "Bob may have left since"
+    assert not may_hear(side), "Bob may have left since"
     assert side.engine.room(ROOM) == RoomDetail(1, 1, None, True)
 
 
@@ -141,10 +123,10 @@ def test_a_room_too_large_stops_at_once_and_begins_within_the_hour() -> None:
     side.do(joins(BOB))
     assert not counts(side)
     side.do(leaves(BOB), *map(leaves, users[:3]))
-    assert not counts(side) and not hears(side)
+    assert not counts(side) and not may_hear(side)
     effects = side.wait(HOUR_MS)
 
-    assert counts(side) and hears(side)
+    assert counts(side) and may_hear(side)
     assert SaveRoom(ROOM, None, True, from_homeserver=True) in effects
 
 
@@ -156,7 +138,7 @@ def test_a_whole_set_is_judged_at_once() -> None:
 
     side.do(RoomMembersSet(ROOM, frozenset({ALICE, BOB})))
 
-    assert counts(side) and hears(side)
+    assert counts(side) and may_hear(side)
 
 
 # --- what it costs ------------------------------------------------------------------------------------
@@ -223,10 +205,10 @@ def test_a_policy_says_which_rooms_are_an_interest(policy: RoomPolicy, is_one: b
         assert (side.engine.rights(THERE) > rights) is not is_one
     elif when == "restart":
         side.restart(room_policy=policy)
-        assert not hears(side)  # in doubt (Z-11)
+        assert not may_hear(side)  # in doubt (Z-11)
         side.do(RoomMembersSet(ROOM, frozenset({ALICE, BOB}), from_homeserver=True))
 
-    assert hears(side) is is_one
+    assert may_hear(side) is is_one
     assert (side.engine.view(ALICE, BOB, side.now_ms) is not None) is is_one
     assert (ALICE in side.engine.visible_to(ALICE), BOB in side.engine.visible_to(ALICE)) == (True, is_one)
 
@@ -235,17 +217,17 @@ def test_a_join_rule_counts_as_soon_as_it_is_told() -> None:
     """Who opens a room to the public ends what it was shared for, where the operator wants that."""
     side = a_side(room_policy=RoomPolicy(join_rules=("invite", "knock")))
     side.do(RoomJoinRuleChanged(ROOM, "invite"), joins(ALICE), joins(BOB))
-    assert hears(side)
+    assert may_hear(side)
     rights = side.engine.rights(THERE)
 
     effects = side.do(RoomJoinRuleChanged(ROOM, "public"))
     assert TellObservers(BOB, (ALICE,), gone=True) in effects
     assert side.engine.rights(THERE) > rights
-    assert not hears(side)
+    assert not may_hear(side)
 
     effects = side.do(RoomJoinRuleChanged(ROOM, "knock"))
     assert [effect.user_id for effect in of_type(effects, SendPush)] == [ALICE]
-    assert hears(side)
+    assert may_hear(side)
     side.restart()
     assert side.engine.room(ROOM) == RoomDetail(2, 1, "knock", True, doubted=True)
 
@@ -268,12 +250,12 @@ def test_a_server_that_rooms_are_no_interest_with_keeps_what_lists_give() -> Non
     """The policy is about rooms: a user's own word is another ground."""
     side = a_side(room_policy=RoomPolicy(servers=ServerLists(deny=("there.test",))))
     side.do(joins(ALICE), joins(BOB), joins(ERIN), joins(CAROL))
-    assert (hears(side), hears(side, OTHER)) == (False, True)
+    assert (may_hear(side), may_hear(side, OTHER)) == (False, True)
 
     side.hear(an_invite())
     side.change(ALICE, accept=(BOB,))
 
-    assert hears(side)
+    assert may_hear(side)
     assert side.engine.view(ALICE, CAROL, side.now_ms) is not None
 
 
@@ -289,7 +271,7 @@ def test_a_server_that_is_let_in_is_introduced_and_one_that_is_not_is_parted() -
     assert TellObservers(BOB, (ALICE,), gone=True) in effects
     assert pushed(effects) == [(OTHER, ALICE)]
     assert (side.engine.rights(THERE), side.engine.rights(OTHER)) == (rights[0] + 1, rights[1])
-    assert (hears(side), hears(side, OTHER)) == (False, True)
+    assert (may_hear(side), may_hear(side, OTHER)) == (False, True)
 
 
 def test_a_room_that_stops_parts_those_who_met_by_the_policy_of_before() -> None:
@@ -318,7 +300,7 @@ def test_what_goes_on_by_another_room_is_not_told_as_over() -> None:
 
     assert not [e for e in effects if isinstance(e, TellObservers) and e.gone]
     assert side.engine.rights(THERE) == rights
-    assert hears(side)
+    assert may_hear(side)
 
 
 def test_a_grant_by_room_ends_with_the_policy_for_its_server() -> None:
@@ -345,4 +327,4 @@ def test_server_lists_stay_stronger_than_any_room() -> None:
     effects = side.do(joins(ALICE), joins(BOB))
 
     assert of_type(effects, SendPush) == []
-    assert not hears(side)
+    assert not may_hear(side)

@@ -4,12 +4,11 @@ import pytest
 
 from fedpresence.engine.effects import SaveRoom, SendPush, TellObservers, Urgency
 from fedpresence.engine.events import RoomMembersSet, SettingsChanged
-from fedpresence.engine.outgoing import Wanted
 from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.rooms import should_count
 from fedpresence.engine.settings import EngineSettings, InvitePolicy
 from fedpresence.engine.subscription import EduKind, ObservedStage
-from fedpresence.ids import RoomID, ServerName, UserID
+from fedpresence.ids import RoomID, UserID
 from fedpresence.testing.builders import (
     ALICE,
     BOB,
@@ -19,31 +18,15 @@ from fedpresence.testing.builders import (
     THERE,
     a_push,
     a_put,
-    a_stream,
     an_invite,
 )
+from tests.engine.shared_rooms import ERIN, OTHER, OTHER_ROOM, ROOM, a_side, may_hear
 from tests.engine.side import Side, kinds, of_type, pushed
-
-ROOM, OTHER_ROOM = RoomID("!room:here.test"), RoomID("!other:here.test")
-OTHER = ServerName("other.test")
-ERIN = UserID("@erin:other.test")
-
-
-def a_side(**settings: Any) -> Side:
-    """Alice is online."""
-    side = Side(**settings)
-    side.do(a_stream(), a_put())
-    return side
 
 
 def members(*users: UserID, room_id: RoomID = ROOM) -> RoomMembersSet:
     """Who is in a room now."""
     return RoomMembersSet(room_id, frozenset(users))
-
-
-def may_hear(side: Side, server: ServerName = THERE, user_id: UserID = ALICE) -> bool:
-    """Whether a push of the user would leave for the server now."""
-    return bool(side.engine.compose(server, Wanted(users=(user_id,)), side.now_ms).pushes)
 
 
 # --- a room begins ------------------------------------------------------------------------------------

@@ -31,10 +31,9 @@ from fedpresence.testing.builders import (
     a_stream,
     an_invite,
 )
+from tests.engine.shared_rooms import ERIN, OTHER
 from tests.engine.side import Side, pushed
 
-OTHER = ServerName("other.test")
-ERIN = UserID("@erin:other.test")
 OURS, THEIRS = (ALICE, CAROL), (BOB, DAVE, ERIN)
 EVERYBODY = (*OURS, *THEIRS)
 SERVERS = (THERE, OTHER)

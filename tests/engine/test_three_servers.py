@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedpresence.engine.engine import Engine
-from fedpresence.engine.events import ListChanged, StreamOpened
-from fedpresence.engine.presence import PresenceState
+from fedpresence.engine.events import ListChanged
 from fedpresence.engine.settings import DAY_MS, HOUR_MS, MINUTE_MS
 from fedpresence.engine.subscription import ObservedStage, ObserverStage
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
-from fedpresence.testing.builders import ALICE, BOB, CAROL, HERE, THERE, a_put
+from fedpresence.testing.builders import ALICE, BOB, CAROL, HERE, THERE
+from tests.engine.agreement import ASKED, QUIET_MS, WATCHES, assert_both_servers_agree
 from tests.engine.servers import Link, Servers
 
 ELSEWHERE = ServerName("elsewhere.test")
@@ -21,17 +21,7 @@ EVERYBODY = (ALICE, BOB, CAROL, ERIN)
 PAIRS = ((ALICE, BOB), (CAROL, BOB), (ERIN, BOB), (BOB, ALICE), (ERIN, ALICE), (ALICE, ERIN))
 OBSERVED = (ALICE, BOB, ERIN)
 ROOM = RoomID("!room:here.test")
-QUIET_MS = 9 * DAY_MS  # S:5
 REQUEST_LIFE_MS = 180 * DAY_MS  # S:O-17
-
-_N, _P, _A, _D = ObserverStage.NONE, ObserverStage.PENDING, ObserverStage.ACCEPTED, ObserverStage.DENIED
-_n, _r, _g, _d = (
-    ObservedStage.NONE,
-    ObservedStage.REQUESTED,
-    ObservedStage.GRANTED,
-    ObservedStage.DENIED,
-)
-AGREED = {(_N, _n), (_P, _r), (_A, _g), (_D, _d), (_N, _d), (_D, _n)}
 
 Pair = tuple[UserID, UserID]  # observer, observed
 
@@ -70,7 +60,7 @@ class ThreeServers(RuleBasedStateMachine):
         for pair in sorted(granted):
             self.a_grant_is_made(pair)
         for user_id in sorted(online):
-            self.change_state(user_id, True)
+            self.world.change_state(user_id, True)
 
     # --- what users do ---
 
@@ -113,7 +103,7 @@ class ThreeServers(RuleBasedStateMachine):
     @rule(user_id=st.sampled_from(OBSERVED), online=st.booleans())
     def somebody_changes_state(self, user_id: UserID, online: bool) -> None:
         """There is presence to leak, and pushes that cross everything else."""
-        self.change_state(user_id, online)
+        self.world.change_state(user_id, online)
 
     @rule(members=st.sampled_from(((), (ALICE, BOB), (BOB, ERIN), (ALICE, CAROL), (ALICE, BOB, ERIN))))
     def a_room_has_these_members(self, members: tuple[UserID, ...]) -> None:
@@ -156,8 +146,8 @@ class ThreeServers(RuleBasedStateMachine):
         before = [link.mode for link in leaving]
         for link in leaving:
             link.mode, link.queue.next_try_ms = mode, 0
-        self.change_state(user_id, False)
-        self.change_state(user_id, True)
+        self.world.change_state(user_id, False)
+        self.world.change_state(user_id, True)
         for link, mode_before in zip(leaving, before, strict=True):
             link.mode = mode_before
 
@@ -192,25 +182,20 @@ class ThreeServers(RuleBasedStateMachine):
     @rule(name=names)
     def a_backup_is_made(self, name: ServerName) -> None:
         """To be restored later, or never."""
-        server = self.world.servers[name]
-        server.backup = server.store.snapshot()
+        self.world.servers[name].back_up()
         self.backups[name] = self.words[name].copy()
 
     @rule(name=names)
     def a_backup_is_restored(self, name: ServerName) -> None:
         """Z-24."""
-        server = self.world.servers[name]
-        server.store = server.backup.snapshot()
-        server.start()
+        self.world.servers[name].restore()
         self.words[name] = self.backups[name].copy()
         self.world.settle()
 
     @rule(name=names)
     def a_database_is_lost(self, name: ServerName) -> None:
         """S:5: O's server, or T's."""
-        server = self.world.servers[name]
-        server.store = type(server.store)()
-        server.start()
+        self.world.servers[name].lose_database()
         self.words[name] = Words()
         self.world.settle()
 
@@ -221,7 +206,7 @@ class ThreeServers(RuleBasedStateMachine):
         """A grant is the observed user's last word: neither faults nor the other side can make one."""
         for pair in PAIRS:
             _, theirs, _ = self.world.stages(*pair)
-            if theirs is _g:
+            if theirs is ObservedStage.GRANTED:
                 assert self.words[server_of(pair[1])].granted.get(pair), f"{pair} was never granted"
 
     @invariant()
@@ -231,10 +216,12 @@ class ThreeServers(RuleBasedStateMachine):
             mine, _, _ = self.world.stages(*pair)
             wants, since_ms = self.words[server_of(pair[0])].asked.get(pair, (False, 0))
             if not wants:
-                assert mine in (_N, _D), f"{pair} is on a list that it was dropped from"
+                assert mine in (ObserverStage.NONE, ObserverStage.DENIED), (
+                    f"{pair} is on a list that it was dropped from"
+                )
             elif self.world.now_ms < since_ms + REQUEST_LIFE_MS:
                 tombstone_over = self.world.now_ms >= since_ms + 30 * DAY_MS  # S:O-34
-                assert mine is not _N or tombstone_over, f"{pair} was asked for"
+                assert mine is not ObserverStage.NONE or tombstone_over, f"{pair} was asked for"
 
     @invariant()
     def a_restart_would_know_everything(self) -> None:
@@ -258,42 +245,27 @@ class ThreeServers(RuleBasedStateMachine):
         self.world.heal()
         self.world.advance(QUIET_MS)
         for user_id in OBSERVED:
-            self.change_state(user_id, False)
-            self.change_state(user_id, True)
+            self.world.change_state(user_id, False)
+            self.world.change_state(user_id, True)
         self.world.advance(MINUTE_MS)
         for pair in PAIRS:
-            self.they_agree(*pair)
+            assert_both_servers_agree(self.world, *pair)
             self.they_see_the_truth(*pair)
         for pair in PAIRS:
-            if self.world.stages(*pair)[1] is _r:
+            if self.world.stages(*pair)[1] is ObservedStage.REQUESTED:
                 self.the_observed_accepts(pair)
-                assert self.world.stages(*pair)[:2] != (_P, _r), "an answer is heard"
+                assert self.world.stages(*pair)[:2] != ASKED, "an answer is heard"
         self.world.advance(2 * HOUR_MS)  # "nobody here wants them" is said once in an hour (Z-12)
         for user_id in OBSERVED:
-            self.change_state(user_id, False)
+            self.world.change_state(user_id, False)
         self.world.advance(MINUTE_MS)
         for pair in PAIRS:
-            self.they_agree(*pair)
+            assert_both_servers_agree(self.world, *pair)
             self.they_see_the_truth(*pair)
-
-    def they_agree(self, observer: UserID, observed: UserID) -> None:
-        """The pair is in one of the states that S:5 lists."""
-        mine, theirs, row = self.world.stages(observer, observed)
-        muted = row is not None and row.muted
-        blocked = row is not None and row.blocked
-        # What a lost database held cannot be told; it does no harm where its server sees the user anyway.
-        no_note = self.world.server_of(observer).observer_row(observer, observed) is None
-        tolerated = (
-            ((mine, theirs) == (_N, _g) and no_note and self.is_watched_otherwise(observer, observed))
-            or ((mine, theirs) == (_P, _d) and blocked)
-            or (mine, theirs) in ((_D, _r), (_N, _r))
-            or (mine in (_N, _D) and theirs is _g and muted)  # until the observed user revokes
-        )
-        assert ((mine, theirs) in AGREED and not muted) or tolerated, (observer, observed, mine, theirs, row)
 
     def they_see_the_truth(self, observer: UserID, observed: UserID) -> None:
         """Who may see somebody sees what that somebody's own server would say."""
-        if self.world.stages(observer, observed)[:2] != (_A, _g):
+        if self.world.stages(observer, observed)[:2] != WATCHES:
             return
         now_ms = self.world.now_ms
         seen = self.world.server_of(observer).engine.view(observer, observed, now_ms)
@@ -301,30 +273,11 @@ class ThreeServers(RuleBasedStateMachine):
         assert seen is not None and true is not None
         assert (seen.state, seen.status_msg) == (true.state, true.status_msg), (observer, observed)
 
-    def is_watched_otherwise(self, observer: UserID, observed: UserID) -> bool:
-        """Whether the observer's server has another reason to take pushes of the observed user."""
-        server = self.world.server_of(observer)
-        shares_room = any(
-            observed in members and any(server_of(member) == server.name for member in members)
-            for members in server.rooms.values()
-        )
-        return shares_room or any(
-            row.observed == observed and row.observer != observer and row.stage in (_P, _A)
-            for row in server.stored().pairs.observer_rows()
-        )
-
     # --- how ---
 
     def says(self, user_id: UserID, change: ListChanged) -> bool:
         """A user's change; whether it was answered with 200, or would have been but for a crash."""
         return self.world.server_of(user_id).submit(change)
-
-    def change_state(self, user_id: UserID, online: bool) -> None:
-        """Online with a stream that stays open, or declared offline."""
-        state = PresenceState.ONLINE if online else PresenceState.OFFLINE
-        if online:
-            self.world.tell(user_id, StreamOpened(user_id, None, None))
-        self.world.tell(user_id, a_put(state, "at work" if online else None, user_id=user_id, device_id=None))
 
 
 TestThreeServers = ThreeServers.TestCase

@@ -2,21 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from fedpresence.engine.effects import (
-    Effect,
-    SendDropOnce,
-    SendEdu,
-    SendPoll,
-    SendUnpoll,
-    TellObservers,
-)
-from fedpresence.engine.engine import Engine
-from fedpresence.engine.events import (
-    EdusDelivered,
-    ListChanged,
-    RoomMembersSet,
-    UserAdded,
-)
+from fedpresence.engine.effects import Effect, SendDropOnce, SendEdu, SendPoll, SendUnpoll, TellObservers
+from fedpresence.engine.events import EdusDelivered, ListChanged, RoomMembersSet, UserAdded
 from fedpresence.engine.outgoing import ListEdu, Wanted
 from fedpresence.engine.pairs import Pairs
 from fedpresence.engine.presence import (
@@ -43,7 +30,6 @@ from fedpresence.testing.builders import (
     THERE,
     a_deny,
     a_push,
-    an_accept,
     an_engine,
     deliver,
     pass_time,
@@ -59,7 +45,7 @@ FLOOD = ServerName("flood.test")
 ACCEPTED = ObserverRow(ALICE, BOB, ObserverStage.ACCEPTED, T - HOUR_MS, T - HOUR_MS, confirmed_ms=T - HOUR_MS)
 
 
-# --- pushes (E:2.3) ---------------------------------------------------------------------------
+# --- pushes (E:2.3) -------------------------------------------------------------------------------
 
 
 def test_a_push_is_shown_and_ages_from_its_receipt() -> None:
@@ -180,7 +166,7 @@ def test_a_server_we_exchange_nothing_with_says_nothing() -> None:
     assert shown(engine, T) == View(OFFLINE)
 
 
-# --- silence (E:R-8, decision 8) --------------------------------------------------------------
+# --- silence (E:R-8, decision 8) ------------------------------------------------------------------
 
 
 def test_a_user_not_heard_of_for_more_than_half_an_hour_is_shown_offline() -> None:
@@ -241,136 +227,7 @@ def test_silence_about_somebody_offline_is_no_news_and_no_reason_to_ask() -> Non
     assert polls_until(engine, DAY_MS) == []
 
 
-# --- early pushes (E:C-6) ---------------------------------------------------------------------
-
-
-def invited() -> Engine:
-    """Alice has asked for Bob, her invite is out, and he has not answered."""
-    engine = an_engine(users=(ALICE, CAROL))
-    effects = engine.receive(ListChanged(ALICE, invite=(BOB,)), T)
-    engine.compose(THERE, Wanted(owed=tuple(e.edu for e in effects if isinstance(e, SendEdu))), T)
-    return engine
-
-
-@pytest.mark.parametrize(("later_ms", "kept"), [(60 * S, True), (60 * S + 1, False)])
-def test_a_push_that_overtakes_its_accept_is_kept_for_a_minute(later_ms: int, kept: bool) -> None:
-    """E:C-6, S:O-14: peers may run the EDUs of one transaction in any order."""
-    engine = invited()
-    early = deliver(engine, a_push(ONLINE, 1000, "Tea"), T)
-
-    unseen = shown(engine, T)
-    effects = deliver(engine, an_accept(), T + later_ms)
-
-    assert (told(early), unseen) == ([], None)
-    if kept:
-        assert told(effects) == [(ALICE,)]
-        assert shown(engine, T + later_ms) == View(ONLINE, later_ms + 1000, "Tea")
-        assert polls_until(engine, 20 * MINUTE_MS) == []
-    else:
-        assert told(effects) == []
-        assert shown(engine, T + later_ms) == View(OFFLINE)
-        assert polls_until(engine, 2 * MINUTE_MS) == [later_ms + 10 * S]
-
-
-def test_an_early_push_counts_as_heard_when_it_came() -> None:
-    """E:R-8: half an hour from then, not from the accept."""
-    engine = invited()
-    deliver(engine, a_push(ONLINE, 0), T)
-
-    deliver(engine, an_accept(), T + 50 * S)
-
-    assert polls_until(engine, HOUR_MS)[:1] == [30 * MINUTE_MS + 1]
-
-
-def test_an_early_push_never_replaces_a_newer_one() -> None:
-    """Bob became visible through a room before he accepted, and has changed since."""
-    engine = invited()
-    deliver(engine, a_push(ONLINE, 0, "Old"), T)
-    engine.receive(RoomMembersSet(ROOM, frozenset({CAROL, BOB})), T + 5 * S)
-    deliver(engine, a_push(UNAVAILABLE, 0, "New"), T + 10 * S)
-
-    deliver(engine, an_accept(), T + 20 * S)
-
-    assert shown(engine, T + 20 * S) == View(UNAVAILABLE, 10 * S, "New")
-
-
-def test_a_push_of_an_invited_user_is_not_called_unwanted() -> None:
-    """Z-12: an unpoll would mute the very pair that is about to begin."""
-    assert not any(isinstance(effect, SendUnpoll) for effect in deliver(invited(), a_push(), T))
-
-
-def test_who_comes_to_see_a_user_already_known_is_shown_what_is_here() -> None:
-    """S:O-9: without asking again."""
-    engine = watching()
-    deliver(engine, a_push(ONLINE, 0, "Tea"), T)
-
-    effects = subscribe(engine, CAROL, BOB, T + 5 * S)
-
-    assert told(effects) == [(CAROL,)]
-    assert polls_until(engine, 20 * MINUTE_MS) == []
-
-
-# --- rooms, which two servers never learn of at once (E:P-9) -----------------------------------
-
-
-@pytest.mark.parametrize(("later_ms", "kept"), [(60 * S, True), (60 * S + 1, False)])
-def test_a_push_that_came_before_its_room_is_kept_for_a_minute(later_ms: int, kept: bool) -> None:
-    """Bob's server pushes when it learns of the room, and then not again before he changes."""
-    engine = an_engine(users=(ALICE, CAROL))
-    early = deliver(engine, a_push(ONLINE, 1000, "Tea"), T)
-
-    unseen = shown(engine, T)
-    effects = engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T + later_ms)
-
-    assert (told(early), unseen) == ([], None)
-    assert told(effects) == ([(ALICE,)] if kept else [])
-    expected = View(ONLINE, later_ms + 1000, "Tea") if kept else View(OFFLINE)
-    assert shown(engine, T + later_ms) == expected
-    assert polls_until(engine, 20 * MINUTE_MS) == ([] if kept else [later_ms + 1 * S])
-
-
-def test_a_room_mate_who_pushes_at_once_is_not_asked() -> None:
-    """The other server learns of the room at about the same time, and pushes by itself."""
-    engine = an_engine(users=(ALICE, CAROL))
-    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T)
-
-    deliver(engine, a_push(ONLINE, 0), T + 500)
-
-    assert polls_until(engine, 20 * MINUTE_MS) == []
-
-
-def test_a_room_mate_is_asked_once_and_never_again() -> None:
-    """Homeservers of today ignore polls; rooms have hundreds of members."""
-    engine = an_engine(users=(ALICE, CAROL))
-    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB})), T)
-
-    assert polls_until(engine, DAY_MS) == [1 * S]
-
-
-def test_a_room_of_remote_users_alone_asks_for_nobody() -> None:
-    """Decision 19: nobody here may see them."""
-    engine = an_engine(users=(ALICE, CAROL))
-
-    engine.receive(RoomMembersSet(ROOM, frozenset({BOB, DAVE})), T)
-
-    assert polls_until(engine, DAY_MS) == []
-    assert engine.counts().remote == 0
-
-
-def test_one_server_cannot_push_out_what_others_sent_early() -> None:
-    """What is kept of users whom nobody may see is bounded, and divided fairly."""
-    engine = an_engine(users=(ALICE, CAROL))
-    deliver(engine, a_push(ONLINE, 0, "Tea"), T)
-    flood = [UserID(f"@u{n}:{FLOOD}") for n in range(12_000)]
-    deliver(engine, [a_push(user_id=user_id, origin=FLOOD) for user_id in flood], T, FLOOD)
-
-    engine.receive(RoomMembersSet(ROOM, frozenset({ALICE, BOB, flood[-1]})), T + S)
-
-    assert shown(engine, T + S) == View(ONLINE, 1 * S, "Tea")
-    assert engine.view(ALICE, flood[-1], T + S) == View(OFFLINE)
-
-
-# --- what nobody here wants (Z-12) ------------------------------------------------------------
+# --- what nobody here wants (Z-12) ----------------------------------------------------------------
 
 
 def replies(effects: tuple[Effect, ...]) -> list[Effect]:
@@ -471,7 +328,7 @@ def test_an_unpoll_that_is_wanted_no_more_does_not_leave() -> None:
     assert engine.compose(THERE, Wanted(unpolls=(BOB,)), T).unpolls == ()
 
 
-# --- forgetting and coming back ---------------------------------------------------------------
+# --- forgetting and coming back -------------------------------------------------------------------
 
 
 def test_a_user_nobody_may_see_any_more_is_forgotten() -> None:

@@ -1,6 +1,3 @@
-# mypy: allow-untyped-calls
-# (Twisted's HTTP classes have no type hints.)
-
 import gzip
 import json
 from collections.abc import Awaitable, Callable
@@ -14,41 +11,28 @@ from fedpresence.admission import BodyBudget
 from fedpresence.clients.resource import add_clients_beside
 from fedpresence.config import LimitsConfig
 from fedpresence.engine.events import StreamClosed
-from fedpresence.homeserver.relay import PassThrough, Relay, build_pool
+from fedpresence.homeserver.relay import PassThrough, Relay
 from fedpresence.site import BoundedSite
 from tests.clients.world import ALICE, BOB, ONLINE, PHONE, World
-from tests.homeserver.played import Caller, PlayedHomeserver, an_answer, call, until
-from tests.in_reactor import in_reactor
+from tests.homeserver.listener import Listener, play
+from tests.homeserver.played import Caller, an_answer
 
 ROOM = b'{"timeline":{"events":[{"content":{"body":"\\"}{[","n":1.50},"type":"m.room.message"}]}}'
 
 
-class Beside:
-    """A world's client API on a port, and the homeserver behind it."""
+class Beside(Listener):
+    """A world's client API, and the homeserver behind it."""
 
     def __init__(self, reactor: Any) -> None:
-        self.reactor = reactor
+        super().__init__(reactor)
         self.world = World()
-        self.homeserver = PlayedHomeserver(reactor)
 
-    async def start(self) -> None:
-        """Both listen."""
-        await self.homeserver.start()
-        self.pool: Any = build_pool(self.reactor)
-        relay = Relay(self.reactor, self.homeserver.url, self.reactor, self.pool)
+    def serve(self, relay: Relay) -> BoundedSite:
+        """Our syncs; all else is the homeserver's."""
         root = Resource()
         parts = replace(self.world.parts, clock=self.reactor)
         add_clients_beside(root, parts, relay, lambda: PassThrough(relay))
-        self.site = BoundedSite(root, LimitsConfig(), self.reactor, BodyBudget(4096))
-        self.listening = self.reactor.listenTCP(0, self.site, interface="127.0.0.1")
-
-    async def stop(self) -> None:
-        """Nothing is left."""
-        await self.listening.stopListening()
-        closing = self.site.close()
-        await self.pool.closeCachedConnections()
-        await self.homeserver.stop()
-        await closing
+        return BoundedSite(root, LimitsConfig(), self.reactor, BodyBudget(4096))
 
     async def sync(self, query: bytes = b"", *headers: bytes, version: bytes = b"1.0") -> Caller:
         """A sync on its way; with HTTP/1.0 the answer is not in chunks."""
@@ -59,13 +43,12 @@ class Beside:
             b"Connection: close",
             *headers,
         ]
-        port = self.listening.getHost().port
-        return await call(self.reactor, port, b"\r\n".join([*head, b"", b""]))
+        return await self.call(b"\r\n".join([*head, b"", b""]))
 
     async def answer(self, query: bytes = b"", *headers: bytes) -> Caller:
         """The whole answer to one."""
         caller = await self.sync(query, *headers)
-        await until(self.reactor, lambda: caller.lost)
+        await self.lost(caller)
         return caller
 
     @property
@@ -76,16 +59,7 @@ class Beside:
 
 def with_both(story: Callable[[Beside], Awaitable[None]]) -> None:
     """Play a story, and clean up."""
-
-    async def play(reactor: Any) -> None:
-        beside = Beside(reactor)
-        await beside.start()
-        try:
-            await story(beside)
-        finally:
-            await beside.stop()
-
-    in_reactor(play)
+    play(Beside, story)
 
 
 def test_presence_is_in_an_answer_whose_other_bytes_are_the_homeservers() -> None:
@@ -171,16 +145,16 @@ def test_a_poll_that_ends_early_ends_at_the_homeserver_too() -> None:
         quiet = an_answer(b'{"next_batch":"h1","device_one_time_keys_count":{"signed_curve25519":50}}')
         beside.homeserver.answers = lambda seen: quiet if b"timeout=0&" in seen.line else None
         caller = await beside.sync(b"?since=h1&timeout=30000&set_presence=online")
-        await until(beside.reactor, lambda: beside.polls == 2)
+        await beside.until(lambda: beside.polls == 2)
         waits = beside.homeserver.connections[-1]
 
         beside.world.tell(BOB, ONLINE, ALICE)
-        await until(beside.reactor, lambda: caller.lost)
+        await beside.lost(caller)
 
         body = json.loads(caller.body)
         assert (body["next_batch"], body["presence"]["events"][0]["sender"]) == ("h1", BOB)
         assert body["device_one_time_keys_count"] == {"signed_curve25519": 50}
-        await until(beside.reactor, lambda: waits.lost)
+        await beside.until(lambda: waits.lost)
 
     with_both(story)
 
@@ -191,11 +165,11 @@ def test_a_client_that_leaves_leaves_nothing_behind() -> None:
     async def story(beside: Beside) -> None:
         beside.homeserver.answers = lambda _: None
         caller = await beside.sync(b"?since=h1&timeout=30000&set_presence=online")
-        await until(beside.reactor, lambda: beside.polls == 1)
+        await beside.until(lambda: beside.polls == 1)
 
         caller.leave()
 
-        await until(beside.reactor, lambda: beside.homeserver.connections[0].lost)
+        await beside.until(lambda: beside.homeserver.connections[0].lost)
         assert beside.world.engine.events[-1] == StreamClosed(ALICE, PHONE)
 
     with_both(story)
@@ -209,7 +183,7 @@ def test_an_answer_that_breaks_off_breaks_off_for_the_client() -> None:
         beside.homeserver.answers = lambda _: whole[:-20]
         beside.homeserver.hangs_up_after_answering = True
         caller = await beside.sync(version=b"1.1")
-        await until(beside.reactor, lambda: caller.lost)
+        await beside.lost(caller)
 
         assert b"presence" not in caller.received
         assert not caller.received.endswith(b"0\r\n\r\n")
@@ -223,9 +197,9 @@ def test_a_homeserver_that_dies_in_a_poll_is_a_502_and_is_found_again() -> None:
     async def story(beside: Beside) -> None:
         beside.homeserver.answers = lambda _: None
         caller = await beside.sync(b"?since=h1&timeout=30000&set_presence=offline")
-        await until(beside.reactor, lambda: beside.polls == 1)
+        await beside.until(lambda: beside.polls == 1)
         await beside.homeserver.stop()
-        await until(beside.reactor, lambda: caller.lost)
+        await beside.lost(caller)
         refused = await beside.answer()
         await beside.homeserver.start()
         beside.homeserver.answers = lambda _: an_answer(b'{"next_batch":"h1"}')

@@ -1,5 +1,6 @@
 """A homeserver that is played, and fedpresence beside it: engine, hub and store are real."""
 
+import json
 from random import Random
 from typing import Any
 
@@ -145,3 +146,31 @@ class Beside:
         self.hub.stop()
         result_of(self.scan.stop())
         return Beside(self.homeserver, self.store.reopened(), max_members=10)
+
+
+def tell(beside: Beside, *events: dict[str, object], txn_id: str = "1") -> None:
+    """The homeserver pushes these events."""
+    result_of(beside.appservice.take(txn_id, json.dumps({"events": events}).encode()))
+
+
+def member(user_id: UserID, membership: str, room_id: RoomID = ROOM) -> dict[str, object]:
+    """Somebody joins or leaves."""
+    return {
+        "type": "m.room.member",
+        "room_id": room_id,
+        "sender": user_id,
+        "state_key": user_id,
+        "origin_server_ts": NOW_MS,
+        "content": {"membership": membership},
+    }
+
+
+def message(user_id: UserID, room_id: RoomID = ROOM) -> dict[str, object]:
+    """Somebody speaks."""
+    return {
+        "type": "m.room.message",
+        "room_id": room_id,
+        "sender": user_id,
+        "origin_server_ts": NOW_MS,
+        "content": {},
+    }

@@ -17,6 +17,7 @@ from fedpresence.inbound.keyfetch import KeyFetcher
 from fedpresence.inbound.keyring import KeyRing
 from fedpresence.wire.json import encode_canonical
 from fedpresence.wire.signing import Identity
+from tests.http_wire import request
 
 HERE = ServerName("here.test")
 THERE = ServerName("there.test")
@@ -26,6 +27,7 @@ NOW_S = 1_700_000_000
 NOW_MS = NOW_S * 1000
 DAY_MS = 86_400_000
 KEY_PATH = "/_matrix/key/v2/server"
+SEND = "/_matrix/federation/v1/send/"
 
 
 def an_identity(server_name: ServerName = THERE, version: str = "1") -> Identity:
@@ -101,6 +103,18 @@ class Shelf:
 
 
 @dataclass
+class Tally:
+    """Counters that remember."""
+
+    counts: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        """So many more."""
+        key = (name, *labels.values())
+        self.counts[key] = self.counts.get(key, 0) + amount
+
+
+@dataclass
 class Ring:
     """A key ring with everything around it within reach."""
 
@@ -131,6 +145,20 @@ class Ring:
 def a_transaction(origin: ServerName = THERE, *edus: object) -> dict[str, object]:
     """The body of a `/send`."""
     return {"origin": origin, "origin_server_ts": NOW_MS, "pdus": [], "edus": list(edus)}
+
+
+def a_send(
+    identity: Identity,
+    txn_id: str = "1",
+    content: object | None = None,
+    change: Callable[[str], str] = lambda header: header,
+) -> bytes:
+    """A signed transaction as bytes; `change` spoils its Authorization header."""
+    content = a_transaction(identity.server_name) if content is None else content
+    uri = SEND + txn_id
+    header = identity.authorization("PUT", uri, HERE, content)
+    body = json.dumps(content).encode()
+    return request("PUT", uri, body, "Authorization: " + change(header))
 
 
 def an_invite(observer: str = "@carol:there.test", observed: str = "@alice:here.test") -> dict[str, object]:

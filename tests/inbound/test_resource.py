@@ -1,6 +1,4 @@
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
@@ -25,27 +23,17 @@ from tests.inbound.servers import (
     ELSEWHERE,
     HERE,
     NOW_MS,
+    SEND,
     THERE,
     Ring,
+    Tally,
+    a_send,
     a_transaction,
     an_identity,
     an_invite,
 )
 
 ALICE, CAROL = UserID("@alice:here.test"), UserID("@carol:there.test")
-SEND = "/_matrix/federation/v1/send/"
-
-
-@dataclass
-class Tally:
-    """Counters that remember."""
-
-    counts: dict[tuple[str, ...], int] = field(default_factory=dict)
-
-    def count(self, name: str, amount: int = 1, **labels: str) -> None:
-        """So many more."""
-        key = (name, *labels.values())
-        self.counts[key] = self.counts.get(key, 0) + amount
 
 
 class Here:
@@ -106,20 +94,6 @@ class Here:
         for identity in identities:
             self.ring.network.publish(identity)
         return self
-
-
-def a_send(
-    identity: Identity,
-    txn_id: str = "1",
-    content: object | None = None,
-    change: Callable[[str], str] = lambda header: header,
-) -> bytes:
-    """A signed transaction as bytes; `change` spoils its Authorization header."""
-    content = a_transaction(identity.server_name) if content is None else content
-    uri = SEND + txn_id
-    header = identity.authorization("PUT", uri, HERE, content)
-    body = json.dumps(content).encode()
-    return request("PUT", uri, body, "Authorization: " + change(header))
 
 
 def head_of(data: bytes) -> bytes:

@@ -8,7 +8,7 @@ from fedpresence.hub import Hub
 from fedpresence.ops.status import COUNTERS, PrometheusCounters, add_health, add_metrics
 from fedpresence.web import Unknown
 from tests.asynchronous import result_of
-from tests.ops.test_admin import FakeDestinations, FakeEngine, NoStore
+from tests.ops.fakes import FakeDestinations, FakeEngine, NoStore
 
 
 def ask(root: Unknown, path: str) -> tuple[int, str, str]:

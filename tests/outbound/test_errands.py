@@ -1,4 +1,4 @@
-"""The rest is asked through the queue, in test_queue.py."""
+"""The rest is asked through the queue, in test_queue_edus.py."""
 
 from fedpresence.engine.outgoing import ListEdu
 from fedpresence.engine.subscription import EduKind, OwedEdu

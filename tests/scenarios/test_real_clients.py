@@ -1,56 +1,22 @@
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from fedpresence.testing.processes import User
+from tests.nio_client import NioClient, nio
 from tests.scenarios.conftest import HERE, THERE, LetIn, Start
-
-nio: Any = pytest.importorskip("nio", reason="matrix-nio is not installed (pip install '.[interop]')")
 
 # News of a timer may wait 2 s where a destination is busy (decision 12): its edges lie further apart.
 QUICK = {"presence": {"last_active_granularity": "1s", "idle_timeout": "4s", "sync_online_timeout": "1s"}}
 SEEN_S = 10.0
 
 
-class NioClient:
-    """A user's matrix-nio client in its endless sync; it keeps every presence event that the client took."""
-
-    def __init__(self, user: User) -> None:
-        self.user_id = user.user_id
-        self.client = nio.AsyncClient(user.server.client_url, user.user_id)
-        self.client.restore_login(user.user_id, "DEVICE", user.token)
-        self._seen: asyncio.Queue[Any] = asyncio.Queue()
-        self.client.add_presence_callback(self._see, nio.PresenceEvent)
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """In the middle of `sync_forever`, which must not have ended by itself."""
-        syncing = asyncio.create_task(self.client.sync_forever(timeout=5000, set_presence="online"))
-        try:
-            await self.sees(self.user_id, presence="online")
-            yield
-            assert not syncing.done(), "the client gave up"
-        finally:
-            syncing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await syncing
-            await self.client.close()
-
-    async def sees(self, user_id: str, **wanted: object) -> Any:
-        """The next event of `user_id` that is as wanted."""
-        async with asyncio.timeout(SEEN_S):
-            while True:
-                event = await self._seen.get()
-                is_so = all(getattr(event, name) == value for name, value in wanted.items())
-                if event.user_id == user_id and is_so:
-                    return event
-
-    async def _see(self, event: object) -> None:
-        self._seen.put_nowait(event)
+def a_client(user: User) -> NioClient:
+    """A device that has a token already."""
+    client = nio.AsyncClient(user.server.client_url, user.user_id)
+    client.restore_login(user.user_id, "DEVICE", user.token)
+    return NioClient(client, SEEN_S)
 
 
 def test_matrix_nio_lives_with_a_friend_and_a_room_mate_elsewhere(
@@ -72,7 +38,7 @@ def test_matrix_nio_lives_with_a_friend_and_a_room_mate_elsewhere(
             assert (await asyncio.to_thread(federation[name].admin, "PUT", path, members)).status == 200
 
     async def story() -> None:
-        here, there = NioClient(alice), NioClient(bob)
+        here, there = a_client(alice), a_client(bob)
         assert isinstance(await here.client.whoami(), nio.WhoamiResponse)
         refused = await here.client.get_presence(bob.user_id)
         assert (type(refused), refused.status_code) == (nio.PresenceGetError, "M_FORBIDDEN")

@@ -12,6 +12,7 @@ from fedpresence.engine.settings import InvitePolicy
 from fedpresence.engine.subscription import EduKind, ObservedStage, ObserverStage
 from fedpresence.ids import ServerName, UserID, server_of
 from fedpresence.testing.rig.wirelog import Recorded
+from tests.engine.agreement import AGREED
 from tests.schedules.kept import Ledger, Pair
 
 _N, _P, _A, _D = ObserverStage.NONE, ObserverStage.PENDING, ObserverStage.ACCEPTED, ObserverStage.DENIED
@@ -21,7 +22,6 @@ _n, _r, _g, _d = (
     ObservedStage.GRANTED,
     ObservedStage.DENIED,
 )
-AGREED = {(_N, _n), (_P, _r), (_A, _g), (_D, _d), (_N, _d), (_D, _n)}
 
 _KINDS = {kind.value: kind for kind in EduKind}
 

@@ -2,10 +2,8 @@ from fedpresence.engine.effects import SaveUser
 from fedpresence.errors import StoreError
 from fedpresence.ids import UserID
 from fedpresence.storage.memory import MemoryStore
+from fedpresence.testing.builders import ALICE, CAROL
 from tests.asynchronous import failure_of, result_of
-
-ALICE = UserID("@alice:here.test")
-CAROL = UserID("@carol:here.test")
 
 
 def users(store: MemoryStore) -> list[UserID]:

@@ -1,16 +1,10 @@
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
 from fedpresence.engine.effects import (
-    Durable,
     ForgetAnswer,
     ForgetInbox,
     ForgetObservedRow,
@@ -21,13 +15,12 @@ from fedpresence.engine.effects import (
     SaveInbox,
     SaveObservedRow,
     SaveObserverRow,
-    SavePresence,
     SaveRoom,
     SaveRoomMembers,
     SaveUser,
 )
 from fedpresence.engine.events import ListEduReceived
-from fedpresence.engine.presence import PresenceRecord, PresenceState
+from fedpresence.engine.presence import PresenceState
 from fedpresence.engine.subscription import (
     EduKind,
     ObservedRow,
@@ -38,118 +31,11 @@ from fedpresence.engine.subscription import (
 )
 from fedpresence.errors import StoreError
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
-from fedpresence.storage.memory import MemoryStore
-from fedpresence.storage.sqlite import SQLiteStore
-from fedpresence.storage.store import Store, Stored, TokenOwner
-from tests.asynchronous import result_of
-from tests.storage.threads import ThreadReactor
+from fedpresence.storage.store import TokenOwner
+from fedpresence.testing.builders import ALICE, BOB, CAROL, HERE, NOW_MS, PHONE, THERE
+from tests.storage.worlds import World, a_record, commit, stored
 
-NOW_MS = 1_700_000_000_000
-ALICE = UserID("@alice:here.test")
-BOB = UserID("@bob:there.test")
-CAROL = UserID("@carol:here.test")
-HERE = ServerName("here.test")
-THERE = ServerName("there.test")
-PHONE = DeviceID("PHONE")
 ROOM = RoomID("!room:here.test")
-
-
-T = TypeVar("T")
-
-
-class World(ABC):
-    """A store, others on the same data, and how to wait for their answers."""
-
-    store: Store
-
-    @abstractmethod
-    def wait(self, deferred: Deferred[T]) -> T:
-        """The Deferred's result, or its error raised."""
-
-    @abstractmethod
-    def another_process(self) -> Store:
-        """A second store on the same data."""
-
-    @abstractmethod
-    def restart(self) -> None:
-        """Close the store and open it again."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close whatever is open."""
-
-
-class InMemory(World):
-    """MemoryStore, whose Deferreds have always fired."""
-
-    def __init__(self) -> None:
-        self._memory = self.store = MemoryStore(max_server_keys=3)
-
-    def wait(self, deferred: Deferred[T]) -> T:
-        """See World."""
-        return result_of(deferred)
-
-    def another_process(self) -> Store:
-        """See World."""
-        return self._memory.reopened()
-
-    def restart(self) -> None:
-        """See World."""
-        self.close()
-        self._memory = self.store = self._memory.reopened()
-
-    def close(self) -> None:
-        """See World."""
-        self.wait(self.store.close())
-
-
-class OnDisk(World):
-    """SQLiteStore with its real thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._reactor = ThreadReactor()
-        self._others: list[Store] = []
-        self.store = self._open()
-
-    def _open(self, *, exclusive: bool = True) -> Store:
-        return SQLiteStore.open(self._path, self._reactor, exclusive, max_server_keys=3)
-
-    def wait(self, deferred: Deferred[T]) -> T:
-        """See World."""
-        return self._reactor.wait(deferred)
-
-    def another_process(self) -> Store:
-        """See World."""
-        self._others.append(self._open(exclusive=False))
-        return self._others[-1]
-
-    def restart(self) -> None:
-        """See World."""
-        self.close()
-        self.store = self._open()
-
-    def close(self) -> None:
-        """See World."""
-        for store in [*self._others, self.store]:
-            self.wait(store.close())
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    made: World = InMemory() if request.param == "memory" else OnDisk(tmp_path / "fedpresence.db")
-    yield made
-    made.close()
-
-
-def commit(world: World, *effects: Durable, now_ms: int = NOW_MS) -> None:
-    world.wait(world.store.commit(effects, now_ms))
-
-
-def stored(world: World) -> Stored:
-    """What a restart finds."""
-    world.restart()
-    return world.wait(world.store.load())
 
 
 def owed(kind: EduKind, generation: int, *, unpoll: bool = False, final_push: bool = False) -> OwedEdu:
@@ -164,18 +50,7 @@ def observed_row(stage: ObservedStage = ObservedStage.REQUESTED, **fields: Any) 
     return ObservedRow(BOB, ALICE, stage, NOW_MS, NOW_MS + 1, **fields)
 
 
-def a_record(user_id: UserID = BOB, **fields: Any) -> PresenceRecord:
-    values: dict[str, Any] = {
-        "state": PresenceState.ONLINE,
-        "last_active_ms": NOW_MS,
-        "status_msg": "at sea \N{SAILBOAT}",
-        "currently_active": True,
-        "heard_ms": NOW_MS,
-    }
-    return PresenceRecord(user_id, **(values | fields))
-
-
-# --- rows ------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_a_new_store_is_empty(world: World) -> None:
@@ -408,146 +283,7 @@ def test_the_moment_of_the_last_write_is_kept(world: World) -> None:
     assert stored(world).saved_at_ms == NOW_MS + 9
 
 
-# --- users and tokens ------------------------------------------------------------------------
-
-
-def test_a_token_makes_its_user_and_finds_its_owner(world: World) -> None:
-    """A user exists once a token was issued (contract, "Client API")."""
-    owner = TokenOwner(ALICE, PHONE)
-
-    kept = world.wait(world.store.add_token("secret", owner, NOW_MS))
-
-    found = stored(world)
-    assert kept
-    assert list(found.users) == [(ALICE, False)]
-    assert world.wait(world.store.find_token("secret")) == owner
-    assert world.wait(world.store.find_token("secre")) is None
-    assert world.wait(world.store.find_token("\udcff")) is None
-
-
-def test_tokens_are_listed_oldest_first_and_per_user(world: World) -> None:
-    """The operator decides by this list what to revoke."""
-    add = world.store.add_token
-    world.wait(add("t1", TokenOwner(ALICE, PHONE), NOW_MS + 1))
-    world.wait(add("t2", TokenOwner(CAROL, None), NOW_MS))
-
-    assert world.wait(world.store.list_tokens(None)) == [(CAROL, None, NOW_MS), (ALICE, PHONE, NOW_MS + 1)]
-    assert world.wait(world.store.list_tokens(ALICE)) == [(ALICE, PHONE, NOW_MS + 1)]
-    assert world.wait(world.store.list_tokens(BOB)) == []
-
-
-@pytest.mark.parametrize(
-    ("device", "all_devices", "gone", "left"),
-    [
-        (PHONE, False, [PHONE], ["t3", "t4"]),
-        (None, False, [None], ["t1", "t2", "t4"]),
-        (None, True, [None, PHONE], ["t4"]),
-        (DeviceID("OTHER"), False, [], ["t1", "t2", "t3", "t4"]),
-    ],
-)
-def test_revoking_takes_all_tokens_of_the_device_and_no_others(
-    world: World, device: DeviceID | None, all_devices: bool, gone: list[DeviceID | None], left: list[str]
-) -> None:
-    """A token that survives its revocation is an open door."""
-    owners = {"t1": (ALICE, PHONE), "t2": (ALICE, PHONE), "t3": (ALICE, None), "t4": (CAROL, PHONE)}
-    for token, (user_id, device_id) in owners.items():
-        world.wait(world.store.add_token(token, TokenOwner(user_id, device_id), NOW_MS))
-
-    answer = world.wait(world.store.revoke_tokens(ALICE, device, all_devices=all_devices))
-
-    assert answer == gone
-    world.restart()
-    assert [t for t in owners if world.wait(world.store.find_token(t))] == left
-
-
-def test_a_deactivated_user_has_no_tokens_and_no_presence_and_gets_none(world: World) -> None:
-    """Deactivation is for good, and holds the moment it is committed."""
-    world.wait(world.store.add_token("secret", TokenOwner(ALICE, PHONE), NOW_MS))
-    world.wait(world.store.save_presence([a_record(ALICE)], NOW_MS))
-
-    commit(world, SaveUser(ALICE, True))
-    kept = world.wait(world.store.add_token("again", TokenOwner(ALICE, PHONE), NOW_MS))
-
-    found = stored(world)
-    assert not kept
-    assert list(found.users) == [(ALICE, True)]
-    assert list(found.presence) == []
-    assert world.wait(world.store.list_tokens(None)) == []
-
-
-def test_a_users_order_is_that_of_their_making(world: World) -> None:
-    """A change to a user must not make them look new."""
-    commit(world, SaveUser(ALICE, False), SaveUser(CAROL, False))
-    commit(world, SaveUser(ALICE, True))
-
-    assert list(stored(world).users) == [(ALICE, True), (CAROL, False)]
-
-
-# --- what another process does ---------------------------------------------------------------
-
-
-def test_users_made_beside_us_are_told_once(world: World) -> None:
-    """`token add` makes a user whom the running daemon must know at once."""
-    commit(world, SaveUser(ALICE, False))
-    world.wait(world.store.load())
-    command = world.another_process()
-    assert world.wait(world.store.new_users()) == []
-
-    world.wait(command.add_token("t1", TokenOwner(CAROL, None), NOW_MS))
-    world.wait(command.add_token("t2", TokenOwner(ALICE, None), NOW_MS))
-    commit(world, SaveUser(UserID("@dan:here.test"), False))
-
-    assert world.wait(world.store.new_users()) == [CAROL]
-    assert world.wait(world.store.new_users()) == []
-
-
-def test_a_user_made_by_our_own_token_is_told_too(world: World) -> None:
-    """Whoever issues tokens in the daemon's own process need not know of the engine."""
-    world.wait(world.store.load())
-
-    world.wait(world.store.add_token("t1", TokenOwner(CAROL, None), NOW_MS))
-
-    assert world.wait(world.store.new_users()) == [CAROL]
-    assert world.wait(world.store.new_users()) == []
-
-
-def test_changes_beside_us_are_told_once_and_our_own_never(world: World) -> None:
-    """A cache of tokens is thrown away when somebody else wrote, not at every commit of ours."""
-    command = world.another_process()
-    world.wait(world.store.add_token("t1", TokenOwner(ALICE, None), NOW_MS))
-    commit(world, SaveUser(CAROL, False))
-    assert not world.wait(world.store.tokens_changed())
-
-    world.wait(command.revoke_tokens(ALICE, None, all_devices=True))
-
-    assert world.wait(world.store.tokens_changed())
-    assert not world.wait(world.store.tokens_changed())
-    assert world.wait(world.store.find_token("t1")) is None
-
-
-def test_asking_for_new_users_does_not_hide_changed_tokens(world: World) -> None:
-    """Both watch the same sign; each must see it for itself."""
-    command = world.another_process()
-    world.wait(world.store.tokens_changed())
-
-    world.wait(command.add_token("t1", TokenOwner(CAROL, None), NOW_MS))
-
-    assert world.wait(world.store.new_users()) == [CAROL]
-    assert world.wait(world.store.tokens_changed())
-
-
-def test_whoever_writes_is_noticed(world: World) -> None:
-    """An idle daemon asks nothing else, twice a second: no commit may slip through."""
-    command = world.another_process()
-    world.wait(world.store.add_token("t1", TokenOwner(ALICE, None), NOW_MS))
-    world.store.touched()
-
-    world.wait(command.revoke_tokens(ALICE, None, all_devices=True))
-
-    assert world.store.touched()
-
-
-# --- other servers' keys ---------------------------------------------------------------------
+# --- other servers' keys --------------------------------------------------------------------------
 
 
 def test_keys_are_replaced_and_come_newest_first(world: World) -> None:
@@ -569,7 +305,7 @@ def test_of_too_many_servers_the_one_fetched_longest_ago_goes(world: World) -> N
     assert names == ["d.test", "c.test", "b.test"]
 
 
-# --- the end ---------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 def test_a_closed_store_answers_with_an_error_and_closes_again_quietly(world: World) -> None:
@@ -595,119 +331,3 @@ def test_a_closed_store_answers_with_an_error_and_closes_again_quietly(world: Wo
     for ask in asked:
         with pytest.raises(StoreError):
             world.wait(ask())
-
-
-# --- both stores, one meaning ----------------------------------------------------------------
-
-_USERS = st.sampled_from([ALICE, BOB, CAROL])
-_ROOMS = st.sampled_from([ROOM, RoomID("!b:x.test")])
-_SOME = st.lists(_USERS, max_size=2, unique=True)
-_EFFECTS: st.SearchStrategy[Durable] = st.one_of(
-    st.builds(SaveUser, _USERS, st.booleans()),
-    st.builds(SaveHidden, _USERS, st.sampled_from([None, PHONE]), st.booleans()),
-    st.builds(
-        SavePresence,
-        st.builds(
-            PresenceRecord,
-            _USERS,
-            st.sampled_from(PresenceState),
-            st.integers(0, 9),
-            st.sampled_from([None, "Tea"]),
-            st.booleans(),
-            st.integers(0, 9),
-        ),
-    ),
-    st.builds(
-        SaveObserverRow,
-        st.builds(ObserverRow, _USERS, _USERS, st.sampled_from(ObserverStage), st.just(1), st.integers(0, 9)),
-    ),
-    st.builds(ForgetObserverRow, _USERS, _USERS),
-    st.builds(
-        SaveObservedRow,
-        st.builds(ObservedRow, _USERS, _USERS, st.sampled_from(ObservedStage), st.just(1), st.integers(0, 9)),
-    ),
-    st.builds(ForgetObservedRow, _USERS, _USERS),
-    st.builds(SaveRoom, _ROOMS, st.sampled_from([None, "invite"]), st.booleans()),
-    st.builds(ForgetRoom, _ROOMS),
-    st.builds(
-        SaveAnswer,
-        st.sampled_from([HERE, THERE]),
-        st.sampled_from(["a", "b"]),
-        st.integers(0, 9),
-        st.integers(0, 9),
-    ),
-    st.builds(ForgetAnswer, st.sampled_from([HERE, THERE]), st.sampled_from(["a", "b"])),
-    st.builds(SaveInbox, st.integers(1, 3), st.just(())),
-    st.builds(ForgetInbox, st.integers(1, 3)),
-)
-_MEMBERS: st.SearchStrategy[list[Durable]] = st.builds(
-    lambda room_id, some, number: [
-        SaveRoom(room_id, None, True),  # members are of a room that is saved
-        SaveRoomMembers(room_id, tuple(some[:number]), tuple(some[number:])),
-    ],
-    _ROOMS,
-    _SOME,
-    st.integers(0, 2),
-)
-
-
-def _joined(parts: list[list[Durable]]) -> list[Durable]:
-    return [effect for part in parts for effect in part]
-
-
-_TURN: st.SearchStrategy[list[Durable]] = st.lists(
-    st.builds(lambda effect: [effect], _EFFECTS) | _MEMBERS, max_size=12
-).map(_joined)
-
-
-def _comparable(found: Stored) -> list[object]:
-    tables = (
-        found.users,
-        found.hidden,
-        found.pairs.observer_rows(),
-        found.pairs.observed_rows(),
-        found.rooms,
-        found.answers,
-        found.inbox,
-        found.presence,
-    )
-    return [
-        *(sorted(map(repr, table)) for table in tables[:4]),
-        sorted((r.room_id, str(r.join_rule), r.counts, sorted(r.members)) for r in found.rooms),
-        *(sorted(map(repr, table)) for table in tables[5:]),
-        found.newest_origin_ts,
-        found.saved_at_ms,
-    ]
-
-
-@settings(max_examples=40, deadline=None)
-@given(turns=st.lists(_TURN, max_size=5))
-def test_memory_and_sqlite_hold_the_same_after_any_turns(turns: list[list[Durable]]) -> None:
-    """Tests run against memory; what they show must hold on the disk."""
-    memory = MemoryStore()
-    with tempfile.TemporaryDirectory() as folder:
-        disk = OnDisk(Path(folder) / "fedpresence.db")
-        for moment, turn in enumerate(turns):
-            result_of(memory.commit(turn, moment))
-            disk.wait(disk.store.commit(turn, moment))
-
-        on_disk = disk.wait(disk.store.load())
-        disk.close()
-
-    assert _comparable(on_disk) == _comparable(result_of(memory.load()))
-
-
-@settings(max_examples=40, deadline=None)
-@given(turns=st.lists(_TURN, max_size=5))
-def test_a_turn_leaves_what_its_effects_one_by_one_would(turns: list[list[Durable]]) -> None:
-    """Sharing a commit is for speed; it must not change what is stored."""
-    together, apart = MemoryStore(), MemoryStore()
-
-    for turn in turns:
-        result_of(together.commit(turn, NOW_MS))
-        for effect in turn:
-            result_of(apart.commit([effect], NOW_MS))
-        if not turn:
-            result_of(apart.commit([], NOW_MS))
-
-    assert _comparable(result_of(together.load())) == _comparable(result_of(apart.load()))

@@ -2,7 +2,7 @@ import time
 
 from fedpresence.testing.homeserver.edus import presence_of, push_item
 from fedpresence.testing.rig.twisted import TwistedRig
-from tests.testing.rig.test_twisted import BOB, MINUTE_MS, befriend, parts_of, seen, with_rig
+from tests.testing.rig.pair import BOB, MINUTE_MS, befriend, parts_of, seen, with_rig
 
 FLOOD = "flood.test"
 PUSHES = 50  # in an EDU

@@ -2,7 +2,7 @@ import pytest
 
 from fedpresence.engine.events import Activity
 from fedpresence.testing.rig.twisted import DEVICE, RigOptions, TwistedRig
-from tests.testing.rig.test_twisted import BOB, MINUTE_MS, PAIR, befriend, seen, submit, with_rig
+from tests.testing.rig.pair import BOB, MINUTE_MS, PAIR, befriend, seen, submit, with_rig
 
 STEP_MS = 30_000
 THERE_STOPS = RigOptions(

@@ -1,9 +1,8 @@
 import tempfile
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -12,57 +11,24 @@ from twisted.internet.task import deferLater
 from fedpresence.engine.events import Activity, ListChanged
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import ConfigError
-from fedpresence.ids import ServerName, UserID
+from fedpresence.ids import UserID
 from fedpresence.testing.rig.faults import Faults
 from fedpresence.testing.rig.twisted import DEVICE, RigOptions, TwistedRig
 from tests.in_reactor import in_reactor
-
-T = TypeVar("T")
-
-HERE, THERE = ServerName("here.test"), ServerName("there.test")
-ALICE, BOB = UserID("@alice:here.test"), UserID("@bob:there.test")
-PAIR = RigOptions(
-    ("here.test", "there.test"), ("alice@here.test", "@bob:there.test"), start_ms=1_700_000_000_000
+from tests.testing.rig.pair import (
+    ALICE,
+    BOB,
+    DAY_MS,
+    HERE,
+    MINUTE_MS,
+    PAIR,
+    THERE,
+    befriend,
+    parts_of,
+    seen,
+    submit,
+    with_rig,
 )
-MINUTE_MS, DAY_MS = 60_000, 86_400_000
-
-
-def with_rig(story: Callable[[TwistedRig], Awaitable[T]], options: RigOptions = PAIR) -> T:
-    """What a story in a rig answers; what the rig left behind is looked for."""
-
-    async def told(reactor: Any) -> T:
-        rig = await TwistedRig.start(reactor, options)
-        try:
-            return await story(rig)
-        finally:
-            await rig.stop()
-
-    return in_reactor(told)
-
-
-async def befriend(rig: TwistedRig) -> None:
-    """Alice observes Bob, who is online."""
-    await rig.set_stream(BOB, is_open=True)
-    await submit(rig, "here.test", ListChanged(ALICE, invite=(BOB,)))
-    await rig.settle()
-    await submit(rig, "there.test", ListChanged(BOB, accept=(ALICE,)))
-    await rig.settle()
-
-
-async def submit(rig: TwistedRig, server: str, event: Any) -> None:
-    await parts_of(rig, server).hub.submit(event)
-
-
-def parts_of(rig: TwistedRig, server: str) -> Any:
-    daemon = rig.server(server).daemon
-    assert daemon is not None
-    return daemon.parts
-
-
-def seen(rig: TwistedRig) -> str | None:
-    """What Alice would be shown of Bob."""
-    view = parts_of(rig, "here.test").engine.view(ALICE, BOB, rig.now_ms)
-    return None if view is None else view.state.value
 
 
 def test_after_an_advance_everything_that_was_due_has_happened() -> None:
