@@ -2,6 +2,7 @@
 
 Always true:
 - what changes the rig is done in the order it came, and to its end, even where the asker has gone;
+- with the virtual clock that end is when nothing more is due: what is asked next comes after it, every time;
 - what only reads is answered at once, in the middle of a long turn of the clock too;
 - a body is checked whole before any of it is done; a key that nobody knows is an error that names it.
 
@@ -240,7 +241,7 @@ class _Control:
             server = self._server(name)
             _nothing(request, verb)
             operation: Callable[[], Awaitable[object]] = getattr(server, verb)
-            await self._do(operation)
+            await self._do_whole(operation)
             return self._state_of(server)
 
         return handler
@@ -249,7 +250,7 @@ class _Control:
         server = self._server(name)
         fields = _fields(request, "a clock", {"offset_ms"})
         offset_ms = _whole(fields, "offset_ms", -MAX_MS, MAX_MS)
-        await self._do(lambda: server.set_clock(offset_ms))
+        await self._do_whole(lambda: server.set_clock(offset_ms))
         return self._state_of(server)
 
     # --- its links and users ---------------------------------------------------------------------
@@ -280,7 +281,7 @@ class _Control:
             raise complaint("device_id", f"must have 1 to {MAX_ID_BYTES} characters")
         device_id = None if device is None else DeviceID(device)
         state = _presence_state(fields)
-        await self._do(
+        await self._do_whole(
             lambda: self._rig.set_stream(user_id, is_open=is_open, device_id=device_id, set_presence=state)
         )
         return {}
@@ -355,6 +356,16 @@ class _Control:
             reason = error.args[0] if error.args else error
             raise BadRequest("M_UNKNOWN", str(reason)) from error
 
+    async def _do_whole(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do `work`, and with the virtual clock what it sets going: news that leaves at once has arrived."""
+
+        async def whole() -> None:
+            await work()
+            if self._rig.virtual:
+                await self._rig.settle()
+
+        await self._do(whole)
+
     async def _do_now(self, work: Callable[[], T]) -> T:
         """Do `work`, which takes no time, when its turn comes."""
 
@@ -393,7 +404,11 @@ class _Control:
         return user_id
 
     def _filter(self, request: Request) -> tuple[ServerName | None, ServerName | None]:
-        """The servers that `from` and `to` name in the query."""
+        """The servers that `from` and `to` name in the query; 400 for a key that is no filter."""
+        for key in request.args or ():
+            if key not in (b"from", b"to"):
+                name = key.decode("ascii", "replace")
+                raise BadRequest("M_INVALID_PARAM", f"{name}: no such filter; known are from and to")
         origin, destination = (
             None if text is None else parse_server_name(self._name(text))
             for text in (parameter(request, b"from"), parameter(request, b"to"))

@@ -256,6 +256,7 @@ class RigServer:
         """Go back to the copy, by a crash where it runs; LookupError where there is none."""
         if not self._backup.exists():
             raise LookupError(f"{self.name} has no backup")
+        self._tokens_written = False  # it may be older than they are
         await self._with_other_data(lambda: shutil.copyfile(self._backup, self.database))
 
     async def wipe(self) -> None:

@@ -193,6 +193,21 @@ def test_a_copy_brings_yesterday_back_and_a_wipe_nothing() -> None:
     assert with_rig(story) == [1, 0, 0]
 
 
+def test_a_copy_of_an_empty_server_brings_its_users_back_too() -> None:
+    """Their tokens are always good, though the copy has none: it may be another rig's, or a fresh disk's."""
+
+    async def story(rig: TwistedRig) -> object:
+        server = rig.server("there.test")
+        await server.stop()
+        await server.wipe()
+        await server.backup()
+        await server.start()
+        await server.restore()
+        return await parts_of(rig, "there.test").store.find_token(rig.users[BOB].access_token)
+
+    assert with_rig(story) is not None
+
+
 def test_a_servers_wrong_clock_shows_in_its_stamps_and_not_in_its_ages() -> None:
     """Ages are lengths: a server that is an hour ahead still knows how long its user was away."""
 
@@ -252,6 +267,71 @@ def test_a_rig_on_the_data_of_another_goes_on_with_its_keys(tmp_path: Path) -> N
     assert third == second
     assert len({first[0], *second[2]}) == 2 and first[2].items() < second[2].items()
     assert third[0] == third[1] not in third[2]
+
+
+def test_a_rig_on_the_data_of_another_goes_on_at_its_time(tmp_path: Path) -> None:
+    """Data from the future are a fault that a test has to ask for: a user would be active before they came.
+
+    A rig that was killed has kept the time of its last turn.
+    """
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path)
+
+    async def turned(rig: TwistedRig) -> tuple[int, int]:
+        began_ms = rig.now_ms
+        await befriend(rig)
+        ended_ms = await rig.advance(10 * DAY_MS)
+        kept = int((tmp_path / "now_ms").read_text())
+        assert kept == ended_ms
+        return began_ms, ended_ms
+
+    async def greeted(rig: TwistedRig) -> tuple[int, int, str | None]:
+        began_ms = rig.now_ms
+        await rig.set_stream(BOB, is_open=True)
+        await submit(rig, "there.test", Activity(BOB, DEVICE, None))
+        await rig.advance(1_000)
+        return began_ms, rig.now_ms, seen(rig)
+
+    _, first_ms = with_rig(turned, options)
+    second_ms, _, state = with_rig(greeted, options)
+
+    assert second_ms == first_ms
+    assert state == "online"
+
+
+def test_a_rig_on_the_data_of_another_has_settled_when_it_is_started(tmp_path: Path) -> None:
+    """What waited on the disk leaves before anybody asks for anything, or it would race with that."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path)
+
+    async def invited(rig: TwistedRig) -> None:
+        await rig.server("here.test").kill()
+        await submit(rig, "there.test", ListChanged(BOB, invite=(ALICE,)))
+
+    async def looked_at(rig: TwistedRig) -> list[int | None]:
+        return [each.status for each in rig.wire.transactions(THERE, HERE)]
+
+    with_rig(invited, options)
+
+    assert with_rig(looked_at, options) == [200]
+
+
+def test_a_folder_has_one_rig_at_a_time(tmp_path: Path) -> None:
+    """The second is refused before it changed anything: the first goes on with its keys and certificates."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path, start_ms=PAIR.start_ms)
+
+    async def story(rig: TwistedRig) -> tuple[bool, str | None]:
+        before = contents()
+        with pytest.raises(ConfigError, match=r"--dir: .* is in use by another rig\. Stop that one first"):
+            await TwistedRig.start(rig._reactor, options)
+        is_untouched = contents() == before
+        await rig.server("there.test").stop()
+        await rig.server("there.test").start()
+        await befriend(rig)
+        return is_untouched, seen(rig)
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".yaml", ".pem")}
+
+    assert with_rig(story, options) == (True, "online")
 
 
 def test_a_stream_that_is_held_open_is_opened_again_after_a_restart() -> None:
