@@ -50,7 +50,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0  # what is open then is abandoned: a rig's data are thrown away in any case
 MAX_SEED = 2**32
 # What a rig decides for each of its servers; another value would only break it.
-RIGS_OWN = ("server_name", "signing_key_path", "listeners")
+RIGS_OWN = ("server_name", "signing_key_path", "listeners", "federation.ca_file", "federation.resolve")
 
 
 class WrongUsage(Exception):
@@ -258,11 +258,17 @@ def _config(path: Path) -> dict[str, Any]:
     problems = [
         ConfigProblem(key, "is decided by the rig for each server.", "Take it out.")
         for key in RIGS_OWN
-        if key in settings
+        if _is_given(key, settings)
     ]
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _is_given(key: str, settings: Mapping[str, Any]) -> bool:
+    section, _, name = key.rpartition(".")
+    place = settings.get(section) if section else settings
+    return isinstance(place, Mapping) and name in place
 
 
 def _log_config(config: Mapping[str, Any], folder: Path) -> LogConfig:

@@ -120,6 +120,8 @@ def test_a_seed_is_new_unless_it_is_given() -> None:
         ("server_name: c.test", "server_name"),
         ("listeners: []", "listeners"),
         ("signing_key_path: x.key", "signing_key_path"),
+        ("federation: {ca_file: ca.pem}", "federation.ca_file"),
+        ("federation: {batch_window: 1s, resolve: {x.test: '127.0.0.1:1'}}", "federation.resolve"),
         ("log: {level: loud}", "log.level"),
         ("presence: {}\npresence: {}", "presence"),
     ],

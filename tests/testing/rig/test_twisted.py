@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import treq
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
@@ -383,6 +384,34 @@ def test_a_scripted_homeserver_is_one_more_server_of_the_rig() -> None:
         return [answered.status, told, refused.status]
 
     assert with_rig(story) == [200, [(True, ["m.presence_accept", "m.presence"])], 503]
+
+
+@pytest.mark.parametrize("given", ["", "token", "token_path", "neither"])
+def test_the_admin_token_that_is_told_is_the_one_that_holds(tmp_path: Path, given: str) -> None:
+    """Whoever tests with the configuration that they operate with brings a token along."""
+    token_file = tmp_path / "token"
+    token_file.write_text("from-a-file-16-characters")
+    token_file.chmod(0o600)
+    section = {
+        "": {},
+        "token": {"token": "given-16-characters"},
+        "token_path": {"token_path": str(token_file)},
+        "neither": {"token": None, "token_path": None},
+    }[given]
+    options = RigOptions(("here.test",), config={"admin": section}, folder=tmp_path / "rig")
+
+    async def story(rig: TwistedRig) -> tuple[int, str]:
+        told = rig.ready()["servers"][HERE]
+        url = f"{told['admin_url']}/_fedpresence/admin/v1/status"
+        headers = {"Authorization": f"Bearer {told['admin_token']}"}
+        answer = await treq.get(url, headers=headers, persistent=False)
+        await answer.content()
+        return answer.code, told["admin_token"]
+
+    status, token = with_rig(story, options)
+
+    assert status == 200
+    assert token.startswith({"token": "given-", "token_path": "from-a-file-"}.get(given, ""))
 
 
 def test_what_a_rig_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
