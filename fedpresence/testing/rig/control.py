@@ -43,6 +43,7 @@ from fedpresence.testing.rig.controlled import Controlled, ControlledServer
 from fedpresence.testing.rig.faults import decode_faults
 from fedpresence.testing.rig.wirelog import encode
 from fedpresence.web import Handler, JsonResource, Named, Unknown, carried_through, mount, write_error
+from fedpresence.wire.status import decode_set_presence
 
 _log = Logger()
 T = TypeVar("T")
@@ -477,14 +478,10 @@ def _server_name(fields: Fields) -> ServerName:
 
 def _presence_state(fields: Fields) -> PresenceState | None:
     text = fields.text("set_presence")
-    if text is None:
-        return None
     try:
-        return PresenceState(text)
-    except ValueError:
-        raise complaint(
-            "set_presence", f"must be one of {_listed(state.value for state in PresenceState)}"
-        ) from None
+        return None if text is None else decode_set_presence(text)
+    except BadRequest:
+        raise complaint("set_presence", "must be online, unavailable or offline, as a client's") from None
 
 
 def _not_found(message: str) -> BadRequest:

@@ -241,6 +241,12 @@ def test_who_is_not_in_the_rig_is_not_found(
         ("PUT", "/users/@alice:here.test/stream", {"open": 1}, "open"),
         ("PUT", "/users/@alice:here.test/stream", {"open": True, "device_id": ""}, "device_id"),
         ("PUT", "/users/@alice:here.test/stream", {"open": True, "set_presence": "gone"}, "set_presence"),
+        (  # P:13: no client can say so in a sync
+            "PUT",
+            "/users/@alice:here.test/stream",
+            {"open": True, "set_presence": "org.matrix.msc3026.busy"},
+            "set_presence",
+        ),
         ("POST", "/servers/here.test/clock", {}, "offset_ms"),
         ("POST", "/servers/here.test/clock", {"offset_ms": "1s"}, "offset_ms"),
         ("POST", "/servers/here.test/stop", {"force": True}, "force"),

@@ -403,7 +403,7 @@ def test_the_admin_token_that_is_told_is_the_one_that_holds(tmp_path: Path, give
     async def story(rig: TwistedRig) -> tuple[int, str]:
         told = rig.ready()["servers"][HERE]
         url = f"{told['admin_url']}/_fedpresence/admin/v1/status"
-        headers = {"Authorization": f"Bearer {told['admin_token']}"}
+        headers: Any = {"Authorization": f"Bearer {told['admin_token']}"}
         answer = await treq.get(url, headers=headers, persistent=False)
         await answer.content()
         return answer.code, told["admin_token"]
