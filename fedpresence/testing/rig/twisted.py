@@ -127,7 +127,6 @@ class TwistedRig:
         self._reactor = reactor
         self._view = self.network.view()
         self.ca = ThrowawayCA(self.folder / "tls")
-        self._random = Random(f"{options.seed} links")
         self._nowhere = self.network.reserve_port() if options.virtual else None
         self._books: dict[ServerName, AddressBook] = {}
         self._links: dict[tuple[ServerName, ServerName], Link] = {}
@@ -359,7 +358,7 @@ class TwistedRig:
             ports.door,
             self._view,
             self.clock,
-            self._random,
+            self._chance(f"door of {alias}"),
             LinkTls(self._certificate(name), self.ca_file),
             lambda: self.servers[name].listening_at,
             self.wire,
@@ -402,7 +401,7 @@ class TwistedRig:
             port,
             self._view,
             self.clock,
-            self._random,
+            self._chance(f"{self._called(origin)} to {self._called(destination)}"),
             LinkTls(self._certificate(destination), ca_file),
             lambda: self._target(destination),
             self.wire,
@@ -411,6 +410,14 @@ class TwistedRig:
         self._links[origin, destination] = link
         self._books[origin].links[destination] = port
         await link.start()
+
+    def _chance(self, path: str) -> Random:
+        """One path's own: what happens on the others, or in which order, changes nothing there."""
+        return Random(f"{self.seed} {path}")
+
+    def _called(self, name: ServerName) -> str:
+        """What a server was ordered as: an addressable one has another name each time."""
+        return self.servers[name].alias if name in self.servers else name
 
     async def _forget(self, name: ServerName) -> None:
         for (origin, destination), link in list(self._links.items()):

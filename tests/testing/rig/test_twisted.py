@@ -414,6 +414,29 @@ def test_the_admin_token_that_is_told_is_the_one_that_holds(tmp_path: Path, give
     assert token.startswith({"token": "given-", "token_path": "from-a-file-"}.get(given, ""))
 
 
+def test_chance_on_one_link_is_none_of_the_others_business() -> None:
+    """Two links are used in an order of their own, which must not decide what is lost on either."""
+
+    def lost(*others: str) -> list[bool]:
+        async def story(rig: TwistedRig) -> list[bool]:
+            fake = await rig.add_homeserver("fake.test")
+            for server in ("here.test", *others):
+                await rig.set_faults("fake.test", server, Faults(drop_request=0.5))
+            for number in range(20):
+                for server in (*others, "here.test"):
+                    sent = Deferred.fromCoroutine(fake.send(ServerName(server), [], txn_id=str(number)))
+                    sent.addErrback(lambda failure: failure.trap(CancelledError))
+                await rig.settle()
+            return [each.status is None for each in rig.wire.transactions(fake.server_name, HERE)]
+
+        return with_rig(story)
+
+    alone = lost()
+
+    assert len(alone) == 20 and len(set(alone)) == 2
+    assert lost("there.test") == alone
+
+
 def test_what_a_rig_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
     """A wrong name in a fixture is the first mistake that everybody makes."""
     for options, error, words in (
