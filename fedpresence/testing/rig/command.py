@@ -37,6 +37,7 @@ from fedpresence.process import (
     FAILED,
     RESOLVER_THREADS,
     allow_many_files,
+    remove_ready_file,
     remove_stale_ready_file,
     write_ready_file,
 )
@@ -175,7 +176,7 @@ class _Process:
         """What the reactor waits for before it ends."""
         self._stopping = True
         if self._order.ready_file is not None and self._said_ready:  # else it is that of another process
-            self._order.ready_file.unlink(missing_ok=True)
+            remove_ready_file(self._order.ready_file)
         stopped = within(ensureDeferred(self._stop()), STOP_TIMEOUT_S, self._clock)
         return stopped.addErrback(_abandoned).addErrback(self._failed)
 

@@ -349,8 +349,20 @@ class _Control:
 
     async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work` when its turn comes, whoever still waits for it."""
+
+        async def in_a_rig_that_runs() -> T:
+            try:
+                if not self._rig.is_stopping:
+                    result = await work()
+            except Exception:
+                if not self._rig.is_stopping:
+                    raise
+            if self._rig.is_stopping:
+                raise BadRequest("M_UNKNOWN", "The rig is stopping: not done, or not to its end", status=503)
+            return result
+
         try:
-            return await self._turns.take(work)
+            return await self._turns.take(in_a_rig_that_runs)
         except (KeyError, IndexError):
             raise  # a bug of ours; the LookupError below is a refusal
         except (ValueError, LookupError, ConfigError) as error:

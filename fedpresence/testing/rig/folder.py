@@ -30,8 +30,11 @@ class Folder:
         return int(self._time_file.read_text("ascii")) if self._time_file.exists() else 0
 
     def keep_time(self, now_ms: int) -> None:
-        """The virtual time is `now_ms`, for the next rig; a crash leaves what was kept before."""
-        if not self._is_ours:
+        """The virtual time is `now_ms`, for the next rig; a crash leaves what was kept before.
+
+        Nothing once it is closed: the next rig may have it.
+        """
+        if not self._is_ours and self._lock is not None:
             partial = self._time_file.with_suffix(".partial")
             partial.write_text(f"{now_ms}\n", "ascii")
             partial.replace(self._time_file)

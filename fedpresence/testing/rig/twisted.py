@@ -107,6 +107,7 @@ class TwistedRig:
     def __init__(self, reactor: Any, options: RigOptions) -> None:
         self.virtual = options.virtual
         self.seed = options.seed
+        self.is_stopping = False
         self._folder = Folder(options.folder)
         self.folder = self._folder.path
         self.activity = Activity(reactor)
@@ -149,7 +150,8 @@ class TwistedRig:
         return rig
 
     async def stop(self) -> None:
-        """Stop everything, and remove what is only ours."""
+        """Stop everything, and remove what is only ours. A turn of the clock ends where it has come to."""
+        self.is_stopping = True
         for server in self.servers.values():
             await server.kill()
         for homeserver in self.homeservers.values():
@@ -469,7 +471,7 @@ class TwistedRig:
     async def _turn_to(self, clock: TurnableClock, until_ms: int) -> None:
         await self.activity.quiet()
         firings = 0
-        while (due_ms := clock.next_due_ms()) is not None and due_ms <= until_ms:
+        while not self.is_stopping and (due_ms := clock.next_due_ms()) is not None and due_ms <= until_ms:
             stamp = self.activity.stamp
             clock.turn_to(max(due_ms, clock.now_ms))
             clock.run_due()
@@ -480,7 +482,8 @@ class TwistedRig:
                 or not self.activity.is_quiet()
             ):
                 await self.activity.quiet()
-        clock.turn_to(until_ms)
+        if not self.is_stopping:
+            clock.turn_to(until_ms)
 
     async def _until(self, done: "Deferred[None]") -> None:
         """Wait for `done`, turning the clock where nothing else helps."""

@@ -96,6 +96,17 @@ def test_who_hangs_up_has_asked_all_the_same(rig: StandInRig, control: Control) 
     assert control.ask("POST", "/settle").json == {"in_flight": 0}
 
 
+def test_a_rig_that_stops_does_nothing_more_and_says_so(rig: StandInRig, control: Control) -> None:
+    """A time that was not reached, or a server that starts behind the rig's back, would be a lie."""
+    advancing = control.begin("POST", "/advance", {"ms": 1})
+    starting = control.begin("POST", "/servers/here.test/start")
+    rig.is_stopping = True
+    rig.advancing[0].callback(None)
+
+    assert [asked.answer.status for asked in (advancing, starting)] == [503, 503]
+    assert rig.done == [("advance", 1)]
+
+
 def test_the_line_has_an_end(rig: StandInRig, control: Control) -> None:
     """A client in a loop that waits for nothing must not fill the memory."""
     control.begin("POST", "/advance", {"ms": 1})

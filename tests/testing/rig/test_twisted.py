@@ -315,6 +315,25 @@ def test_a_rig_on_the_data_of_another_has_settled_when_it_is_started(tmp_path: P
     assert with_rig(looked_at, options) == [200]
 
 
+def test_a_rig_that_is_stopped_while_its_clock_turns_has_come_as_far_as_it_has(tmp_path: Path) -> None:
+    """The next rig must not begin at a time that this one's servers never saw."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path, start_ms=PAIR.start_ms)
+
+    async def story(rig: TwistedRig) -> tuple[int, int]:
+        await befriend(rig)
+        until_ms = rig.now_ms + 10 * DAY_MS
+        stopped = Deferred[None]()
+        rig.clock.callLater(3600, lambda: Deferred.fromCoroutine(rig.stop()).chainDeferred(stopped))
+        reached_ms = await rig.advance(10 * DAY_MS)
+        await stopped
+        return until_ms - reached_ms, int((tmp_path / "now_ms").read_text()) - reached_ms
+
+    left_ms, kept_more_ms = with_rig(story, options)
+
+    assert 0 < left_ms < 10 * DAY_MS
+    assert kept_more_ms == 0
+
+
 def test_a_folder_has_one_rig_at_a_time(tmp_path: Path) -> None:
     """The second is refused before it changed anything: the first goes on with its keys and certificates."""
     options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path, start_ms=PAIR.start_ms)
