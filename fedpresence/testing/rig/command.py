@@ -82,6 +82,8 @@ def order_of(arguments: argparse.Namespace) -> Order:
     users = tuple(_user_id(text, servers) for text in _names(arguments.users))
     if len(set(users)) != len(users):
         raise WrongUsage("--users: a user is there twice")
+    if arguments.remove_at_eof is not None and not arguments.stop_at_eof:
+        raise WrongUsage("--remove-at-eof needs --stop-at-eof: a rig that runs on needs its folder")
     config = {} if arguments.config is None else _config(arguments.config)
     return Order(
         RigOptions(
@@ -106,6 +108,8 @@ def run_rig(arguments: argparse.Namespace) -> int:
     WrongUsage where the arguments cannot be, ConfigError where `--config` is wrong.
     """
     order = order_of(arguments)
+    if order.stop_at_eof and sys.stdin is None:
+        raise WrongUsage("--stop-at-eof: standard input is closed, so it cannot end. Give it a pipe")
     from twisted.internet import reactor as installed  # by the first import: nowhere else
 
     reactor: Any = installed
