@@ -11,7 +11,8 @@
 Always true:
 - what the rig refuses is a DeliveryFailed with the reason it gave; a rig that cannot start, or does not
   stop, is an AssertionError with its log;
-- nothing waits for the rig's time: with the virtual clock, time passes in `advance` alone.
+- nothing waits for the rig's time: with the virtual clock, time passes in `advance` alone, and in a clean
+  stop (`stop`, `set_clock`, `rotate_key`) as long as that takes.
 
 Source: contract.md, "Test rig".
 """
@@ -73,7 +74,7 @@ class RigServer(Server):
         self._do("start")
 
     def stop(self) -> None:
-        """Stop it cleanly; nothing where it does not run."""
+        """Stop it cleanly; nothing where it does not run. The clock turns by what its last words take."""
         self._do("stop")
 
     def kill(self) -> None:
