@@ -100,6 +100,16 @@ def remove_stale_ready_file(path: Path) -> None:
         return  # it is not there; or cannot be read; or its process is somebody else's, and lives
 
 
+def remove_ready_file(path: Path) -> None:
+    """Take ours away at the end; one that another process has put in its place stays."""
+    try:
+        _pid_in(path)
+    except ProcessLookupError:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # it is not there
+
+
 def _pid_in(path: Path) -> int:
     """Whose ready file it is; ProcessLookupError where nobody's or, in a container, our own of before."""
     try:
@@ -145,7 +155,7 @@ class _Process:
         """What the reactor waits for before it ends."""
         self._stopping = True
         if self._ready_file is not None and self._said_ready:  # else it is that of another process
-            self._ready_file.unlink(missing_ok=True)
+            remove_ready_file(self._ready_file)
         return self._daemon.stop()
 
     def reload(self) -> None:

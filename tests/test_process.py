@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpresence.process import remove_stale_ready_file
+from fedpresence.process import remove_ready_file, remove_stale_ready_file
 
 
 def _pid_of_nobody() -> int:
@@ -43,3 +43,17 @@ def test_where_there_is_no_ready_file_nothing_is_done(tmp_path: Path) -> None:
     """Nor where the path cannot be one: writing it will say so."""
     remove_stale_ready_file(tmp_path / "ready.json")
     remove_stale_ready_file(tmp_path)
+
+
+@pytest.mark.parametrize(("whose", "stays"), [("ours", False), ("a successor's", True)])
+def test_at_the_end_a_ready_file_is_taken_away_by_who_wrote_it(
+    tmp_path: Path, whose: str, stays: bool
+) -> None:
+    """A successor may be ready before its predecessor has ended: who waits for it must find its file."""
+    ready_file = tmp_path / "ready.json"
+    ready_file.write_text(json.dumps({"pid": os.getpid() if whose == "ours" else os.getppid()}))
+
+    remove_ready_file(ready_file)
+    remove_ready_file(tmp_path / "no.json")
+
+    assert ready_file.exists() is stays

@@ -37,6 +37,7 @@ from fedpresence.process import (
     FAILED,
     RESOLVER_THREADS,
     allow_many_files,
+    remove_ready_file,
     remove_stale_ready_file,
     write_ready_file,
 )
@@ -50,7 +51,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0  # what is open then is abandoned: a rig's data are thrown away in any case
 MAX_SEED = 2**32
 # What a rig decides for each of its servers; another value would only break it.
-RIGS_OWN = ("server_name", "signing_key_path", "listeners")
+RIGS_OWN = ("server_name", "signing_key_path", "listeners", "federation.ca_file", "federation.resolve")
 
 
 class WrongUsage(Exception):
@@ -81,6 +82,8 @@ def order_of(arguments: argparse.Namespace) -> Order:
     users = tuple(_user_id(text, servers) for text in _names(arguments.users))
     if len(set(users)) != len(users):
         raise WrongUsage("--users: a user is there twice")
+    if arguments.remove_at_eof is not None and not arguments.stop_at_eof:
+        raise WrongUsage("--remove-at-eof needs --stop-at-eof: a rig that runs on needs its folder")
     config = {} if arguments.config is None else _config(arguments.config)
     return Order(
         RigOptions(
@@ -105,6 +108,8 @@ def run_rig(arguments: argparse.Namespace) -> int:
     WrongUsage where the arguments cannot be, ConfigError where `--config` is wrong.
     """
     order = order_of(arguments)
+    if order.stop_at_eof and sys.stdin is None:
+        raise WrongUsage("--stop-at-eof: standard input is closed, so it cannot end. Give it a pipe")
     from twisted.internet import reactor as installed  # by the first import: nowhere else
 
     reactor: Any = installed
@@ -175,7 +180,7 @@ class _Process:
         """What the reactor waits for before it ends."""
         self._stopping = True
         if self._order.ready_file is not None and self._said_ready:  # else it is that of another process
-            self._order.ready_file.unlink(missing_ok=True)
+            remove_ready_file(self._order.ready_file)
         stopped = within(ensureDeferred(self._stop()), STOP_TIMEOUT_S, self._clock)
         return stopped.addErrback(_abandoned).addErrback(self._failed)
 
@@ -258,11 +263,17 @@ def _config(path: Path) -> dict[str, Any]:
     problems = [
         ConfigProblem(key, "is decided by the rig for each server.", "Take it out.")
         for key in RIGS_OWN
-        if key in settings
+        if _is_given(key, settings)
     ]
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _is_given(key: str, settings: Mapping[str, Any]) -> bool:
+    section, _, name = key.rpartition(".")
+    place = settings.get(section) if section else settings
+    return isinstance(place, Mapping) and name in place
 
 
 def _log_config(config: Mapping[str, Any], folder: Path) -> LogConfig:

@@ -2,6 +2,7 @@
 
 Always true:
 - what changes the rig is done in the order it came, and to its end, even where the asker has gone;
+- with the virtual clock that end is when nothing more is due: what is asked next comes after it, every time;
 - what only reads is answered at once, in the middle of a long turn of the clock too;
 - a body is checked whole before any of it is done; a key that nobody knows is an error that names it.
 
@@ -42,6 +43,7 @@ from fedpresence.testing.rig.controlled import Controlled, ControlledServer
 from fedpresence.testing.rig.faults import decode_faults
 from fedpresence.testing.rig.wirelog import encode
 from fedpresence.web import Handler, JsonResource, Named, Unknown, carried_through, mount, write_error
+from fedpresence.wire.status import decode_set_presence
 
 _log = Logger()
 T = TypeVar("T")
@@ -240,7 +242,7 @@ class _Control:
             server = self._server(name)
             _nothing(request, verb)
             operation: Callable[[], Awaitable[object]] = getattr(server, verb)
-            await self._do(operation)
+            await self._do_whole(operation)
             return self._state_of(server)
 
         return handler
@@ -249,7 +251,7 @@ class _Control:
         server = self._server(name)
         fields = _fields(request, "a clock", {"offset_ms"})
         offset_ms = _whole(fields, "offset_ms", -MAX_MS, MAX_MS)
-        await self._do(lambda: server.set_clock(offset_ms))
+        await self._do_whole(lambda: server.set_clock(offset_ms))
         return self._state_of(server)
 
     # --- its links and users ---------------------------------------------------------------------
@@ -280,7 +282,7 @@ class _Control:
             raise complaint("device_id", f"must have 1 to {MAX_ID_BYTES} characters")
         device_id = None if device is None else DeviceID(device)
         state = _presence_state(fields)
-        await self._do(
+        await self._do_whole(
             lambda: self._rig.set_stream(user_id, is_open=is_open, device_id=device_id, set_presence=state)
         )
         return {}
@@ -347,13 +349,35 @@ class _Control:
 
     async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
         """Do `work` when its turn comes, whoever still waits for it."""
+
+        async def in_a_rig_that_runs() -> T:
+            try:
+                if not self._rig.is_stopping:
+                    result = await work()
+            except Exception:
+                if not self._rig.is_stopping:
+                    raise
+            if self._rig.is_stopping:
+                raise BadRequest("M_UNKNOWN", "The rig is stopping: not done, or not to its end", status=503)
+            return result
+
         try:
-            return await self._turns.take(work)
+            return await self._turns.take(in_a_rig_that_runs)
         except (KeyError, IndexError):
             raise  # a bug of ours; the LookupError below is a refusal
         except (ValueError, LookupError, ConfigError) as error:
             reason = error.args[0] if error.args else error
             raise BadRequest("M_UNKNOWN", str(reason)) from error
+
+    async def _do_whole(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do `work`, and with the virtual clock what it sets going: news that leaves at once has arrived."""
+
+        async def whole() -> None:
+            await work()
+            if self._rig.virtual:
+                await self._rig.settle()
+
+        await self._do(whole)
 
     async def _do_now(self, work: Callable[[], T]) -> T:
         """Do `work`, which takes no time, when its turn comes."""
@@ -393,7 +417,11 @@ class _Control:
         return user_id
 
     def _filter(self, request: Request) -> tuple[ServerName | None, ServerName | None]:
-        """The servers that `from` and `to` name in the query."""
+        """The servers that `from` and `to` name in the query; 400 for a key that is no filter."""
+        for key in request.args or ():
+            if key not in (b"from", b"to"):
+                name = key.decode("ascii", "replace")
+                raise BadRequest("M_INVALID_PARAM", f"{name}: no such filter; known are from and to")
         origin, destination = (
             None if text is None else parse_server_name(self._name(text))
             for text in (parameter(request, b"from"), parameter(request, b"to"))
@@ -462,14 +490,10 @@ def _server_name(fields: Fields) -> ServerName:
 
 def _presence_state(fields: Fields) -> PresenceState | None:
     text = fields.text("set_presence")
-    if text is None:
-        return None
     try:
-        return PresenceState(text)
-    except ValueError:
-        raise complaint(
-            "set_presence", f"must be one of {_listed(state.value for state in PresenceState)}"
-        ) from None
+        return None if text is None else decode_set_presence(text)
+    except BadRequest:
+        raise complaint("set_presence", "must be online, unavailable or offline, as a client's") from None
 
 
 def _not_found(message: str) -> BadRequest:

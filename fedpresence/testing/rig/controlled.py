@@ -59,6 +59,10 @@ class Controlled(Protocol):
         """Its time."""
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether it has begun to end."""
+
+    @property
     def wire(self) -> WireLog:
         """What was seen between its servers."""
 

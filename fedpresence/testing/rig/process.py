@@ -11,7 +11,8 @@
 Always true:
 - what the rig refuses is a DeliveryFailed with the reason it gave; a rig that cannot start, or does not
   stop, is an AssertionError with its log;
-- nothing waits for the rig's time: with the virtual clock, time passes in `advance` alone.
+- nothing waits for the rig's time: with the virtual clock, time passes in `advance` alone, and in a clean
+  stop (`stop`, `set_clock`, `rotate_key`) as long as that takes.
 
 Source: contract.md, "Test rig".
 """
@@ -73,7 +74,7 @@ class RigServer(Server):
         self._do("start")
 
     def stop(self) -> None:
-        """Stop it cleanly; nothing where it does not run."""
+        """Stop it cleanly; nothing where it does not run. The clock turns by what its last words take."""
         self._do("stop")
 
     def kill(self) -> None:
@@ -262,25 +263,11 @@ class Rig:
     def start(self) -> "Rig":
         """Start the process; returns once every server answers."""
         assert self._child is None, "the rig was started already"
-        servers, users, config, seed, folder, addressable = self._asked
         own = self._own = Path(tempfile.mkdtemp(prefix="fedpresence-rig-"))
-        ready_file, config_file = own / "ready.json", own / "config.yaml"
-        arguments = ["-m", "fedpresence", "rig", "--servers", ",".join(servers), "--clock", self.clock]
-        # A folder of ours even where none was asked for: a rig that is killed cannot remove its own.
-        arguments += ["--ready-file", str(ready_file), "--dir", str(folder or own / "data")]
-        if users:
-            arguments += ["--users", ",".join(users)]
-        if config:
-            config_file.write_text(yaml.safe_dump(config), encoding="utf-8")
-            arguments += ["--config", str(config_file)]
-        if seed is not None:
-            arguments += ["--seed", str(seed)]
-        if addressable:
-            arguments.append("--addressable")
+        ready_file = own / "ready.json"
         self._child = Child("the rig", own / "log.txt", ready_file)
         try:
-            orphan = ["--stop-at-eof", "--remove-at-eof", str(own)]  # where we are killed
-            self._child.begin([*arguments, *orphan], ends_itself=True)
+            self._child.begin(self._arguments(own, ready_file), ends_itself=True)
             self._child.wait_until_ready(PATIENCE_S)
             ready: dict[str, Any] = json.loads(ready_file.read_text(encoding="utf-8"))
         except BaseException:
@@ -437,6 +424,24 @@ class Rig:
             reason = told.get("error", f"status {answer.status}")
             raise DeliveryFailed("the rig", reason, status=answer.status, errcode=told.get("errcode"))
         return answer
+
+    def _arguments(self, own: Path, ready_file: Path) -> list[str]:
+        """The command line; its `--config` is written. An error where what was asked for is no YAML."""
+        servers, users, config, seed, folder, addressable = self._asked
+        arguments = ["-m", "fedpresence", "rig", "--servers", ",".join(servers), "--clock", self.clock]
+        # A folder of ours even where none was asked for: a rig that is killed cannot remove its own.
+        arguments += ["--ready-file", str(ready_file), "--dir", str(folder or own / "data")]
+        if users:
+            arguments += ["--users", ",".join(users)]
+        if config:
+            config_file = own / "config.yaml"
+            config_file.write_text(yaml.safe_dump(config), encoding="utf-8")
+            arguments += ["--config", str(config_file)]
+        if seed is not None:
+            arguments += ["--seed", str(seed)]
+        if addressable:
+            arguments.append("--addressable")
+        return [*arguments, "--stop-at-eof", "--remove-at-eof", str(own)]  # where we are killed
 
     def _wire_or_reason(self) -> str:
         try:

@@ -256,6 +256,7 @@ class RigServer:
         """Go back to the copy, by a crash where it runs; LookupError where there is none."""
         if not self._backup.exists():
             raise LookupError(f"{self.name} has no backup")
+        self._tokens_written = False  # it may be older than they are
         await self._with_other_data(lambda: shutil.copyfile(self._backup, self.database))
 
     async def wipe(self) -> None:
@@ -324,15 +325,19 @@ class RigServer:
             # Handshakes are most of the work of a rig whose clock is turned by days.
             "federation": {"ca_file": str(self._tls[1].parent / "ca.pem"), "keep_connections": "30d"},
             "limits": {"idle_connection": "30d"},
-            "admin": {"token": self.admin_token},
         }
         if self._old_keys:
             own["old_signing_keys"] = self._old_keys
+        written = merged(own, self._given)
+        admin = written.get("admin") or {}
+        if isinstance(admin, dict) and not (admin.get("token") or admin.get("token_path")):
+            written["admin"] = admin | {"token": self.admin_token}
         partial = self._config_file.with_suffix(".partial")
         partial.touch(mode=0o600)
-        partial.write_text(yaml.safe_dump(merged(own, self._given)), encoding="utf-8")
+        partial.write_text(yaml.safe_dump(written), encoding="utf-8")
         partial.replace(self._config_file)  # whole, or as before: the next rig reads it too
         config = load_config(self._config_file, {}, check_signing_key=load_signing_keys)
+        self.admin_token = config.admin_token or self.admin_token  # the configuration may give its own
         # The rig's own links: the book is looked into at each transaction, so it may grow.
         federation = replace(config.federation, resolve=cast(Any, self._resolve))
         return replace(config, federation=federation)

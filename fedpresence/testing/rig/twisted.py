@@ -14,8 +14,6 @@ Source: contract.md, "Test rig".
 """
 
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from fedpresence.testing.homeserver import FakeHomeserver
 from fedpresence.testing.rig.activity import Activity
 from fedpresence.testing.rig.clock import ServerClock, TurnableClock
 from fedpresence.testing.rig.faults import Faults
+from fedpresence.testing.rig.folder import Folder
 from fedpresence.testing.rig.link import Door, Link, LinkTls
 from fedpresence.testing.rig.network import Network
 from fedpresence.testing.rig.server import AroundStore, Place, Ports, RigServer
@@ -53,8 +52,9 @@ class RigOptions:
 
     `servers` are names, or with `addressable` what their users call them: their names are then
     `127.0.0.1:PORT`. `users` are `alice@here.test` or `@alice:here.test`. `config` is merged into every
-    server's. `folder` None: one that is removed at the end. `start_ms` None: now. `around_store` puts
-    something between a server and its store, at each of its starts: for tests that see what is committed.
+    server's. `folder` None: one that is removed at the end. `start_ms` None: now, or where the last rig in
+    the folder had turned its clock to, where that is later. `around_store` puts something between a server
+    and its store, at each of its starts: for tests that see what is committed.
     """
 
     servers: tuple[str, ...]
@@ -107,11 +107,16 @@ class TwistedRig:
     def __init__(self, reactor: Any, options: RigOptions) -> None:
         self.virtual = options.virtual
         self.seed = options.seed
+        self.is_stopping = False
+        self._folder = Folder(options.folder)
+        self.folder = self._folder.path
         self.activity = Activity(reactor)
         self.network = Network(reactor, self.activity)
         self.clock: Clock
         if options.virtual:
-            start_ms = options.start_ms if options.start_ms is not None else int(time.time() * 1000)
+            start_ms = options.start_ms
+            if start_ms is None:
+                start_ms = max(int(time.time() * 1000), self._folder.last_ms())
             self.clock = TurnableClock(start_ms, self._due_at_once)
         else:
             self.clock = MonotonicClock(reactor)
@@ -122,10 +127,7 @@ class TwistedRig:
         self._options = options
         self._reactor = reactor
         self._view = self.network.view()
-        self._is_ours = options.folder is None
-        self.folder = options.folder or Path(tempfile.mkdtemp(prefix="fedpresence-rig-"))
         self.ca = ThrowawayCA(self.folder / "tls")
-        self._random = Random(f"{options.seed} links")
         self._nowhere = self.network.reserve_port() if options.virtual else None
         self._books: dict[ServerName, AddressBook] = {}
         self._links: dict[tuple[ServerName, ServerName], Link] = {}
@@ -148,7 +150,8 @@ class TwistedRig:
         return rig
 
     async def stop(self) -> None:
-        """Stop everything, and remove what is only ours."""
+        """Stop everything, and remove what is only ours. A turn of the clock ends where it has come to."""
+        self.is_stopping = True
         for server in self.servers.values():
             await server.kill()
         for homeserver in self.homeservers.values():
@@ -157,8 +160,8 @@ class TwistedRig:
             await link.stop()
         await self._view.cut()
         self.network.close()
-        if self._is_ours:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._keep_time()
+        self._folder.close()
 
     # --- time ------------------------------------------------------------------------------------
 
@@ -186,6 +189,7 @@ class TwistedRig:
             await self._turn_to(self.clock, self.clock.now_ms + ms)
         finally:
             self._turning.release()
+        self._keep_time()
         return self.clock.now_ms
 
     async def settle(self) -> int:
@@ -322,6 +326,8 @@ class TwistedRig:
             await self._introduce(name)
         for server in self.servers.values():
             await server.start()
+            if self.virtual:
+                await self.activity.quiet()  # what data from before sets going, while the next is not up
 
     def _add_server(self, alias: str) -> None:
         ports = Ports(*(self.network.reserve_port() for _ in range(3)))
@@ -354,7 +360,7 @@ class TwistedRig:
             ports.door,
             self._view,
             self.clock,
-            self._random,
+            self._chance(f"door of {alias}"),
             LinkTls(self._certificate(name), self.ca_file),
             lambda: self.servers[name].listening_at,
             self.wire,
@@ -397,7 +403,7 @@ class TwistedRig:
             port,
             self._view,
             self.clock,
-            self._random,
+            self._chance(f"{self._called(origin)} to {self._called(destination)}"),
             LinkTls(self._certificate(destination), ca_file),
             lambda: self._target(destination),
             self.wire,
@@ -406,6 +412,14 @@ class TwistedRig:
         self._links[origin, destination] = link
         self._books[origin].links[destination] = port
         await link.start()
+
+    def _chance(self, path: str) -> Random:
+        """One path's own: what happens on the others, or in which order, changes nothing there."""
+        return Random(f"{self.seed} {path}")
+
+    def _called(self, name: ServerName) -> str:
+        """What a server was ordered as: an addressable one has another name each time."""
+        return self.servers[name].alias if name in self.servers else name
 
     async def _forget(self, name: ServerName) -> None:
         for (origin, destination), link in list(self._links.items()):
@@ -449,10 +463,15 @@ class TwistedRig:
 
     # --- turning ---------------------------------------------------------------------------------
 
+    def _keep_time(self) -> None:
+        """Remember how far the virtual time has come, for the next rig in the folder."""
+        if self.virtual:
+            self._folder.keep_time(self.now_ms)
+
     async def _turn_to(self, clock: TurnableClock, until_ms: int) -> None:
         await self.activity.quiet()
         firings = 0
-        while (due_ms := clock.next_due_ms()) is not None and due_ms <= until_ms:
+        while not self.is_stopping and (due_ms := clock.next_due_ms()) is not None and due_ms <= until_ms:
             stamp = self.activity.stamp
             clock.turn_to(max(due_ms, clock.now_ms))
             clock.run_due()
@@ -463,7 +482,8 @@ class TwistedRig:
                 or not self.activity.is_quiet()
             ):
                 await self.activity.quiet()
-        clock.turn_to(until_ms)
+        if not self.is_stopping:
+            clock.turn_to(until_ms)
 
     async def _until(self, done: "Deferred[None]") -> None:
         """Wait for `done`, turning the clock where nothing else helps."""

@@ -88,6 +88,7 @@ class StandInRig:
 
     def __init__(self, *, virtual: bool = True, alias: str | None = None) -> None:
         self.virtual = virtual
+        self.is_stopping = False
         self.now_ms = 1_000
         self.wire = WireLog()
         self.done: list[tuple[object, ...]] = []

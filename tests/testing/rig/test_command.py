@@ -81,6 +81,7 @@ def ready(child: Child) -> dict[str, Any]:
         [*SERVERS, "--users", "a lice@a.test"],
         [*SERVERS, "--users", "alice@a.test,@alice:a.test"],
         [*SERVERS, "--addressable"],
+        [*SERVERS, "--remove-at-eof", "data"],
         [*SERVERS, "--no-such-thing"],
     ],
 )
@@ -93,6 +94,16 @@ def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[st
 
     assert code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_input_that_is_closed_cannot_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service manager closes it; the rig would wait for what it never began to read."""
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of it
+
+    assert main(["rig", *SERVERS, "--stop-at-eof"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
 
 
 def test_users_are_named_both_ways() -> None:
@@ -120,6 +131,8 @@ def test_a_seed_is_new_unless_it_is_given() -> None:
         ("server_name: c.test", "server_name"),
         ("listeners: []", "listeners"),
         ("signing_key_path: x.key", "signing_key_path"),
+        ("federation: {ca_file: ca.pem}", "federation.ca_file"),
+        ("federation: {batch_window: 1s, resolve: {x.test: '127.0.0.1:1'}}", "federation.resolve"),
         ("log: {level: loud}", "log.level"),
         ("presence: {}\npresence: {}", "presence"),
     ],

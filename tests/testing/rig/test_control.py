@@ -70,7 +70,7 @@ def test_operations_are_done_one_at_a_time_in_the_order_they_came(rig: StandInRi
     rig.advancing[0].callback(None)
 
     assert before == [("advance", 1)]
-    assert rig.done[1:] == [("faults", HERE, THERE, Faults(down=True)), (HERE, "stop")]
+    assert rig.done[1:] == [("faults", HERE, THERE, Faults(down=True)), (HERE, "stop"), ("settle",)]
     assert (down.answer.status, stop.answer.status) == (200, 200)
 
 
@@ -92,8 +92,19 @@ def test_who_hangs_up_has_asked_all_the_same(rig: StandInRig, control: Control) 
     rig.advancing[0].callback(None)
 
     assert rig.now_ms == 1_001
-    assert rig.done == [("advance", 1), (HERE, "kill")]
+    assert rig.done == [("advance", 1), (HERE, "kill"), ("settle",)]
     assert control.ask("POST", "/settle").json == {"in_flight": 0}
+
+
+def test_a_rig_that_stops_does_nothing_more_and_says_so(rig: StandInRig, control: Control) -> None:
+    """A time that was not reached, or a server that starts behind the rig's back, would be a lie."""
+    advancing = control.begin("POST", "/advance", {"ms": 1})
+    starting = control.begin("POST", "/servers/here.test/start")
+    rig.is_stopping = True
+    rig.advancing[0].callback(None)
+
+    assert [asked.answer.status for asked in (advancing, starting)] == [503, 503]
+    assert rig.done == [("advance", 1)]
 
 
 def test_the_line_has_an_end(rig: StandInRig, control: Control) -> None:
@@ -123,10 +134,34 @@ def test_each_thing_that_can_be_done_to_a_server(rig: StandInRig, control: Contr
     """The answer is what the server is like afterwards: a rotated key is a new one."""
     answer = control.ask("POST", f"/servers/here.test/{verb}").json
 
-    assert rig.done == [(HERE, verb.replace("-", "_"))]
+    assert rig.done[0] == (HERE, verb.replace("-", "_"))
     assert answer["server_name"] == HERE
     assert answer["key_id"] == "ed25519:1"
     assert answer["running"] is (verb not in ("stop", "kill"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/servers/here.test/start", {}),
+        ("POST", "/servers/here.test/clock", {"offset_ms": 1}),
+        ("PUT", "/users/alice@here.test/stream", {"open": True}),
+    ],
+)
+def test_what_an_operation_sets_going_has_happened_when_it_is_answered(
+    method: str, path: str, body: object
+) -> None:
+    """Or the next request would race with it: the same test, run twice, would have two wire logs.
+
+    With the real clock a peer may take its time, and whoever wants to wait says so.
+    """
+    virtual, real = StandInRig(), StandInRig(virtual=False)
+
+    for rig in (virtual, real):
+        Control(rig).ask(method, path, body)
+
+    assert virtual.done[1:] == [("settle",)]
+    assert len(real.done) == 1
 
 
 def test_a_restore_without_a_backup_is_refused(rig: StandInRig, control: Control) -> None:
@@ -151,8 +186,10 @@ def test_a_server_can_be_called_what_it_was_ordered_as(control: Control) -> None
 
     assert rig.done == [
         (HERE, "stop"),
+        ("settle",),
         ("faults", HERE, THERE, Faults()),
         ("stream", ALICE, False, None, None),
+        ("settle",),
     ]
 
 
@@ -160,7 +197,7 @@ def test_a_wrong_clock(rig: StandInRig, control: Control) -> None:
     """Behind as well as ahead."""
     control.ask("POST", "/servers/here.test/clock", {"offset_ms": -90_000})
 
-    assert rig.done == [(HERE, "set_clock", -90_000)]
+    assert rig.done[0] == (HERE, "set_clock", -90_000)
 
 
 def test_a_stream_is_opened_as_said(rig: StandInRig, control: Control) -> None:
@@ -170,7 +207,7 @@ def test_a_stream_is_opened_as_said(rig: StandInRig, control: Control) -> None:
     answer = control.ask("PUT", "/users/%40alice%3Ahere.test/stream", body)
 
     assert answer.json == {}
-    assert rig.done == [("stream", ALICE, True, "PHONE", PresenceState.UNAVAILABLE)]
+    assert rig.done[0] == ("stream", ALICE, True, "PHONE", PresenceState.UNAVAILABLE)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +252,12 @@ def test_who_is_not_in_the_rig_is_not_found(
         ("PUT", "/users/@alice:here.test/stream", {"open": 1}, "open"),
         ("PUT", "/users/@alice:here.test/stream", {"open": True, "device_id": ""}, "device_id"),
         ("PUT", "/users/@alice:here.test/stream", {"open": True, "set_presence": "gone"}, "set_presence"),
+        (  # P:13: no client can say so in a sync
+            "PUT",
+            "/users/@alice:here.test/stream",
+            {"open": True, "set_presence": "org.matrix.msc3026.busy"},
+            "set_presence",
+        ),
         ("POST", "/servers/here.test/clock", {}, "offset_ms"),
         ("POST", "/servers/here.test/clock", {"offset_ms": "1s"}, "offset_ms"),
         ("POST", "/servers/here.test/stop", {"force": True}, "force"),
@@ -297,6 +340,15 @@ def test_transactions_are_told_in_order_and_by_who_sent_them(rig: StandInRig, co
     assert [each["txn_id"] for each in told("?from=there.test")] == ["2"]
     assert [each["txn_id"] for each in told("?from=here.test&to=there.test")] == ["1"]
     assert told("?from=here.test&to=here.test") == []
+
+
+@pytest.mark.parametrize("page", ["/transactions", "/wire"])
+def test_a_filter_that_is_none_is_refused(control: Control, page: str) -> None:
+    """All transactions, for who asked for some, would let a test count the wrong ones."""
+    status, errcode, reason = control.refused("GET", f"{page}?origin=here.test&to=there.test")
+
+    assert (status, errcode) == (400, "M_INVALID_PARAM")
+    assert reason.startswith("origin: ")
 
 
 def test_a_transaction_that_is_no_text_is_told_too(rig: StandInRig, control: Control) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedpresence.errors import DeliveryFailed
 from fedpresence.testing.homeserver import FakeAnswer, FakeHomeserver
@@ -209,6 +210,18 @@ def test_a_rig_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The log is in the error: a test's author sees the wrong key, not a timeout."""
     with pytest.raises(AssertionError, match=r"ended with 78:\n(.*\n)*presence\.idle_tiemout: "):
         Rig(config={"presence": {"idle_tiemout": "5m"}}).start()
+
+
+def test_a_rig_of_nonsense_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration that is no YAML is found out before there is a process to tell so."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    rig = Rig(config={"federation": {"ca_file": tmp_path}})
+
+    with pytest.raises(yaml.YAMLError, match="cannot represent an object"):
+        rig.start()
+
+    assert list(tmp_path.iterdir()) == []
+    assert not rig.is_running
 
 
 def test_modules_of_the_project_are_not_taken_for_ours(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import treq
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
@@ -159,6 +160,21 @@ def test_a_copy_brings_yesterday_back_and_a_wipe_nothing() -> None:
     assert with_rig(story) == [1, 0, 0]
 
 
+def test_a_copy_of_an_empty_server_brings_its_users_back_too() -> None:
+    """Their tokens are always good, though the copy has none: it may be another rig's, or a fresh disk's."""
+
+    async def story(rig: TwistedRig) -> object:
+        server = rig.server("there.test")
+        await server.stop()
+        await server.wipe()
+        await server.backup()
+        await server.start()
+        await server.restore()
+        return await parts_of(rig, "there.test").store.find_token(rig.users[BOB].access_token)
+
+    assert with_rig(story) is not None
+
+
 def test_a_servers_wrong_clock_shows_in_its_stamps_and_not_in_its_ages() -> None:
     """Ages are lengths: a server that is an hour ahead still knows how long its user was away."""
 
@@ -220,6 +236,90 @@ def test_a_rig_on_the_data_of_another_goes_on_with_its_keys(tmp_path: Path) -> N
     assert third[0] == third[1] not in third[2]
 
 
+def test_a_rig_on_the_data_of_another_goes_on_at_its_time(tmp_path: Path) -> None:
+    """Data from the future are a fault that a test has to ask for: a user would be active before they came.
+
+    A rig that was killed has kept the time of its last turn.
+    """
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path)
+
+    async def turned(rig: TwistedRig) -> tuple[int, int]:
+        began_ms = rig.now_ms
+        await befriend(rig)
+        ended_ms = await rig.advance(10 * DAY_MS)
+        kept = int((tmp_path / "now_ms").read_text())
+        assert kept == ended_ms
+        return began_ms, ended_ms
+
+    async def greeted(rig: TwistedRig) -> tuple[int, int, str | None]:
+        began_ms = rig.now_ms
+        await rig.set_stream(BOB, is_open=True)
+        await submit(rig, "there.test", Activity(BOB, DEVICE, None))
+        await rig.advance(1_000)
+        return began_ms, rig.now_ms, seen(rig)
+
+    _, first_ms = with_rig(turned, options)
+    second_ms, _, state = with_rig(greeted, options)
+
+    assert second_ms == first_ms
+    assert state == "online"
+
+
+def test_a_rig_on_the_data_of_another_has_settled_when_it_is_started(tmp_path: Path) -> None:
+    """What waited on the disk leaves before anybody asks for anything, or it would race with that."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path)
+
+    async def invited(rig: TwistedRig) -> None:
+        await rig.server("here.test").kill()
+        await submit(rig, "there.test", ListChanged(BOB, invite=(ALICE,)))
+
+    async def looked_at(rig: TwistedRig) -> list[int | None]:
+        return [each.status for each in rig.wire.transactions(THERE, HERE)]
+
+    with_rig(invited, options)
+
+    assert with_rig(looked_at, options) == [200]
+
+
+def test_a_rig_that_is_stopped_while_its_clock_turns_has_come_as_far_as_it_has(tmp_path: Path) -> None:
+    """The next rig must not begin at a time that this one's servers never saw."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path, start_ms=PAIR.start_ms)
+
+    async def story(rig: TwistedRig) -> tuple[int, int]:
+        await befriend(rig)
+        until_ms = rig.now_ms + 10 * DAY_MS
+        stopped = Deferred[None]()
+        rig.clock.callLater(3600, lambda: Deferred.fromCoroutine(rig.stop()).chainDeferred(stopped))
+        reached_ms = await rig.advance(10 * DAY_MS)
+        await stopped
+        return until_ms - reached_ms, int((tmp_path / "now_ms").read_text()) - reached_ms
+
+    left_ms, kept_more_ms = with_rig(story, options)
+
+    assert 0 < left_ms < 10 * DAY_MS
+    assert kept_more_ms == 0
+
+
+def test_a_folder_has_one_rig_at_a_time(tmp_path: Path) -> None:
+    """The second is refused before it changed anything: the first goes on with its keys and certificates."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path, start_ms=PAIR.start_ms)
+
+    async def story(rig: TwistedRig) -> tuple[bool, str | None]:
+        before = contents()
+        with pytest.raises(ConfigError, match=r"--dir: .* is in use by another rig\. Stop that one first"):
+            await TwistedRig.start(rig._reactor, options)
+        is_untouched = contents() == before
+        await rig.server("there.test").stop()
+        await rig.server("there.test").start()
+        await befriend(rig)
+        return is_untouched, seen(rig)
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.suffix in (".yaml", ".pem")}
+
+    assert with_rig(story, options) == (True, "online")
+
+
 def test_a_stream_that_is_held_open_is_opened_again_after_a_restart() -> None:
     """As a client would: that its server was away is no reason to be offline."""
 
@@ -269,6 +369,57 @@ def test_a_scripted_homeserver_is_one_more_server_of_the_rig() -> None:
         return [answered.status, told, refused.status]
 
     assert with_rig(story) == [200, [(True, ["m.presence_accept", "m.presence"])], 503]
+
+
+@pytest.mark.parametrize("given", ["", "token", "token_path", "neither"])
+def test_the_admin_token_that_is_told_is_the_one_that_holds(tmp_path: Path, given: str) -> None:
+    """Whoever tests with the configuration that they operate with brings a token along."""
+    token_file = tmp_path / "token"
+    token_file.write_text("from-a-file-16-characters")
+    token_file.chmod(0o600)
+    section = {
+        "": {},
+        "token": {"token": "given-16-characters"},
+        "token_path": {"token_path": str(token_file)},
+        "neither": {"token": None, "token_path": None},
+    }[given]
+    options = RigOptions(("here.test",), config={"admin": section}, folder=tmp_path / "rig")
+
+    async def story(rig: TwistedRig) -> tuple[int, str]:
+        told = rig.ready()["servers"][HERE]
+        url = f"{told['admin_url']}/_fedpresence/admin/v1/status"
+        headers: Any = {"Authorization": f"Bearer {told['admin_token']}"}
+        answer = await treq.get(url, headers=headers, persistent=False)
+        await answer.content()
+        return answer.code, told["admin_token"]
+
+    status, token = with_rig(story, options)
+
+    assert status == 200
+    assert token.startswith({"token": "given-", "token_path": "from-a-file-"}.get(given, ""))
+
+
+def test_chance_on_one_link_is_none_of_the_others_business() -> None:
+    """Two links are used in an order of their own, which must not decide what is lost on either."""
+
+    def lost(*others: str) -> list[bool]:
+        async def story(rig: TwistedRig) -> list[bool]:
+            fake = await rig.add_homeserver("fake.test")
+            for server in ("here.test", *others):
+                await rig.set_faults("fake.test", server, Faults(drop_request=0.5))
+            for number in range(20):
+                for server in (*others, "here.test"):
+                    sent = Deferred.fromCoroutine(fake.send(ServerName(server), [], txn_id=str(number)))
+                    sent.addErrback(lambda failure: failure.trap(CancelledError))
+                await rig.settle()
+            return [each.status is None for each in rig.wire.transactions(fake.server_name, HERE)]
+
+        return with_rig(story)
+
+    alone = lost()
+
+    assert len(alone) == 20 and len(set(alone)) == 2
+    assert lost("there.test") == alone
 
 
 def test_what_a_rig_cannot_be_is_said_before_anything_runs(tmp_path: Path) -> None:
