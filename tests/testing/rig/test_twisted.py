@@ -12,7 +12,7 @@ from twisted.internet.task import deferLater
 from fedpresence.engine.events import Activity, ListChanged
 from fedpresence.engine.presence import PresenceState
 from fedpresence.errors import ConfigError
-from fedpresence.ids import UserID
+from fedpresence.ids import ServerName, UserID
 from fedpresence.testing.rig.faults import Faults
 from fedpresence.testing.rig.twisted import DEVICE, RigOptions, TwistedRig
 from tests.in_reactor import in_reactor
