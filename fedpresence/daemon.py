@@ -230,6 +230,14 @@ class Daemon:
                 "the clock stands {ms} ms before the last write: expiries wait an hour",
                 ms=stored.saved_at_ms - now,
             )
+        if (whose := engine.whose_users()) != self.config.server_name:
+            _log.warn(
+                "{path} has the users of {whose}, who are strangers to {server_name}: maybe server_name or "
+                "database.url is another server's",
+                path=str(self.config.database_path),
+                whose=whose,
+                server_name=self.config.server_name,
+            )
         return engine
 
     async def _listen(self, parts: Parts) -> None:

@@ -483,6 +483,11 @@ class Engine:
     def _sorted_by_observer(self, observed: UserID, stage: ObservedStage) -> list[ObservedRow]:
         return sorted(self._world.pairs.observed_rows(observed, stage), key=lambda row: row.observer)
 
+    def whose_users(self) -> ServerName:
+        """The server of those who were stored: another one's where the database is not ours."""
+        user_id = next(iter(self._world.users), None)
+        return self._world.our_name if user_id is None else server_of(user_id)
+
     def user_exists(self, user_id: UserID) -> bool:
         """Whether a local user exists and is not deactivated."""
         return user_id in self._world.users

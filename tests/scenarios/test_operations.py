@@ -61,6 +61,24 @@ def test_the_ready_file_says_where_the_listeners_are(start: Start) -> None:
     assert not server.ready_file.exists()
 
 
+def test_the_database_of_another_server_is_spoken_of(start: Start, let_in: LetIn) -> None:
+    """Restored on the wrong host, or the name was changed: nobody in it is served, and nothing else says why."""
+    federation = start(wired=False)
+    here = federation[HERE]
+    let_in(federation, "alice@here.test")
+    here.stop()
+    listeners = [{"endpoint": "tcp:0:interface=127.0.0.1", "resources": ["client"]}]
+    here.configure({"server_name": "other.test", "listeners": listeners})
+
+    process = a_process(here, "run", "--ready-file", str(here.ready_file))
+    eventually(here.ready_file.exists, "it is ready")
+    process.terminate()
+    words, errors = process.communicate(timeout=15)
+
+    assert process.returncode == 0, words
+    assert "the users of here.test, who are strangers to other.test" in f"{words}{errors}"
+
+
 def test_a_second_process_on_the_same_database_is_refused(start: Start, let_in: LetIn) -> None:
     """Two daemons would answer for each other; the second says why, and the first does not notice (Z-22)."""
     federation = start()
