@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from twisted.python.threadpool import ThreadPool
 
-from fedpresence.process import remove_stale_ready_file
+from fedpresence.process import leave_behind, remove_stale_ready_file
 
 
 def _pid_of_nobody() -> int:
@@ -43,3 +45,23 @@ def test_where_there_is_no_ready_file_nothing_is_done(tmp_path: Path) -> None:
     """Nor where the path cannot be one: writing it will say so."""
     remove_stale_ready_file(tmp_path / "ready.json")
     remove_stale_ready_file(tmp_path)
+
+
+def test_a_stop_waits_for_no_name_that_is_being_looked_up() -> None:
+    """A zone that does not answer blocks a thread for half a minute, and anybody can name it to us."""
+    begun, answered = threading.Event(), threading.Event()
+    pool = ThreadPool(minthreads=0, maxthreads=1)
+    leave_behind(pool)
+    pool.start()
+    pool.callInThread(begun.set)
+    for _ in range(3):
+        pool.callInThread(answered.wait)
+    assert begun.wait(10)
+    too_late = threading.Timer(10, answered.set)
+    too_late.start()
+
+    pool.stop()
+
+    assert not answered.is_set()
+    too_late.cancel()
+    answered.set()
