@@ -495,6 +495,22 @@ def test_names_of_no_pair_go_at_the_next_start(path: Path, reactor: ThreadReacto
     assert set(reload(path, reactor).pairs.observer_rows()) == {again, rows[2]}
 
 
+def test_origins_beyond_those_remembered_go_at_the_next_start(path: Path, reactor: ThreadReactor) -> None:
+    """Whoever owns a domain owns any number of server names: a start must not read them all for ever."""
+    store = SQLiteStore.open(path, reactor)
+    for n in (3, 1, 2):
+        answer = SaveAnswer(ServerName(f"{n}.test"), "1", NOW_MS, NOW_MS + n)
+        reactor.wait(store.commit([answer], NOW_MS))
+    reactor.wait(store.close())
+
+    store = SQLiteStore.open(path, reactor, max_origins=2)
+    found = reactor.wait(store.load()).newest_origin_ts
+    reactor.wait(store.close())
+
+    assert found == {"2.test": NOW_MS + 2, "3.test": NOW_MS + 3}
+    assert reload(path, reactor).newest_origin_ts == found
+
+
 @pytest.mark.parametrize("stage", ["accepted", "pending"])
 def test_a_pair_whose_user_has_no_name_is_a_store_error(
     path: Path, reactor: ThreadReactor, stage: str
