@@ -38,14 +38,14 @@ class RequestHead(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """This body may be read: up to `limit` bytes, out of `origin`'s share of the budget.
+    """This body may be read: up to `limit` bytes, out of `origin`'s share of the budget (`claimed_share`).
 
     `grounds` is whatever the admission found out, for the resource that answers. `streams`: the resource is
     asked at once, and takes the body while it comes (`body_of`); it counts in no budget here.
     """
 
     limit: int
-    origin: ServerName | None = None
+    origin: str | None = None
     grounds: object = None
     streams: bool = False
 
@@ -60,20 +60,20 @@ class BodyBudget:
     def __init__(self, total: int) -> None:
         self.total = total
         self._used = 0
-        self._by_origin: dict[ServerName, int] = {}
+        self._by_origin: dict[str, int] = {}
 
     @property
     def used(self) -> int:
         """Bytes taken and not given back."""
         return self._used
 
-    def fits(self, origin: ServerName | None, size: int) -> bool:
+    def fits(self, origin: str | None, size: int) -> bool:
         """Whether `size` more bytes could be taken now."""
         if self._used + size > self.total:
             return False
         return origin is None or self._by_origin.get(origin, 0) + size <= self.total // ORIGIN_SHARE
 
-    def take(self, origin: ServerName | None, size: int) -> bool:
+    def take(self, origin: str | None, size: int) -> bool:
         """Take `size` bytes; False, and nothing taken, where they do not fit."""
         if not self.fits(origin, size):
             return False
@@ -82,7 +82,7 @@ class BodyBudget:
             self._by_origin[origin] = self._by_origin.get(origin, 0) + size
         return True
 
-    def give_back(self, origin: ServerName | None, size: int) -> None:
+    def give_back(self, origin: str | None, size: int) -> None:
         """The other side of `take`."""
         self._used -= size
         if origin is not None:
@@ -91,6 +91,11 @@ class BodyBudget:
                 self._by_origin[origin] = left
             else:
                 self._by_origin.pop(origin, None)
+
+
+def claimed_share(origin: ServerName, source: str) -> str:
+    """The share of the budget for bodies that claim to be `origin`'s and come from `source`."""
+    return f"{origin} {source}"
 
 
 def too_large() -> BadRequest:

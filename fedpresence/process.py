@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
+from threading import Thread
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -56,6 +57,7 @@ def run(
     if ready_file is not None:
         remove_stale_ready_file(ready_file)
     reactor.suggestThreadPoolSize(RESOLVER_THREADS)
+    leave_behind(reactor.getThreadPool())
     logging = start_logging(config.log, sys.stderr)
     process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
     reactor.callWhenRunning(process.start)
@@ -63,6 +65,25 @@ def run(
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
     reactor.run()
     return process.exit_code
+
+
+class _LeftBehind(Thread):
+    """A thread whose end nobody waits for, not even Python as it exits."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, daemon=True)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Return at once."""
+
+
+def leave_behind(pool: Any) -> None:
+    """Let the end of a reactor's thread pool not wait for its threads; called before it has any.
+
+    They look up names, for which the system may take half a minute each, and everybody can make us begin it;
+    by then nobody wants to know.
+    """
+    pool.threadFactory = _LeftBehind
 
 
 def _reactor() -> Any:

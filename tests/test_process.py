@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from twisted.python.threadpool import ThreadPool
 
-from fedpresence.process import remove_ready_file, remove_stale_ready_file
+from fedpresence.process import leave_behind, remove_ready_file, remove_stale_ready_file
 
 
 def _pid_of_nobody() -> int:
@@ -57,3 +59,23 @@ def test_at_the_end_a_ready_file_is_taken_away_by_who_wrote_it(
     remove_ready_file(tmp_path / "no.json")
 
     assert ready_file.exists() is stays
+
+
+def test_a_stop_waits_for_no_name_that_is_being_looked_up() -> None:
+    """A zone that does not answer blocks a thread for half a minute, and anybody can name it to us."""
+    begun, answered = threading.Event(), threading.Event()
+    pool = ThreadPool(minthreads=0, maxthreads=1)
+    leave_behind(pool)
+    pool.start()
+    pool.callInThread(begun.set)
+    for _ in range(3):
+        pool.callInThread(answered.wait)
+    assert begun.wait(10)
+    too_late = threading.Timer(10, answered.set)
+    too_late.start()
+
+    pool.stop()
+
+    assert not answered.is_set()
+    too_late.cancel()
+    answered.set()

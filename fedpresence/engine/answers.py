@@ -12,16 +12,25 @@ from fedpresence.ids import ServerName
 
 KEEP_MS = DAY_MS
 MAX_PER_ORIGIN = 1_000
+MAX_ANSWERS = (
+    200_000  # of all origins together: a server may own any number of names, each good for a thousand
+)
+MAX_FORGOTTEN = 100  # of these with one transaction
 MAX_ORIGINS = 100_000  # whose newest time is remembered; the one silent for longest gives way
 MAX_LATE_MS = DAY_MS  # behind the newest of its origin: its EDUs are skipped
 
 
 class Answers:
-    """Transaction IDs by origin, for a day and at most a thousand each."""
+    """Transaction IDs by origin, for a day and at most a thousand each.
 
-    def __init__(self, max_origins: int = MAX_ORIGINS) -> None:
+    Where there are too many in all, those give way whose origin has been silent for longest.
+    """
+
+    def __init__(self, max_origins: int = MAX_ORIGINS, max_answers: int = MAX_ANSWERS) -> None:
         self._max_origins = max_origins
-        self._taken: dict[ServerName, dict[str, int]] = {}
+        self._max_answers = max_answers
+        self._taken: OrderedDict[ServerName, dict[str, int]] = OrderedDict()  # silent for longest first
+        self._number = 0  # of transaction IDs
         self._newest_ts: OrderedDict[ServerName, int] = OrderedDict()
 
     def __len__(self) -> int:
@@ -39,10 +48,11 @@ class Answers:
         self._newest_ts[origin] = max(newest, clamped)
         if len(self._newest_ts) > self._max_origins:
             self._newest_ts.popitem(last=False)
-        taken = self._taken.setdefault(origin, {})
-        taken[txn_id] = turn.now_ms
+        self._remember(origin, txn_id, turn.now_ms)
         turn.add(SaveAnswer(origin, txn_id, turn.now_ms, self._newest_ts[origin]))
         self._forget_old(turn, origin)
+        for _ in range(min(self._number - self._max_answers, MAX_FORGOTTEN)):
+            self._forget_oldest(turn, next(iter(self._taken)))
         return is_recent
 
     def sweep(self, turn: Turn) -> None:
@@ -52,18 +62,28 @@ class Answers:
 
     def restore(self, answer: SaveAnswer, now_ms: int) -> None:
         """A stored answer; oldest first."""
-        self._taken.setdefault(answer.origin, {})[answer.txn_id] = min(answer.at_ms, now_ms)
+        self._remember(answer.origin, answer.txn_id, min(answer.at_ms, now_ms))
 
     def restore_newest(self, origin: ServerName, origin_server_ts: int, now_ms: int) -> None:
         """The newest time of an origin."""
         self._newest_ts[origin] = min(origin_server_ts, now_ms + HOUR_MS)
 
+    def _remember(self, origin: ServerName, txn_id: str, at_ms: int) -> None:
+        taken = self._taken.setdefault(origin, {})
+        self._number += txn_id not in taken
+        taken[txn_id] = at_ms
+        self._taken.move_to_end(origin)
+
     def _forget_old(self, turn: Turn, origin: ServerName) -> None:
         taken = self._taken[origin]
-        while taken:
-            oldest = next(iter(taken))
-            if turn.now_ms - taken[oldest] <= KEEP_MS and len(taken) <= MAX_PER_ORIGIN:
-                return
-            del taken[oldest]
-            turn.add(ForgetAnswer(origin, oldest))
-        del self._taken[origin]
+        while taken and (turn.now_ms - next(iter(taken.values())) > KEEP_MS or len(taken) > MAX_PER_ORIGIN):
+            self._forget_oldest(turn, origin)
+
+    def _forget_oldest(self, turn: Turn, origin: ServerName) -> None:
+        taken = self._taken[origin]
+        oldest = next(iter(taken))
+        del taken[oldest]
+        self._number -= 1
+        turn.add(ForgetAnswer(origin, oldest))
+        if not taken:
+            del self._taken[origin]

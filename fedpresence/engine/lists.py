@@ -27,7 +27,7 @@ from fedpresence.engine.effects import (
 from fedpresence.engine.events import ListChanged, ListEduReceived
 from fedpresence.engine.pairs import PairKey
 from fedpresence.engine.presence import OFFLINE
-from fedpresence.engine.quotas import InviteQuotas, OwnLimits
+from fedpresence.engine.quotas import InviteQuotas, NoticeQuotas, OwnLimits
 from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.schedules import (
     EXPIRIES,
@@ -72,8 +72,7 @@ class Lists:
         self.watching = Watching(world, self.check)
         self._unheard: set[tuple[UserID, UserID, int]] = set()  # fresh invites no bytes were made of (Z-15)
         self._denied_again = Recently(HOUR_MS)
-        self._asked = Recently(DAY_MS)  # request notices (Z-13)
-        self._withdrawn = Recently(DAY_MS)  # notices that a request or a grant was dropped (Z-13)
+        self._notices = NoticeQuotas(world)
         self._checks = Recently(DAY_MS)  # Z-16
         self._expiries = Quota(MAX_EXPIRIES_PER_HOUR, HOUR_MS)
         self._quotas = InviteQuotas(world)
@@ -129,7 +128,7 @@ class Lists:
             if self._quotas.admit(edu.observer, edu.observed, turn.now_ms):
                 self.invited(turn, edu.observed, edu.observer)
         elif edu.kind is EduKind.DROP:
-            self._quotas.settled(edu.observer, edu.observed)
+            self._quotas.withdrawn(edu.observer, edu.observed, turn.now_ms)
             self.observed_move(turn, edu.observed, edu.observer, ObservedMove.DROP)
         elif edu.kind is EduKind.ACCEPT:
             self.observer_move(turn, edu.observer, edu.observed, ObserverMove.ACCEPT)
@@ -279,12 +278,6 @@ class Lists:
         for key in restless:
             self._schedule(turn, key)
         self.watching.started(turn.now_ms, plan_confirmations(world))
-        requests = [
-            world.observed_row(observed, observer)
-            for observer, observed, observers_side in restless
-            if not observers_side and not world.is_local(observer)
-        ]
-        self._quotas.restore(row for row in requests if row and row.stage is ObservedStage.REQUESTED)
         for pairs in list(world.open_pairs.values()):
             for observer, observed, _ in pairs:
                 self._send_owed(turn, observer, observed)
@@ -475,10 +468,10 @@ class Lists:
         observer, observed = row.observer, row.observed
         match act:
             case ObservedAct.ASK:
-                if self._asked.allow((observer, observed), turn.now_ms):
+                if self._notices.allow(EduKind.INVITE, observer, observed, turn.now_ms):
                     then.append(lambda: turn.add(Notice(observed, EduKind.INVITE, observer, observed)))
             case ObservedAct.TELL_DROPPED:
-                if self._withdrawn.allow((observer, observed), turn.now_ms):
+                if self._notices.allow(EduKind.DROP, observer, observed, turn.now_ms):
                     then.append(lambda: turn.add(Notice(observed, EduKind.DROP, observer, observed)))
             case ObservedAct.COUNT_DENIAL:
                 row = replace(row, denials=row.denials + 1, blocked=row.denials >= 1)

@@ -174,6 +174,10 @@ class Pairs:
                 codes |= 1 << pair[0]
         return _STAGES_OF[codes]
 
+    def granted(self, observed: UserID) -> list[UserID]:
+        """Observers who were granted `observed`, muted or not, on whatever ground."""
+        return [o for o, code in self._observed_codes(observed) if code & _STAGE == _GRANTED]
+
     def entitled(self, observed: UserID) -> list[UserID]:
         """Observers who were granted `observed`, by more than a room, and are not muted."""
         granted, mask = _GRANTED, _STAGE | _MUTED | _BY_ROOM

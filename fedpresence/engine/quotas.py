@@ -1,21 +1,21 @@
 """How much anybody may ask for: other servers by their invites, our users by their lists.
 
 Always true:
-- attempts count, whether the observed user exists or not, and end alike: by an answer, by a drop, or
-  after the 180 days of a request. So a quota that is full tells nobody who exists (Z-7);
+- attempts count, whether the observed user exists or not, and end alike: by an answer, a day after a drop,
+  after the 180 days of a request, or with the run. So a quota that is full tells nobody who exists (Z-7):
+  to count only the requests that a restart finds would;
 - what a user's change needs is checked as a whole, before any of it is done (S:8).
 
 Source: edus.md 4 step 6; subscriptions.md O-3, O-4, O-30, T-6; security.md Z-7, Z-13, Z-15.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
 
 from fedpresence.engine.events import ListChanged
-from fedpresence.engine.recently import Quota
+from fedpresence.engine.recently import Quota, Recently
 from fedpresence.engine.schedules import REQUEST_LIFE_MS
 from fedpresence.engine.settings import DAY_MS, HOUR_MS
-from fedpresence.engine.subscription import ObservedRow, ObservedStage, ObserverStage
+from fedpresence.engine.subscription import EduKind, ObservedStage, ObserverStage
 from fedpresence.engine.world import World
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName, UserID, server_of
@@ -23,7 +23,11 @@ from fedpresence.ids import ServerName, UserID, server_of
 OPEN_PER_OBSERVED = 100
 OPEN_PER_OBSERVER = 100
 OPEN_PER_ORIGIN = 10_000
+WITHDRAWN_MS = DAY_MS  # names are free: who asks and gives up all day long would have no end of them
 MAX_ATTEMPTS = 200_000  # remembered for all origins together; beyond it the oldest counts no more
+# In a day, of one server's users to one of ours: who asks and withdraws again costs nothing to invent, and
+# such user IDs can say anything.
+NOTICES_PER_ORIGIN = 100
 
 TOMBSTONE_REST_MS = HOUR_MS  # S:O-30
 NEW_DESTINATIONS_PER_DAY = 100  # per local user (Z-15)
@@ -38,6 +42,7 @@ class InviteQuotas:
         self._max_attempts = max_attempts
         # (observer, observed): since when, oldest first; an OrderedDict finds its oldest at once
         self._attempts: OrderedDict[tuple[UserID, UserID], int] = OrderedDict()
+        self._withdrawn: OrderedDict[tuple[UserID, UserID], int] = OrderedDict()  # the same, since the drop
         self._of_observer: Counter[UserID] = Counter()
         self._of_origin: Counter[ServerName] = Counter()
 
@@ -46,9 +51,12 @@ class InviteQuotas:
         row = self._world.observed_row(observed, observer)
         if row is not None and row.stage is ObservedStage.GRANTED:
             return True
-        while self._attempts and next(iter(self._attempts.values())) <= now_ms - REQUEST_LIFE_MS:
-            self.settled(*next(iter(self._attempts)))
+        self._expire(self._attempts, now_ms - REQUEST_LIFE_MS)
+        self._expire(self._withdrawn, now_ms - WITHDRAWN_MS)
         if (observer, observed) in self._attempts:
+            return True
+        if self._withdrawn.pop((observer, observed), None) is not None:
+            self._attempts[observer, observed] = now_ms
             return True
         if self._of_observer[observer] >= OPEN_PER_OBSERVER:
             return False
@@ -58,20 +66,15 @@ class InviteQuotas:
         return True
 
     def settled(self, observer: UserID, observed: UserID) -> None:
-        """The attempt was answered or withdrawn."""
-        if self._attempts.pop((observer, observed), None) is None:
-            return
-        self._of_observer[observer] -= 1
-        self._of_origin[server_of(observer)] -= 1
-        if not self._of_observer[observer]:
-            del self._of_observer[observer]
-        if not self._of_origin[server_of(observer)]:
-            del self._of_origin[server_of(observer)]
+        """The attempt was answered."""
+        for attempts in (self._attempts, self._withdrawn):
+            if attempts.pop((observer, observed), None) is not None:
+                self._uncount(observer)
 
-    def restore(self, rows: Iterable[ObservedRow]) -> None:
-        """Requests that were open when the last run ended."""
-        for row in sorted(rows, key=lambda row: row.created_ms):
-            self._count(row.observer, row.observed, row.created_ms)
+    def withdrawn(self, observer: UserID, observed: UserID, now_ms: int) -> None:
+        """The observer gave up: the place is free again in a day."""
+        if self._attempts.pop((observer, observed), None) is not None:
+            self._withdrawn[observer, observed] = now_ms
 
     def gives_way(self, observed: UserID, newcomer: UserID) -> UserID | None:
         """Whose request gives way as `newcomer` asks too: the newest of the most demanding origin (Z-13).
@@ -90,11 +93,48 @@ class InviteQuotas:
         return max(demanding, key=lambda row: (row.created_ms, row.observer)).observer
 
     def _count(self, observer: UserID, observed: UserID, since_ms: int) -> None:
-        if len(self._attempts) >= self._max_attempts:
-            self.settled(*next(iter(self._attempts)))
+        if len(self._attempts) + len(self._withdrawn) >= self._max_attempts:
+            self._forget_oldest(self._withdrawn or self._attempts)
         self._attempts[observer, observed] = since_ms
         self._of_observer[observer] += 1
         self._of_origin[server_of(observer)] += 1
+
+    def _uncount(self, observer: UserID) -> None:
+        self._of_observer[observer] -= 1
+        self._of_origin[server_of(observer)] -= 1
+        if not self._of_observer[observer]:
+            del self._of_observer[observer]
+        if not self._of_origin[server_of(observer)]:
+            del self._of_origin[server_of(observer)]
+
+    def _expire(self, attempts: OrderedDict[tuple[UserID, UserID], int], until_ms: int) -> None:
+        while attempts and next(iter(attempts.values())) <= until_ms:
+            self._forget_oldest(attempts)
+
+    def _forget_oldest(self, attempts: OrderedDict[tuple[UserID, UserID], int]) -> None:
+        (observer, _), _ = attempts.popitem(last=False)
+        self._uncount(observer)
+
+
+class NoticeQuotas:
+    """For what a client of the observed user is woken (Z-13).
+
+    A request that was not told is listed, and told at the next connection as all that are open (S:T-1).
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._pairs = Recently(DAY_MS)
+        self._of_origin = Quota(NOTICES_PER_ORIGIN, DAY_MS)
+
+    def allow(self, kind: EduKind, observer: UserID, observed: UserID, now_ms: int) -> bool:
+        """Whether it may be told that `observer` asked or withdrew; if so, it counts."""
+        pair, origin = (kind, observer, observed), (server_of(observer), observed)
+        if self._world.is_local(observer):
+            return self._pairs.allow(pair, now_ms)
+        if self._of_origin.left(origin, now_ms) <= 0 or not self._pairs.allow(pair, now_ms):
+            return False
+        return self._of_origin.allow(origin, now_ms)
 
 
 class OwnLimits:
@@ -113,7 +153,8 @@ class OwnLimits:
                 raise BadRequest("M_NOT_FOUND", "There is no such request", status=404)
         new = [other for other in change.invite if self._check_invite(me, other, now_ms)]
         blocks = [other for other in change.deny if world.observed_row(me, other) is None]  # S:T-7a
-        if not new and not blocks:
+        strangers = [other for other in change.accept if self._is_stranger(me, other)]
+        if not new and not blocks and not strangers:
             return
         pairs, limit = world.pairs, world.settings.max_entries
         entries = len(pairs.listed(me, ObserverStage.PENDING, ObserverStage.ACCEPTED))
@@ -121,7 +162,7 @@ class OwnLimits:
         rows = len(pairs.listed(me)) + pairs.blocked_by(me) + len(blocks) + unlisted
         if (new and entries + len(new) > limit) or rows > ROWS_PER_ENTRY * limit:
             raise BadRequest("M_FORBIDDEN", "The presence list is full", status=403)
-        self._check_destinations(me, new, now_ms)
+        self._check_destinations(me, new, strangers, now_ms)
 
     def _check_invite(self, me: UserID, other: UserID, now_ms: int) -> bool:
         """Whether the invite makes a new entry."""
@@ -137,15 +178,27 @@ class OwnLimits:
                 )
         return row is None or row.stage in (ObserverStage.NONE, ObserverStage.DENIED)
 
-    def _check_destinations(self, me: UserID, new: list[UserID], now_ms: int) -> None:
-        """Z-15: nobody makes us connect to thousands of invented names."""
+    def _is_stranger(self, me: UserID, other: UserID) -> bool:
+        """Whether `me` blocked `other`, who never asked: nobody but `me` says that there is such a user."""
+        row = self._world.observed_row(me, other)
+        is_blocked = row is not None and row.stage is ObservedStage.DENIED and row.generation == 0
+        return is_blocked and not self._world.is_local(other)
+
+    def _check_destinations(
+        self, me: UserID, new: list[UserID], strangers: list[UserID], now_ms: int
+    ) -> None:
+        """Z-15: nobody makes us connect to thousands of invented names.
+
+        A stranger who is forgiven counts even where the server is known: the grant counts in no other limit.
+        """
         world = self._world
         known = {world.our_name, *(server_of(observed) for observed in world.pairs.listed(me))}
         unknown = {server_of(other) for other in new} - known
         unknown = {server for server in unknown if server not in world.open_pairs}
-        if len(unknown) > self._new_destinations.left(me, now_ms):
+        wanted = len(unknown) + len(strangers)
+        if wanted > self._new_destinations.left(me, now_ms):
             raise BadRequest(
                 "M_LIMIT_EXCEEDED", "Too many new servers today", status=429, retry_after_ms=DAY_MS
             )
-        for _ in unknown:
+        for _ in range(wanted):
             self._new_destinations.allow(me, now_ms)

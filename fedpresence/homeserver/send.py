@@ -26,7 +26,7 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.web.resource import Resource
 
-from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead
+from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead, claimed_share
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
@@ -141,7 +141,8 @@ class FrontedSend(PassThrough):
         if claim is None:
             await self._pass_unseen(request)
             return
-        held = _Held(self._fronting.budget, claim.origin)
+        source = source_of(request.getClientAddress(), request.requestHeaders)
+        held = _Held(self._fronting.budget, claimed_share(claim.origin, source))
         try:
             try:
                 data = await _whole_body(request, held, self._fronting.clock)
@@ -288,23 +289,23 @@ class FrontedSend(PassThrough):
 class _Held:
     """The bytes of one body in the budget."""
 
-    def __init__(self, budget: BodyBudget, origin: ServerName) -> None:
+    def __init__(self, budget: BodyBudget, share: str) -> None:
         self._budget = budget
-        self._origin = origin
+        self._share = share
         self._size = 0
 
     def take(self, size: int) -> bool:
         """Whether so many more may be kept."""
         if self._budget.used + size > self._budget.total // 2:
             return False  # the rest is for those who proved themselves, and for our users
-        taken = self._budget.take(self._origin, size)
+        taken = self._budget.take(self._share, size)
         if taken:
             self._size += size
         return taken
 
     def release(self) -> None:
         """All of them are let go."""
-        self._budget.give_back(self._origin, self._size)
+        self._budget.give_back(self._share, self._size)
         self._size = 0
 
 

@@ -9,7 +9,7 @@ Source: Z-1, Z-2, Z-4.
 from collections.abc import Awaitable
 from urllib.parse import unquote_to_bytes
 
-from fedpresence.admission import Admitted, BodyBudget, RequestHead, busy, too_large
+from fedpresence.admission import Admitted, BodyBudget, RequestHead, busy, claimed_share, too_large
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest
@@ -46,26 +46,31 @@ class Gate:
         if head.method != b"PUT" or not is_send(head.uri):
             return None
         try:
-            claim = self._claim(head)
+            claim, share = self._claim(head)
         except BadRequest as error:
             self.refused(error)
             raise
         at_hand = self.origins.credentials_at_hand(claim)
-        return self._admit_transaction(claim, head.source) if at_hand is None else self._admitted(at_hand)
+        if at_hand is not None:
+            return self._admitted(at_hand, share)
+        return self._admit_transaction(claim, head.source, share)
 
     async def credentials(self, head: RequestHead) -> Credentials:
         """The keys that can prove who sent `head`; BadRequest where the transaction is refused."""
-        return await self.origins.credentials(self._claim(head), head.source)
+        claim, _ = self._claim(head)
+        return await self.origins.credentials(claim, head.source)
 
-    def _claim(self, head: RequestHead) -> Claim:
+    def _claim(self, head: RequestHead) -> tuple[Claim, str]:
+        """What the head says, and whose share of the budget its body is."""
         claim = self.origins.claim(head.headers.getRawHeaders(b"Authorization") or ())
+        share = claimed_share(claim.origin, head.source)
         size = head.content_length or 0
         if size > self._limits.max_body:
             raise too_large()
-        if not self._budget.fits(claim.origin, size):
+        if not self._budget.fits(share, size):
             raise busy()
         self._limits.expect_bytes(claim.origin, size, now_ms(self._clock))
-        return claim
+        return claim, share
 
     def refused(self, error: BadRequest) -> None:
         """Count a transaction that was refused."""
@@ -75,16 +80,16 @@ class Gate:
         """Count a transaction that was taken, or known already."""
         self._counters.count("inbound_transactions", outcome="ok")
 
-    async def _admit_transaction(self, claim: Claim, source: str) -> Admitted:
+    async def _admit_transaction(self, claim: Claim, source: str, share: str) -> Admitted:
         try:
             credentials = await self.origins.credentials(claim, source)
         except BadRequest as error:
             self.refused(error)
             raise
-        return self._admitted(credentials)
+        return self._admitted(credentials, share)
 
-    def _admitted(self, credentials: Credentials) -> Admitted:
-        return Admitted(self._limits.max_body, credentials.origin, credentials)
+    def _admitted(self, credentials: Credentials, share: str) -> Admitted:
+        return Admitted(self._limits.max_body, share, credentials)
 
 
 def is_send(uri: bytes) -> bool:

@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fedpresence.engine.answers import MAX_ORIGINS
 from fedpresence.engine.effects import Durable
 from fedpresence.engine.presence import PresenceRecord
 from fedpresence.errors import ConfigError, StoreError
@@ -32,7 +33,14 @@ from fedpresence.storage.changes import Changes
 from fedpresence.storage.lock import DatabaseLock
 from fedpresence.storage.migrations import is_ready, migrate, newest_schema, stored_version
 from fedpresence.storage.store import MAX_SERVER_KEYS, ScanKind, ScanRow, Stored, TokenOwner, token_hash
-from fedpresence.storage.tables import Cursor, forget_names, read_stored, write_changes, write_presence
+from fedpresence.storage.tables import (
+    Cursor,
+    forget_names,
+    forget_origins,
+    read_stored,
+    write_changes,
+    write_presence,
+)
 from fedpresence.storage.written import Written
 
 _log = Logger()
@@ -70,12 +78,14 @@ class SQLiteStore:
         *,
         before_commit: Callable[[Cursor], None] | None = None,
         max_server_keys: int = MAX_SERVER_KEYS,
+        max_origins: int = MAX_ORIGINS,
         power_cuts: bool = True,
     ) -> None:
         self._path = path
         self._lock = lock
         self._before_commit = before_commit
         self._max_server_keys = max_server_keys
+        self._max_origins = max_origins
         self._power_cuts = power_cuts
         self._closed: Deferred[None] | None = None
         self._written = Written(path)
@@ -106,6 +116,7 @@ class SQLiteStore:
         *,
         before_commit: Callable[[Cursor], None] | None = None,
         max_server_keys: int = MAX_SERVER_KEYS,
+        max_origins: int = MAX_ORIGINS,
         power_cuts: bool = True,
     ) -> "SQLiteStore":
         """The store in `path`, which is made where it does not exist, and brought to this version's schema.
@@ -124,6 +135,7 @@ class SQLiteStore:
                 lock,
                 before_commit=before_commit,
                 max_server_keys=max_server_keys,
+                max_origins=max_origins,
                 power_cuts=power_cuts,
             )
         except BaseException:
@@ -139,6 +151,11 @@ class SQLiteStore:
 
     def _load(self, cursor: Cursor) -> Stored:
         self._users_version = _data_version(cursor)
+        cursor.execute("SELECT count(*) FROM origins")
+        if cursor.fetchone()[0] > self._max_origins:  # names are free, and no run forgets one on the disk
+            cursor.execute("BEGIN IMMEDIATE")
+            forget_origins(cursor, self._max_origins)
+            cursor.execute("COMMIT")
         cursor.execute("BEGIN")
         stored = read_stored(cursor)
         cursor.execute("SELECT coalesce(max(id), 0) FROM users")

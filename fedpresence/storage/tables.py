@@ -136,6 +136,15 @@ def forget_names(cursor: Cursor, user_ids: Iterable[UserID]) -> None:
     cursor.executemany("DELETE FROM names WHERE user_id = ?", ((user_id,) for user_id in user_ids))
 
 
+def forget_origins(cursor: Cursor, max_origins: int) -> None:
+    """All but so many: those whose newest transaction is newest stay."""
+    cursor.execute(
+        "DELETE FROM origins WHERE origin IN "
+        "(SELECT origin FROM origins ORDER BY newest_ts DESC LIMIT -1 OFFSET ?)",
+        (max_origins,),
+    )
+
+
 def _write_pairs(cursor: Cursor, changes: Changes) -> None:
     """Names before the rows that refer to them."""
     mine, mine_gone = _split(changes.observer_rows)
@@ -261,7 +270,7 @@ def read_stored(cursor: Cursor) -> Stored:
         ],
         inbox=[reader.inbox(*row) for row in reader.rows("SELECT * FROM inbox ORDER BY entry_id")],
         presence=[reader.presence(*row) for row in reader.rows("SELECT * FROM presence")],
-        newest_origin_ts=dict(reader.rows("SELECT origin, newest_ts FROM origins")),
+        newest_origin_ts=dict(reader.rows("SELECT origin, newest_ts FROM origins ORDER BY newest_ts")),
         saved_at_ms=next(reader.rows("SELECT saved_at_ms FROM meta"))[0],
     )
 

@@ -21,6 +21,9 @@ NO_FILTER_ID = "0"  # what stands for a filter that filters nothing here
 MAX_ID_CHARACTERS = 4096  # a request line has 16384 bytes, and the ID is not alone in it
 _MAX_FILTER_BYTES = 65_536  # unpacked: no more than any client's body
 _ROUND_TRIP_CHARACTERS = 1024  # longer filters keep only the part that we obey
+# Nearly all that clients send are shorter. Longer ones are read again each time: each can hold thousands of
+# words, and a thousand of them, all of one user, took 300 MB.
+_REMEMBERED_CHARACTERS = 512
 _PREFIX = "f"  # no ID may begin with a brace
 
 
@@ -90,15 +93,21 @@ def decode_filter_id(filter_id: str) -> dict[str, object]:
     return body if isinstance(body, dict) else {}
 
 
-@lru_cache(maxsize=1000)
 def filter_of(parameter: str) -> PresenceFilter:
     """The parameter `filter` of a sync: an ID, or inline JSON where it begins with a brace."""
+    return _remembered(parameter) if len(parameter) <= _REMEMBERED_CHARACTERS else _filter_of(parameter)
+
+
+def _filter_of(parameter: str) -> PresenceFilter:
     if parameter.startswith("{"):
         return decode_filter(decode_json(parameter.encode("utf-8")))
     try:
         return decode_filter(decode_filter_id(parameter))
     except BadRequest:
         return EVERYTHING
+
+
+_remembered = lru_cache(maxsize=1000)(_filter_of)
 
 
 def _pack(body: dict[str, object]) -> str:

@@ -174,3 +174,38 @@ def test_a_skipped_transaction_asks_for_nothing() -> None:
     effects = engine.receive(a_transaction(a_push(), origin_server_ts=T - 2 * DAY_MS), T)
 
     assert [type(effect) for effect in effects] == [SaveAnswer]
+
+
+def test_many_names_remember_no_more_than_one_may() -> None:
+    """A server may own any number of names, and a thousand transaction IDs of each are some hundred KB."""
+    answers, turn = Answers(max_answers=5), Turn(T)
+    busy = ServerName("busy.test")
+    answers.restore(SaveAnswer(ServerName("silent.test"), "1", T - HOUR_MS, T - HOUR_MS), T)
+
+    for number in range(4):
+        answers.take(turn, busy, str(number), T)
+        answers.take(turn, ServerName(f"{number}.evil.test"), "1", T)
+
+    assert [effect for effect in turn.effects if isinstance(effect, ForgetAnswer)] == [
+        ForgetAnswer(ServerName("silent.test"), "1"),
+        ForgetAnswer(ServerName("0.evil.test"), "1"),
+        ForgetAnswer(ServerName("1.evil.test"), "1"),
+        ForgetAnswer(ServerName("2.evil.test"), "1"),
+    ], "whoever goes on sending is remembered"
+    assert all(answers.has(busy, str(number)) for number in range(4))
+    assert answers.has(ServerName("3.evil.test"), "1")
+
+
+def test_what_an_older_version_remembered_is_forgotten_little_by_little() -> None:
+    """A start on millions must not hold up its first transaction."""
+    answers = Answers(max_answers=5)
+    for number in range(1_000):
+        answers.restore(SaveAnswer(ServerName(f"{number}.test"), "1", T, T), T)
+
+    forgotten = []
+    for number in range(12):
+        answers.take(turn := Turn(T), THERE, str(number), T)
+        forgotten.append(sum(isinstance(effect, ForgetAnswer) for effect in turn.effects))
+
+    assert max(forgotten) <= 100
+    assert 1_000 + 12 - sum(forgotten) == 5

@@ -112,6 +112,36 @@ def test_one_user_makes_us_know_a_hundred_servers_a_day() -> None:
     side.change(ALICE, invite=(UserID("@x:two-more.test"),))
 
 
+def test_blocking_and_forgiving_strangers_makes_us_know_no_more_servers() -> None:
+    """Z-15: an accept for somebody who never asked can be as invented as an invite, and its grant stays."""
+    side = Side()
+    strangers = tuple(UserID(f"@x:{number}.test") for number in range(100))
+    known = UserID("@y:7.test")
+    side.change(ALICE, deny=(*strangers, known))
+    side.change(ALICE, accept=strangers)
+
+    with pytest.raises(BadRequest) as refused:
+        side.change(ALICE, accept=(known,))
+    with pytest.raises(BadRequest):
+        side.change(ALICE, invite=(UserID("@x:one-more.test"),))
+
+    assert (refused.value.status, refused.value.errcode) == (429, "M_LIMIT_EXCEEDED")
+    side.wait(DAY_MS)
+    side.change(ALICE, accept=(known,))
+
+
+def test_whoever_asked_may_be_forgiven_at_any_time() -> None:
+    """S:T-33: the limit is on names that nobody but our user knows."""
+    side = Side()
+    side.hear(an_invite(observed=ALICE))
+    side.change(ALICE, deny=(BOB,))
+    side.change(ALICE, invite=tuple(UserID(f"@x:{number}.test") for number in range(100)))
+
+    side.change(ALICE, accept=(BOB,))
+
+    assert [entry.user_id for entry in side.engine.observers_of(ALICE)] == [BOB]
+
+
 def test_a_refused_change_uses_up_nothing() -> None:
     """The hundred servers of a day are for changes that were made."""
     side = Side()

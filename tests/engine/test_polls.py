@@ -10,6 +10,7 @@ from fedpresence.engine.effects import (
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import (
     DestinationAlive,
+    ListChanged,
     RoomMembersSet,
     SettingsChanged,
     StatusWanted,
@@ -37,6 +38,7 @@ from fedpresence.testing.builders import (
     settings_of,
 )
 from tests.engine.bob import T, polls_until, shown, told, watching
+from tests.engine.costs import calls_of
 
 S = 1000
 ROOM = RoomID("!room:here.test")
@@ -246,3 +248,37 @@ def test_a_poll_that_unmutes_is_answered_at_once() -> None:
     effects = deliver(engine, a_poll(), T + 2000)
 
     assert len(pushes(effects)) >= 1
+
+
+def test_a_stranger_cannot_poll_the_popular_at_our_expense() -> None:
+    """Anybody may poll for anybody: walking through two thousand observers took a second for a hundred polls.
+
+    And who is that slow exists, and is popular.
+    """
+    stranger = ServerName("else.test")
+
+    def cost(observers: int) -> int:
+        engine = an_engine()
+        for number in range(observers):
+            grant(engine, observer=UserID(f"@{number}:{THERE}"), now_ms=T)
+        questions = (a_poll(origin=stranger), an_unpoll(origin=stranger))
+        deliver(engine, questions, T, stranger)  # the first may look
+        return calls_of(lambda: deliver(engine, questions, T, stranger))
+
+    assert cost(1) == cost(50)
+
+
+def test_polls_follow_grants_that_come_and_go() -> None:
+    """What is remembered of who was granted is never behind."""
+    engine = an_engine()
+    carol = UserID(f"@carol:{THERE}")
+    grant(engine, now_ms=T)
+    assert pushes(deliver(engine, a_poll(), T))
+    engine.receive(ListChanged(ALICE, revoke=(BOB,)), T)
+    assert not pushes(deliver(engine, a_poll(), T + MINUTE_MS))
+
+    grant(engine, observer=carol, now_ms=T + MINUTE_MS)
+    deliver(engine, an_unpoll(), T + 2 * MINUTE_MS)
+
+    assert [entry.muted for entry in engine.observers_of(ALICE)] == [True]
+    assert pushes(deliver(engine, a_poll(), T + 3 * MINUTE_MS))

@@ -1,7 +1,10 @@
+import pytest
+
 from fedpresence.engine.effects import Notice
 from fedpresence.engine.events import UserAdded, UserDeactivated
 from fedpresence.engine.quotas import (
     MAX_ATTEMPTS,
+    NOTICES_PER_ORIGIN,
     OPEN_PER_OBSERVED,
     OPEN_PER_OBSERVER,
     OPEN_PER_ORIGIN,
@@ -78,15 +81,42 @@ def test_a_full_quota_does_not_tell_who_exists() -> None:
         assert counts == {OPEN_PER_OBSERVER - 1}
 
 
-def test_a_drop_gives_the_place_back_whoever_exists() -> None:
-    """The observer's own word."""
+@pytest.mark.parametrize("observed", [ALICE, nobody(OPEN_PER_OBSERVER)])
+def test_a_drop_gives_the_place_back_a_day_later_whoever_exists(observed: UserID) -> None:
+    """Who asks and gives up all day long would have no end of names stored, each for good."""
     side = Side()
-    side.hear(*(an_invite(observed=nobody(number)) for number in range(OPEN_PER_OBSERVER)))
+    side.hear(*(an_invite(observed=nobody(number)) for number in range(OPEN_PER_OBSERVER - 1)))
+    side.hear(an_invite(observed=observed))
+    side.hear(a_drop(observed=observed))
+
+    side.wait(DAY_MS - 1)
     assert not is_heard(side)
 
-    side.hear(a_drop(observed=nobody(3)))
-
+    side.wait(1)
     assert is_heard(side)
+
+
+def test_who_asks_again_after_a_drop_takes_no_second_place() -> None:
+    """People change their minds, and a full quota is no reason to hear only the drop."""
+    side = Side()
+    for _ in range(OPEN_PER_OBSERVER + 1):
+        side.hear(an_invite(observed=ALICE))
+        side.hear(a_drop(observed=ALICE))
+
+    assert is_heard(side, observed=ALICE)
+    assert is_heard(side, observed=CAROL)
+
+
+def test_a_withdrawn_request_that_came_back_stays_open() -> None:
+    """The day of the drop is over, the request is not: it ends as every other."""
+    side = Side()
+    side.hear(*(an_invite(observed=nobody(number)) for number in range(OPEN_PER_OBSERVER)))
+    side.hear(a_drop(observed=nobody(3)))
+    side.hear(an_invite(observed=nobody(3)))
+
+    side.wait(2 * DAY_MS)
+
+    assert not is_heard(side)
 
 
 def test_an_answer_gives_the_place_back() -> None:
@@ -125,15 +155,18 @@ def test_a_granted_observer_is_heard_beyond_any_quota() -> None:
     assert [edu.kind for edu in side.owed] == [EduKind.ACCEPT]
 
 
-def test_requests_of_before_a_restart_still_count() -> None:
-    """A restart is no amnesty."""
-    users = tuple(UserID(f"@u{number}:here.test") for number in range(OPEN_PER_OBSERVER))
-    side = Side(users=(*users, CAROL))
-    side.hear(*(an_invite(observed=user_id) for user_id in users))
+def test_a_restart_does_not_tell_who_exists() -> None:
+    """Z-7: only requests to users who exist are stored; to count these again would tell the two apart."""
 
-    side.restart()
+    def is_heard_after_a_restart(observed: UserID) -> bool:
+        side = Side()
+        side.hear(an_invite(observed=observed))
+        side.restart()
+        side.hear(*(an_invite(observed=nobody(number)) for number in range(OPEN_PER_OBSERVER - 1)))
+        return is_heard(side, observed=CAROL)
 
-    assert not is_heard(side)
+    assert is_heard_after_a_restart(ALICE)
+    assert is_heard_after_a_restart(UserID("@maybe:here.test"))
 
 
 # --- per origin ---------------------------------------------------------------------------------------
@@ -214,6 +247,22 @@ def test_a_flood_of_many_origins_does_not_crowd_the_first_out() -> None:
     assert of_type(effects, Notice) == []
     assert UserID("@x:0.evil.test") in requests(side)
     assert len(requests(side)) == OPEN_PER_OBSERVED
+
+
+def test_who_asks_and_withdraws_wakes_nobody_without_end() -> None:
+    """Z-13: each observer is another, so "once per pair" is no limit; IDs can be advertisements."""
+    side = Side()
+    notices: list[Notice] = []
+    for number in range(NOTICES_PER_ORIGIN + 20):
+        for edu in (an_invite(observer=somebody(number)), a_drop(observer=somebody(number))):
+            notices += of_type(side.hear(edu), Notice)
+    other = ServerName("other.test")
+    theirs = side.hear(an_invite(observer=UserID("@erin:other.test"), origin=other), origin=other)
+    side.hear(an_invite(observer=BOB))
+
+    assert len(notices) == NOTICES_PER_ORIGIN
+    assert len(of_type(theirs, Notice)) == 1, "others are not silenced"
+    assert BOB in requests(side), "what is not told is there all the same"
 
 
 def test_somebody_granted_takes_no_place() -> None:

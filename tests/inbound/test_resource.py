@@ -370,6 +370,23 @@ def test_an_impostor_cannot_spend_an_origins_budget() -> None:
     assert answer_to(here, a_send(there)).status == 200
 
 
+def test_an_impostor_cannot_fill_an_origins_share() -> None:
+    """Z-2: names and key IDs are public; who holds back half a body under them must not lock others out."""
+    there, impostor = an_identity(), an_identity()
+    here = Here().knows(there)
+    assert answer_to(here, a_send(there, "0")).status == 200
+    padded = a_transaction(THERE) | {"padding": "x" * (here.budget.total // 8 - 1000)}
+    for _ in range(2):
+        here.client("198.51.100.1").send(a_send(impostor, content=padded)[:-100])
+    assert here.budget.used > here.budget.total // 4 - 10_000
+
+    locked_out = here.client("198.51.100.1")
+    locked_out.send(a_send(impostor, content=padded))
+    honest = answer_to(here, a_send(there, content=a_transaction(THERE) | {"padding": "x" * 10_000}))
+
+    assert (locked_out.answer.status, honest.status) == (429, 200)
+
+
 def test_a_path_in_disguise_is_authenticated_all_the_same() -> None:
     """A percent-encoded path reaches the same resource: it must not get around the door."""
     there = an_identity()

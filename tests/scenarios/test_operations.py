@@ -62,7 +62,7 @@ def test_the_ready_file_says_where_the_listeners_are(start: Start) -> None:
 
 
 def test_the_database_of_another_server_is_spoken_of(start: Start, let_in: LetIn) -> None:
-    """Restored on the wrong host, or the name was changed: nobody in it is served, and nothing else says why."""
+    """Restored on the wrong host, or the name was changed: nobody in it is served, and nothing says why."""
     federation = start(wired=False)
     here = federation[HERE]
     let_in(federation, "alice@here.test")

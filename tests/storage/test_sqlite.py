@@ -14,7 +14,7 @@ import pytest
 from fedpresence.engine.effects import Durable, SaveAnswer, SaveObserverRow, SaveUser
 from fedpresence.engine.subscription import ObserverRow, ObserverStage
 from fedpresence.errors import ConfigError, StoreError
-from fedpresence.ids import UserID
+from fedpresence.ids import ServerName, UserID
 from fedpresence.storage.lock import DatabaseLock
 from fedpresence.storage.migrations import APPLICATION_ID
 from fedpresence.storage.sqlite import SQLiteStore
@@ -290,6 +290,22 @@ def test_the_lock_goes_with_a_failed_open(path: Path, reactor: ThreadReactor) ->
         SQLiteStore.open(path, reactor)
 
     DatabaseLock.take(path).release()
+
+
+def test_origins_beyond_those_remembered_go_at_the_next_start(path: Path, reactor: ThreadReactor) -> None:
+    """Whoever owns a domain owns any number of server names: a start must not read them all for ever."""
+    store = SQLiteStore.open(path, reactor)
+    for n in (3, 1, 2):
+        answer = SaveAnswer(ServerName(f"{n}.test"), "1", NOW_MS, NOW_MS + n)
+        reactor.wait(store.commit([answer], NOW_MS))
+    reactor.wait(store.close())
+
+    store = SQLiteStore.open(path, reactor, max_origins=2)
+    found = reactor.wait(store.load()).newest_origin_ts
+    reactor.wait(store.close())
+
+    assert found == {"2.test": NOW_MS + 2, "3.test": NOW_MS + 3}
+    assert reload(path, reactor).newest_origin_ts == found
 
 
 # --- speed ----------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import base64
+import json
 import zlib
 
 import pytest
@@ -131,3 +132,13 @@ def test_any_text_is_some_filter_or_refused(text: str) -> None:
         assert text.startswith("{")
     else:
         assert isinstance(found, PresenceFilter)
+
+
+def test_only_short_filters_are_remembered() -> None:
+    """A client repeats its filter with each sync; one that invents long ones must not fill the memory."""
+    short = json.dumps({"presence": {"senders": ["@alice:here.test"]}})
+    long = json.dumps({"presence": {"senders": [f"@{number}:here.test" for number in range(100)]}})
+
+    assert filter_of(short) is filter_of(short)
+    assert filter_of(long) == filter_of(long)
+    assert filter_of(long) is not filter_of(long)
