@@ -330,7 +330,13 @@ KEYS: tuple[Key, ...] = (
         "All bodies being received. One server may have a quarter of it, so at least four times "
         "transaction_body.",
     ),
-    Key("limits.connections", "limits.connections", parse.whole(1), "10000", "Open ones, per listener."),
+    Key(
+        "limits.connections",
+        "limits.connections",
+        parse.whole(1),
+        "10000",
+        "Open ones, per listener. Beyond it those where nothing is asked give way.",
+    ),
     Key(
         "limits.idle_connection",
         "limits.idle_connection_ms",

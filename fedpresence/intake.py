@@ -140,6 +140,11 @@ class BoundedChannel(Protocol):
         self._parser = None  # it knows us: a circle
         self.site.gone(self)  # last: who waits for the end of all finds nothing left
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is asked here: no head of a request is whole that was not answered yet."""
+        return not (self._requests and self._requests[0].method)
+
     def pauseProducing(self) -> None:
         """The other side does not read what we write."""
         self._hold("full")

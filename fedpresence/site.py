@@ -1,6 +1,7 @@
 """A listener as Twisted sees it: the factory of its connections, and what they have in common.
 
-Always true: there are never more connections than the limit; once closed, it takes no more.
+Always true: there are never more connections than the limit; those where nothing is asked give way to new
+ones, so that nobody is locked out by somebody who says nothing; once closed, it takes no more.
 """
 
 from collections.abc import Awaitable
@@ -18,6 +19,7 @@ from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.intake import BoundedChannel
 
+LOOKS = 100  # for one that may give way, at each new connection
 CLOSE_S = 5.0  # what a clean stop waits for answers that are owed
 
 
@@ -44,7 +46,7 @@ class BoundedSite(Factory):
         self.budget = budget
         self.admit = admit
         self.plain = Admitted(limits.client_body)  # who is not asked about may send so much
-        self._channels: set[BoundedChannel] = set()
+        self._channels: dict[BoundedChannel, None] = {}  # by and large those opened first are first
         self._closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> BoundedChannel:
@@ -62,14 +64,17 @@ class BoundedSite(Factory):
 
     def opened(self, channel: BoundedChannel) -> bool:
         """Whether one more connection may stay; it counts if so."""
-        if self._closed is not None or len(self._channels) >= self.limits.connections:
+        if self._closed is not None:
             return False
-        self._channels.add(channel)
+        while len(self._channels) >= self.limits.connections:
+            if not self._make_room():
+                return False
+        self._channels[channel] = None
         return True
 
     def gone(self, channel: BoundedChannel) -> None:
         """A connection has ended, whether it counted or not."""
-        self._channels.discard(channel)
+        self._channels.pop(channel, None)
         if self._closed is not None and not self._channels and not self._closed.called:
             self._closed.callback(None)
 
@@ -83,6 +88,17 @@ class BoundedSite(Factory):
             return None if admit is None else admit(head)
 
         self.admit = admit_some
+
+    def _make_room(self) -> bool:
+        """Give one up where nothing is asked; False where none was found among a few."""
+        for _ in range(min(LOOKS, len(self._channels))):
+            channel = next(iter(self._channels))
+            del self._channels[channel]
+            if channel.is_unused:
+                channel.abort()
+                return True
+            self._channels[channel] = None  # the next look begins behind it
+        return False
 
     def close(self) -> Deferred[None]:
         """Take no more connections and end those that are open; called once, after the port is closed.

@@ -391,7 +391,10 @@ def test_how_long_a_connection_may_idle_is_the_operators_word_and_a_request_has_
 def test_connections_beyond_the_limit_are_closed_at_once() -> None:
     """The bound on everything that a connection may hold."""
     listener = Listener()
+    listener.undecided()
     clients = [Client(listener.site) for _ in range(3)]
+    for client in clients:
+        client.send(request("GET", "/guarded"))
 
     refused = Client(listener.site)
     refused.leave()
@@ -400,6 +403,26 @@ def test_connections_beyond_the_limit_are_closed_at_once() -> None:
 
     assert refused.closed
     assert not again.closed
+    assert listener.site.connections == 3
+
+
+def test_who_says_nothing_locks_nobody_out() -> None:
+    """Connections cost nothing to open: whoever asks for something goes before those that just stand there."""
+    listener = Listener()
+    listener.undecided()
+    asking, answered, silent = (Client(listener.site) for _ in range(3))
+    asking.send(request("GET", "/guarded"))
+    answered.send(request("GET", "/"))
+    silent.send(b"GET / HTTP/1.1\r\nHo")
+
+    first, second, third = (Client(listener.site) for _ in range(3))
+    third.send(request("GET", "/guarded"))
+    second.send(request("GET", "/guarded"))
+    fourth = Client(listener.site)
+
+    assert [each.closed for each in (answered, silent, first)] == [True, True, True]
+    assert [each.closed for each in (asking, second, third)] == [False, False, False]
+    assert fourth.closed
     assert listener.site.connections == 3
 
 
