@@ -127,13 +127,17 @@ def _with_tls_files(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:
 
 
 def readable_file(path: Path, key: str, *, what: str = "file", fix: str = "") -> Path:
-    """`path`, once its first byte could be read; ConfigError naming `key` otherwise."""
-    fix = fix or "Check the path (a relative one counts from the config's folder) and its permissions."
+    """`path`, once its first byte could be read; ConfigError naming `key` otherwise.
+
+    `fix` is for a file that is not there.
+    """
     try:
         with path.open("rb") as file:
             file.read(1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or str(error)
+        if not fix or not isinstance(error, FileNotFoundError):
+            fix = "Check the path (a relative one counts from the config's folder) and its permissions."
         raise ConfigError.of(key, f"the {what} {path} cannot be read: {reason}.", fix) from error
     return path
 

@@ -486,6 +486,21 @@ def test_a_file_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
         load_config(tmp_path, {})
 
 
+def test_a_file_that_is_there_and_cannot_be_read_is_not_to_be_made_anew(tmp_path: Path) -> None:
+    """A new signing key in the place of one with the wrong owner is a server that nobody knows."""
+    (tmp_path / "keys").mkdir()
+
+    with pytest.raises(ConfigError) as of_config:
+        load_config(tmp_path / "keys", {})
+    by_variable = problems_of(tmp_path, environ={"FEDPRESENCE_SIGNING_KEY_PATH": "keys"})
+    problem = by_variable["signing_key_path"]
+
+    assert "cannot be read" in str(of_config.value)
+    assert "generate-" not in str(of_config.value)
+    assert "cannot be read" in problem
+    assert "generate-" not in problem
+
+
 def test_a_token_file_for_everybody_is_refused(tmp_path: Path) -> None:
     """Its token deactivates users; other accounts on the machine must not have it."""
     secret = tmp_path / "admin.token"

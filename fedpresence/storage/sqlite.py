@@ -461,7 +461,10 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 def _store_error(path: Path, error: Exception) -> StoreError:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return StoreError(f"{path}: {error} ({name})")
+    fix = ""
+    if isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_CORRUPT:
+        fix = f". Put a copy in its place, with no {path.name}-wal and {path.name}-shm beside it"
+    return StoreError(f"{path}: {error} ({name}){fix}")
 
 
 def _data_version(cursor: Cursor) -> int:

@@ -289,6 +289,17 @@ def test_a_database_we_cannot_use_is_named_with_its_key(
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
+def test_a_spoilt_database_says_how_to_put_a_copy_in_its_place(path: Path, reactor: ThreadReactor) -> None:
+    """Most often a copy was put beside the log of the one before; whoever is not told does it again."""
+    store = SQLiteStore.open(path, reactor)
+    reactor.wait(store.commit([a_row(1)], NOW_MS))
+    reactor.wait(store.close())
+    os.truncate(path, path.stat().st_size // 2)
+
+    with pytest.raises(StoreError, match=f"with no {path.name}-wal and {path.name}-shm beside it"):
+        reload(path, reactor)
+
+
 # --- one daemon ------------------------------------------------------------------------------
 
 
