@@ -75,9 +75,8 @@ def absolute_endpoint(text: str, key: str, folder: Path) -> str:
         _check_port(endpoint, key)
     if endpoint.kind == "ssl":
         endpoint = _with_tls_files(endpoint, key, folder)
-    elif endpoint.kind == "unix" and endpoint.positional:
-        path = str(folder / endpoint.positional[0])
-        endpoint = Endpoint(endpoint.kind, (path, *endpoint.positional[1:]), endpoint.named)
+    elif endpoint.kind == "unix":
+        endpoint = _with_socket(endpoint, key, folder)
     absolute = str(endpoint)
     try:
         serverFromString(None, absolute)
@@ -111,6 +110,19 @@ def _check_port(endpoint: Endpoint, key: str) -> None:
         raise ConfigError.of(key, f'"{port}" is not a port.', fix)
     if len(port) > 5 or int(port) > 65535:
         raise ConfigError.of(key, f"port {port} is out of range.", fix)
+
+
+def _with_socket(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:
+    positional, named = endpoint.positional, dict(endpoint.named)
+    address = positional[0] if positional else named.pop("address", "")
+    path = folder / address
+    if not address or path.is_dir():
+        raise ConfigError.of(key, "names no socket.", "Add its path: unix:/run/fedpresence/client.sock.")
+    if not path.parent.is_dir():
+        raise ConfigError.of(
+            key, f"the folder {path.parent} does not exist.", f"Make it: mkdir -p {path.parent}"
+        )
+    return Endpoint(endpoint.kind, (str(path), *positional[1:]), named)
 
 
 def _with_tls_files(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:

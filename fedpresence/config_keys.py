@@ -119,8 +119,7 @@ KEYS: tuple[Key, ...] = (
         "presence.idle_timeout_ms",
         parse.length_of_time(),
         "5m",
-        "Online to unavailable after this long without a pro-active event. Longer than "
-        "last_active_granularity.",
+        "Online to unavailable after this long without a pro-active event. At least last_active_granularity.",
     ),
     Key(
         "presence.last_active_granularity",

@@ -289,6 +289,9 @@ def test_a_set_that_contradicts_itself_is_an_error(tmp_path: Path, text: str, ke
         ("smoke:8008", "is not an endpoint"),
         ("ssl:8448", "names no privateKey"),
         ("ssl:8448:privateKey=no.key:certKey=no.crt", "cannot be read"),
+        ("unix:nowhere/run.sock", "nowhere does not exist"),
+        ("unix:.", "names no socket"),
+        ("unix:mode=660", "names no socket"),
         ("", "is not text"),
     ],
 )
@@ -336,13 +339,17 @@ def test_paths_are_relative_to_the_folder_of_the_file(
     elsewhere.mkdir()
     (tmp_path / "conf").mkdir()
     monkeypatch.chdir(elsewhere)
-    listeners = "[{endpoint: 'unix:run.sock:mode=660', resources: [client]}]"
+    listeners = (
+        "[{endpoint: 'unix:run.sock:mode=660', resources: [client]}, "
+        "{endpoint: 'unix:address=named.sock', resources: [admin]}]"
+    )
 
     config = load(tmp_path / "conf", environ={"FEDPRESENCE_LISTENERS": listeners})
 
     assert config.folder == tmp_path / "conf"
     assert config.database_path == tmp_path / "conf" / "fedpresence.db"
     assert config.listeners[0].endpoint == f"unix:{tmp_path}/conf/run.sock:mode=660"
+    assert config.listeners[1].endpoint == f"unix:{tmp_path}/conf/named.sock"
 
 
 def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:

@@ -371,8 +371,11 @@ def _admin_is_off(config: Config) -> tuple[ConfigProblem, ...]:
     return (
         ConfigProblem(
             "admin",
-            "a running daemon can be asked only through its admin API, which is off.",
-            HOW_TO_SWITCH_ON,
+            "a running daemon can be asked only through its admin API, which is off."
+            if config.admin_token is None
+            else "a running daemon can be asked only through its admin API, and no plain tcp listener with a "
+            "fixed port has it in the configuration.",
+            HOW_TO_SWITCH_ON if config.admin_token is None else "Give its address with --url.",
         ),
     )
 
