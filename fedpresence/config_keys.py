@@ -88,7 +88,8 @@ KEYS: tuple[Key, ...] = (
         parse.mapping_of(parse.key_id, parse.old_key),
         "{}",
         "Keys we signed with before, still published: "
-        "{ed25519:old: {key: VERIFY_KEY_IN_BASE64, expired_ts: UNIX_MILLISECONDS}}.",
+        "{ed25519:old: {key: VERIFY_KEY_IN_BASE64, expired_ts: UNIX_MILLISECONDS}}. The verify key is what "
+        "/_matrix/key/v2/server shows, never what stands in the key file, which is secret.",
     ),
     Key(
         "listeners",
