@@ -79,6 +79,7 @@ class SQLiteStore:
         self._power_cuts = power_cuts
         self._closed: Deferred[None] | None = None
         self._written = Written(path)
+        self._file = _identity(path)
         self._pool = _connection_pool(
             "sqlite3",
             str(path),
@@ -185,7 +186,16 @@ class SQLiteStore:
     # --- what the command line does beside us ----------------------------------------------
 
     def touched(self) -> bool:
-        """See Store."""
+        """See Store. StoreError where another file took its name: nobody would find what we write."""
+        try:
+            is_there = _identity(self._path) == self._file
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise StoreError(
+                f"{self._path}: the file was taken away or replaced while it was in use. "
+                "A start uses the one that is there then"
+            )
         return self._written.since_last_asked()
 
     def new_users(self) -> Deferred[list[UserID]]:
@@ -440,6 +450,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     migrate(connection, newest_schema())
     if version:
         _log.info("{path}: done in {seconds} s", path=str(path), seconds=round(time.monotonic() - began, 1))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same as long as the file is; SQLite asks this too, but not where it writes a log."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _create(path: Path) -> None:
