@@ -184,7 +184,9 @@ def _read(path: Path, problems: list[ConfigProblem]) -> dict[Any, Any]:
         raise ConfigError.of(
             where,
             f"cannot be read: {error.strerror}.",
-            "Write one with: fedpresence generate-config --server-name NAME",
+            "Write one with: fedpresence generate-config --server-name NAME"
+            if isinstance(error, FileNotFoundError)
+            else "Name a file that the user who runs this may read.",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError.of(where, "is not UTF-8 text.", "Save it as UTF-8.") from error

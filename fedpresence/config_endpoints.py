@@ -75,9 +75,8 @@ def absolute_endpoint(text: str, key: str, folder: Path) -> str:
         _check_port(endpoint, key)
     if endpoint.kind == "ssl":
         endpoint = _with_tls_files(endpoint, key, folder)
-    elif endpoint.kind == "unix" and endpoint.positional:
-        path = str(folder / endpoint.positional[0])
-        endpoint = Endpoint(endpoint.kind, (path, *endpoint.positional[1:]), endpoint.named)
+    elif endpoint.kind == "unix":
+        endpoint = _with_socket(endpoint, key, folder)
     absolute = str(endpoint)
     try:
         serverFromString(None, absolute)
@@ -113,6 +112,19 @@ def _check_port(endpoint: Endpoint, key: str) -> None:
         raise ConfigError.of(key, f"port {port} is out of range.", fix)
 
 
+def _with_socket(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:
+    positional, named = endpoint.positional, dict(endpoint.named)
+    address = positional[0] if positional else named.pop("address", "")
+    path = folder / address
+    if not address or path.is_dir():
+        raise ConfigError.of(key, "names no socket.", "Add its path: unix:/run/fedpresence/client.sock.")
+    if not path.parent.is_dir():
+        raise ConfigError.of(
+            key, f"the folder {path.parent} does not exist.", f"Make it: mkdir -p {path.parent}"
+        )
+    return Endpoint(endpoint.kind, (str(path), *positional[1:]), named)
+
+
 def _with_tls_files(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:
     named = dict(endpoint.named)
     for name in ("privateKey", "certKey"):
@@ -127,13 +139,17 @@ def _with_tls_files(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:
 
 
 def readable_file(path: Path, key: str, *, what: str = "file", fix: str = "") -> Path:
-    """`path`, once its first byte could be read; ConfigError naming `key` otherwise."""
-    fix = fix or "Check the path (a relative one counts from the config's folder) and its permissions."
+    """`path`, once its first byte could be read; ConfigError naming `key` otherwise.
+
+    `fix` is for a file that is not there.
+    """
     try:
         with path.open("rb") as file:
             file.read(1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or str(error)
+        if not fix or not isinstance(error, FileNotFoundError):
+            fix = "Check the path (a relative one counts from the config's folder) and its permissions."
         raise ConfigError.of(key, f"the {what} {path} cannot be read: {reason}.", fix) from error
     return path
 

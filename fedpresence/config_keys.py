@@ -88,7 +88,8 @@ KEYS: tuple[Key, ...] = (
         parse.mapping_of(parse.key_id, parse.old_key),
         "{}",
         "Keys we signed with before, still published: "
-        "{ed25519:old: {key: VERIFY_KEY_IN_BASE64, expired_ts: UNIX_MILLISECONDS}}.",
+        "{ed25519:old: {key: VERIFY_KEY_IN_BASE64, expired_ts: UNIX_MILLISECONDS}}. The verify key is what "
+        "/_matrix/key/v2/server shows, never what stands in the key file, which is secret.",
     ),
     Key(
         "listeners",
@@ -119,8 +120,7 @@ KEYS: tuple[Key, ...] = (
         "presence.idle_timeout_ms",
         parse.length_of_time(),
         "5m",
-        "Online to unavailable after this long without a pro-active event. Longer than "
-        "last_active_granularity.",
+        "Online to unavailable after this long without a pro-active event. At least last_active_granularity.",
     ),
     Key(
         "presence.last_active_granularity",

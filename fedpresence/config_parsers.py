@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from nacl.bindings import crypto_core_ed25519_is_valid_point
 from unpaddedbase64 import decode_base64
 
 from fedpresence.config_endpoints import absolute_endpoint, parse_endpoint, readable_file
@@ -251,7 +252,11 @@ def key_id(value: object, key: str, folder: Path) -> KeyID:
 
 
 def old_key(value: object, key: str, folder: Path) -> OldKey:
-    """A retired verify key, `{key, expired_ts}`."""
+    """A retired verify key, `{key, expired_ts}`.
+
+    Never repeated in a complaint: it may be the seed in the key file, which is as long, and secret. Of
+    sixteen seeds fifteen are no verify key; published as one, a seed lets anybody sign as the retired key.
+    """
     if not isinstance(value, dict) or set(value) != {"key", "expired_ts"}:
         raise ConfigError.of(
             key, "an old key has exactly key and expired_ts.", "Write {key: BASE64, expired_ts: UNIX_MS}."
@@ -259,14 +264,14 @@ def old_key(value: object, key: str, folder: Path) -> OldKey:
     expired_ts = whole(0)(value["expired_ts"], f"{key}.expired_ts", folder)
     text = value["key"]
     try:
-        size_ok = isinstance(text, str) and len(decode_base64(text)) == 32
+        data = decode_base64(text) if isinstance(text, str) else b""
     except ValueError:
-        size_ok = False
-    if not size_ok:
+        data = b""
+    if len(data) != 32 or not crypto_core_ed25519_is_valid_point(data):
         raise ConfigError.of(
             f"{key}.key",
-            f"{shown(text)} is not an ed25519 verify key.",
-            "Use its 32 bytes in unpadded Base64.",
+            "is not an ed25519 verify key.",
+            "Use what /_matrix/key/v2/server showed for it. What stands in the key file is the secret half.",
         )
     return OldKey(str(text).rstrip("="), expired_ts)
 

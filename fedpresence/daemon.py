@@ -311,7 +311,12 @@ class Daemon:
         """By the reactor's time: other processes know no other."""
 
         def look() -> None:
-            if parts.store.touched():
+            try:
+                is_touched = parts.store.touched()
+            except StoreError:
+                self._fatal(Failure())
+                return
+            if is_touched:
                 self._background("look around", take_up())
             else:
                 self._look_around_soon(parts)

@@ -35,6 +35,8 @@ listeners:
   - endpoint: "tcp:0:interface=127.0.0.1"
     resources: [client, federation]
 """
+SEED = "c2VjcmV0IGhhbGYgb2YgYSByZXRpcmVkIGtleSAwMTI"  # nobody's: "secret half of a retired key 012"
+VERIFY_KEY = "XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI"  # of the specification's examples
 
 
 def load(folder: Path, text: str = "", environ: dict[str, str] | None = None) -> Config:
@@ -247,7 +249,7 @@ def test_a_complaint_names_the_key_the_problem_and_the_fix(tmp_path: Path) -> No
         (
             "old_signing_keys: {ed25519:a: {key: short, expired_ts: 1}}",
             "old_signing_keys.ed25519:a.key",
-            "32 bytes",
+            "is not an ed25519 verify key",
         ),
         (
             "old_signing_keys: {rsa:a: {key: short, expired_ts: 1}}",
@@ -289,6 +291,9 @@ def test_a_set_that_contradicts_itself_is_an_error(tmp_path: Path, text: str, ke
         ("smoke:8008", "is not an endpoint"),
         ("ssl:8448", "names no privateKey"),
         ("ssl:8448:privateKey=no.key:certKey=no.crt", "cannot be read"),
+        ("unix:nowhere/run.sock", "nowhere does not exist"),
+        ("unix:.", "names no socket"),
+        ("unix:mode=660", "names no socket"),
         ("", "is not text"),
     ],
 )
@@ -336,13 +341,26 @@ def test_paths_are_relative_to_the_folder_of_the_file(
     elsewhere.mkdir()
     (tmp_path / "conf").mkdir()
     monkeypatch.chdir(elsewhere)
-    listeners = "[{endpoint: 'unix:run.sock:mode=660', resources: [client]}]"
+    listeners = (
+        "[{endpoint: 'unix:run.sock:mode=660', resources: [client]}, "
+        "{endpoint: 'unix:address=named.sock', resources: [admin]}]"
+    )
 
     config = load(tmp_path / "conf", environ={"FEDPRESENCE_LISTENERS": listeners})
 
     assert config.folder == tmp_path / "conf"
     assert config.database_path == tmp_path / "conf" / "fedpresence.db"
     assert config.listeners[0].endpoint == f"unix:{tmp_path}/conf/run.sock:mode=660"
+    assert config.listeners[1].endpoint == f"unix:{tmp_path}/conf/named.sock"
+
+
+def test_the_secret_half_of_a_retired_key_is_not_taken_for_its_verify_key(tmp_path: Path) -> None:
+    """Both are 32 bytes in Base64; the one that stands in the key file would be shown to the whole world."""
+    problems = problems_of(tmp_path, f"old_signing_keys: {{ed25519:old: {{key: {SEED}, expired_ts: 5}}}}")
+
+    problem = problems["old_signing_keys.ed25519:old.key"]
+    assert "secret half" in problem
+    assert SEED not in problem
 
 
 def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
@@ -350,7 +368,7 @@ def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
     config = load(
         tmp_path,
         f"""
-old_signing_keys: {{ed25519:old: {{key: {"A" * 43}, expired_ts: 5}}}}
+old_signing_keys: {{ed25519:old: {{key: {VERIFY_KEY}, expired_ts: 5}}}}
 database: {{url: "sqlite:///{tmp_path}/other.db"}}
 presence: {{idle_timeout: 1h, last_active_granularity: 200ms, sync_online_timeout: 1500, busy: true}}
 lists: {{invite_policy: accept_local}}
@@ -367,7 +385,7 @@ admin: {{token: "0123456789abcdef"}}
 """,
     )
 
-    assert dict(config.old_signing_keys) == {"ed25519:old": OldKey("A" * 43, 5)}
+    assert dict(config.old_signing_keys) == {"ed25519:old": OldKey(VERIFY_KEY, 5)}
     assert config.database_path == tmp_path / "other.db"
     assert config.presence.idle_timeout_ms == 3_600_000
     assert config.presence.last_active_granularity_ms == 200
@@ -484,6 +502,21 @@ def test_a_file_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml", {})
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path, {})
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_not_to_be_made_anew(tmp_path: Path) -> None:
+    """A new signing key in the place of one with the wrong owner is a server that nobody knows."""
+    (tmp_path / "keys").mkdir()
+
+    with pytest.raises(ConfigError) as of_config:
+        load_config(tmp_path / "keys", {})
+    by_variable = problems_of(tmp_path, environ={"FEDPRESENCE_SIGNING_KEY_PATH": "keys"})
+    problem = by_variable["signing_key_path"]
+
+    assert "cannot be read" in str(of_config.value)
+    assert "generate-" not in str(of_config.value)
+    assert "cannot be read" in problem
+    assert "generate-" not in problem
 
 
 def test_a_token_file_for_everybody_is_refused(tmp_path: Path) -> None:

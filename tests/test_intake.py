@@ -407,7 +407,7 @@ def test_connections_beyond_the_limit_are_closed_at_once() -> None:
 
 
 def test_who_says_nothing_locks_nobody_out() -> None:
-    """Connections cost nothing to open: whoever asks for something goes before those that just stand there."""
+    """Connections cost nothing to open: who asks for something goes before those that just stand there."""
     listener = Listener()
     listener.undecided()
     asking, answered, silent = (Client(listener.site) for _ in range(3))

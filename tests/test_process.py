@@ -1,14 +1,25 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from twisted.python.threadpool import ThreadPool
 
+from fedpresence.ops.keys import generate_key_file
 from fedpresence.process import leave_behind, remove_ready_file, remove_stale_ready_file
+
+PATIENCE_S = 60.0
+CONFIG = """
+server_name: here.test
+signing_key_path: here.test.signing.key
+listeners: [{endpoint: "tcp:0:interface=127.0.0.1", resources: [client]}]
+"""
 
 
 def _pid_of_nobody() -> int:
@@ -79,3 +90,51 @@ def test_a_stop_waits_for_no_name_that_is_being_looked_up() -> None:
     assert not answered.is_set()
     too_late.cancel()
     answered.set()
+
+
+def test_a_reload_asked_for_during_the_start_is_done_after_it(tmp_path: Path) -> None:
+    """A certificate's hook right after the start would end the daemon, and systemd calls that clean."""
+    generate_key_file(tmp_path / "here.test.signing.key")
+    config = tmp_path / "config.yaml"
+    os.mkfifo(config)
+    os.mkfifo(again := tmp_path / "again.yaml")
+    with _daemon(config) as process:
+        with config.open("w") as first:  # opens once the daemon reads it: the start has begun
+            again.rename(config)
+            process.send_signal(signal.SIGHUP)
+            first.write(CONFIG)
+        with config.open("w") as second:  # opens once it is read again: the reload
+            second.write(CONFIG)
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_mistake_is_told_though_a_reload_was_asked_for_during_the_start(tmp_path: Path) -> None:
+    """78 is what keeps systemd from starting it again for ever."""
+    config = tmp_path / "config.yaml"
+    os.mkfifo(config)
+    with _daemon(config) as process:
+        with config.open("w") as first:
+            process.send_signal(signal.SIGHUP)
+            first.write("nonsense: 1")
+
+        assert process.wait(PATIENCE_S) == 78
+
+
+@contextmanager
+def _daemon(config: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon whose configuration is a named pipe: who writes it knows when it is read."""
+    with subprocess.Popen([sys.executable, "-m", "fedpresence", "run", "-c", str(config)]) as process:
+
+        def end() -> None:
+            process.kill()
+            os.close(os.open(config, os.O_RDONLY | os.O_NONBLOCK))  # whoever waits to write it goes on
+
+        overdue = threading.Timer(PATIENCE_S, end)
+        overdue.start()
+        try:
+            yield process
+        finally:
+            overdue.cancel()
+            process.kill()

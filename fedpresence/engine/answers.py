@@ -12,9 +12,7 @@ from fedpresence.ids import ServerName
 
 KEEP_MS = DAY_MS
 MAX_PER_ORIGIN = 1_000
-MAX_ANSWERS = (
-    200_000  # of all origins together: a server may own any number of names, each good for a thousand
-)
+MAX_ANSWERS = 200_000  # of all origins together: somebody may own any number of names
 MAX_FORGOTTEN = 100  # of these with one transaction
 MAX_ORIGINS = 100_000  # whose newest time is remembered; the one silent for longest gives way
 MAX_LATE_MS = DAY_MS  # behind the newest of its origin: its EDUs are skipped

@@ -39,6 +39,7 @@ WRONG_USAGE = 2
 WRONG_CONFIG = 78  # EX_CONFIG of sysexits.h
 
 CONNECT_TIMEOUT_S = 10.0  # to our own machine, usually
+RELOAD = (signal.SIGHUP,)
 LIST_CHANGES = ("invite", "accept", "deny", "revoke", "drop")
 
 T = TypeVar("T")
@@ -77,10 +78,18 @@ class _WrongUsageError(Exception):
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = _load(arguments, with_keys=True)
-    from fedpresence.process import run  # the whole daemon: other commands start without it
+    # A reload that is asked for while we start would end us, for good where systemd watches: it calls that a
+    # clean end. It waits for whoever takes it; see `process.run`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, RELOAD)
+    try:
+        config = _load(arguments, with_keys=True)
+        from fedpresence.process import run  # the whole daemon: other commands start without it
 
-    return run(config, arguments.config, ready_file=arguments.ready_file, force=arguments.force)
+        return run(config, arguments.config, ready_file=arguments.ready_file, force=arguments.force)
+    finally:
+        if signal.SIGHUP in signal.sigpending():  # of a start that failed: the exit code says more
+            signal.sigwait(RELOAD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RELOAD)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -362,8 +371,11 @@ def _admin_is_off(config: Config) -> tuple[ConfigProblem, ...]:
     return (
         ConfigProblem(
             "admin",
-            "a running daemon can be asked only through its admin API, which is off.",
-            HOW_TO_SWITCH_ON,
+            "a running daemon can be asked only through its admin API, which is off."
+            if config.admin_token is None
+            else "a running daemon can be asked only through its admin API, and no plain tcp listener with a "
+            "fixed port has it in the configuration.",
+            HOW_TO_SWITCH_ON if config.admin_token is None else "Give its address with --url.",
         ),
     )
 

@@ -46,6 +46,17 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "outbound_pushes": ("Presence of users in them.", ()),
 }
 
+# Told as 0 from the start: Prometheus' increase() does not see a series begin, so an alert on one that is not
+# there yet misses the first event, and one on "none for an hour" never fires after a restart.
+OUTCOMES: dict[str, tuple[str, ...]] = {
+    "inbound_transactions": ("ok", "bad", "not_authentic", "forbidden", "too_large", "limited", "failed"),
+    "fronted_transactions": ("answered", "forwarded", "taken", "unanswered", "unseen", "unserved"),
+    "key_fetches": ("ok", "failed", "refused"),
+    "outbound_transactions": ("2xx", "3xx", "4xx", "5xx", "unanswered"),
+    "appservice_transactions": ("ok", "bad", "repeated", "unread"),
+    "homeserver_requests": ("ok", "refused", "unavailable"),
+}
+
 
 class PrometheusCounters:
     """Counters kept for Prometheus, in a registry of their own."""
@@ -74,10 +85,12 @@ class _Counted(Collector):
     """Plain numbers until somebody asks: the library's own counters take a lock for each event."""
 
     def __init__(self) -> None:
-        # What has no labels is there from the start; the rest appears with its first event.
+        # What can be named is there from the start; the rest appears with its first event.
         self.so_far: dict[tuple[object, ...], int] = {
             (name,): 0 for name, (_, labels) in COUNTERS.items() if not labels
         }
+        for name, outcomes in OUTCOMES.items():
+            self.so_far.update({(name, ("outcome", outcome)): 0 for outcome in outcomes})
 
     def collect(self) -> Iterator[Metric]:
         """All of them."""

@@ -27,7 +27,7 @@ class DatabaseLock:
             raise ConfigError.of(
                 "database.url",
                 f"cannot make {path}: {error.strerror}.",
-                "The folder must exist and be writable for the user that runs fedpresence.",
+                "The folder must exist, and it and this file be writable for the user that runs fedpresence.",
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -89,6 +89,7 @@ class SQLiteStore:
         self._power_cuts = power_cuts
         self._closed: Deferred[None] | None = None
         self._written = Written(path)
+        self._file = _identity(path)
         self._pool = _connection_pool(
             "sqlite3",
             str(path),
@@ -202,7 +203,18 @@ class SQLiteStore:
     # --- what the command line does beside us ----------------------------------------------
 
     def touched(self) -> bool:
-        """See Store."""
+        """See Store. StoreError where another file took its name: nobody would find what we write."""
+        try:
+            is_there = _identity(self._path) == self._file
+        except FileNotFoundError:
+            is_there = False
+        except OSError:  # its folder is closed to us: what is open goes on
+            is_there = True
+        if not is_there:
+            raise StoreError(
+                f"{self._path}: the file was taken away or replaced while it was in use. "
+                "A start uses the one that is there then"
+            )
         return self._written.since_last_asked()
 
     def new_users(self) -> Deferred[list[UserID]]:
@@ -459,6 +471,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         _log.info("{path}: done in {seconds} s", path=str(path), seconds=round(time.monotonic() - began, 1))
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    """The same as long as the file is; SQLite asks this too, but not where it writes a log."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 def _create(path: Path) -> None:
     """An empty file of mode 600 where there is none; SQLite gives its WAL the same mode."""
     try:
@@ -478,7 +496,10 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 def _store_error(path: Path, error: Exception) -> StoreError:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return StoreError(f"{path}: {error} ({name})")
+    fix = ""
+    if isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_CORRUPT:
+        fix = f". Put a copy in its place, with no {path.name}-wal and {path.name}-shm beside it"
+    return StoreError(f"{path}: {error} ({name}){fix}")
 
 
 def _data_version(cursor: Cursor) -> int:

@@ -91,7 +91,7 @@ class Store(Protocol):
     def touched(self) -> bool:
         """Whether anybody, us included, may have written since this was asked last; cheap, and at once.
 
-        True is a "perhaps", False is certain.
+        True is a "perhaps", False is certain. StoreError where what is written would not be found again.
         """
 
     def new_users(self) -> Deferred[list[UserID]]:

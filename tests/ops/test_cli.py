@@ -11,6 +11,7 @@ from fedpresence import __version__
 from fedpresence.config import load_config
 from fedpresence.ops.cli import main
 from fedpresence.ops.keys import generate_key_file, load_signing_keys
+from fedpresence.storage.lock import DatabaseLock
 
 CONFIG = """
 server_name: here.test
@@ -283,6 +284,20 @@ def test_a_daemon_that_does_not_run_is_told(config: Path) -> None:
     for asked in (status, subscriptions):
         assert (asked.returncode, asked.stdout) == (1, "")
         assert "Does the daemon run?" in asked.stderr
+
+
+def test_an_admin_api_that_the_command_line_cannot_find_is_not_called_off(config: Path) -> None:
+    """It is switched on, on a socket: switching it on again leads nowhere."""
+    text = CONFIG.replace("tcp:0:interface=127.0.0.1", "unix:run.sock") + "admin: {token: 0123456789abcdef}\n"
+    config.write_text(text, encoding="utf-8")
+    daemon = DatabaseLock.take(config.with_name("fedpresence.db"))
+
+    deactivated = command("user", "deactivate", "-c", config, ALICE)
+
+    daemon.release()
+    assert deactivated.returncode == 78
+    assert "which is off" not in deactivated.stderr
+    assert "--url" in deactivated.stderr
 
 
 def test_the_doctor_needs_a_homeserver_to_ask(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

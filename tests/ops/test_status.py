@@ -5,7 +5,8 @@ from treq.testing import StubTreq
 from twisted.internet.task import Clock
 
 from fedpresence.hub import Hub
-from fedpresence.ops.status import COUNTERS, PrometheusCounters, add_health, add_metrics
+from fedpresence.inbound.gate import OUTCOMES as GATE_OUTCOMES
+from fedpresence.ops.status import COUNTERS, OUTCOMES, PrometheusCounters, add_health, add_metrics
 from fedpresence.web import Unknown
 from tests.asynchronous import result_of
 from tests.ops.fakes import FakeDestinations, FakeEngine, NoStore
@@ -64,6 +65,17 @@ def test_what_was_counted_is_told_with_its_labels() -> None:
     assert 'fedpresence_inbound_edus_total{edu_type="m.presence",outcome="received"} 1.0' in lines
     assert 'fedpresence_key_fetches_total{outcome="failed"} 1.0' in lines
     assert "fedpresence_outbound_pushes_total 1.0" in lines
+
+
+def test_an_outcome_that_never_was_is_told_as_zero() -> None:
+    """Prometheus sees no increase where a series begins, and none at all where it is not there."""
+    lines = metrics(PrometheusCounters())
+
+    assert 'fedpresence_outbound_transactions_total{outcome="2xx"} 0.0' in lines
+    for outcome in ("ok", "bad", *GATE_OUTCOMES.values()):
+        assert f'fedpresence_inbound_transactions_total{{outcome="{outcome}"}} 0.0' in lines
+    with_outcomes_alone = {name for name, (_, labels) in COUNTERS.items() if labels == ("outcome",)}
+    assert set(OUTCOMES) == with_outcomes_alone
 
 
 def test_labels_are_told_apart_by_their_names() -> None:

@@ -252,6 +252,38 @@ def test_a_database_we_cannot_use_is_named_with_its_key(
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
+def test_a_spoilt_database_says_how_to_put_a_copy_in_its_place(path: Path, reactor: ThreadReactor) -> None:
+    """Most often a copy was put beside the log of the one before; whoever is not told does it again."""
+    store = SQLiteStore.open(path, reactor)
+    reactor.wait(store.commit([a_row(1)], NOW_MS))
+    reactor.wait(store.close())
+    os.truncate(path, path.stat().st_size // 2)
+
+    with pytest.raises(StoreError, match=f"with no {path.name}-wal and {path.name}-shm beside it"):
+        reload(path, reactor)
+
+
+@pytest.mark.parametrize("how", ["taken away", "replaced"])
+def test_a_file_that_is_not_ours_any_more_is_noticed(path: Path, reactor: ThreadReactor, how: str) -> None:
+    """A copy was put in place without a stop: what we answer for is in a file without a name."""
+    store = SQLiteStore.open(path, reactor)
+    reactor.wait(store.commit([a_row(1)], NOW_MS))
+    assert store.touched()
+    copy = path.with_name("copy.db")
+    copy.write_bytes(path.read_bytes())
+
+    if how == "replaced":
+        copy.rename(path)
+    else:
+        path.unlink()
+
+    try:
+        with pytest.raises(StoreError, match="while it was in use"):
+            store.touched()
+    finally:
+        reactor.wait(store.close())
+
+
 # --- one daemon -----------------------------------------------------------------------------------
 
 
