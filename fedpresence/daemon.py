@@ -87,6 +87,9 @@ class Daemon:
         patience: Clock | None = None,
     ) -> None:
         self.config = config
+        self._running = (
+            config  # what we were built with, and are to the next restart where a reload cannot follow
+        )
         self.listening: tuple[Listening, ...] = ()
         self._reactor = reactor
         self._clock = clock
@@ -139,7 +142,7 @@ class Daemon:
         engine = await self._load(store)
         if self._stopped is not None:
             return
-        config = self.config  # it may have been reloaded meanwhile
+        config = self._running = self.config  # it may have been reloaded meanwhile
         servers = NOBODY if self._held else engine_settings(config).servers
         parts = self._parts = Parts(config, identity, store, engine, self._around, servers, registration)
         await parts.keyring.load()
@@ -176,12 +179,12 @@ class Daemon:
             check_homeserver_authorities(config)
             authorities = parts.tls.read(config.federation.ca_file)
         reload_certificates(self._listeners)
-        old, self.config = self.config, config
+        self.config = config
         if parts is not None and authorities is not None:
             parts.tls.take_over(authorities)
             if parts.relay is not None:
                 parts.relay.renew_trust()
-            settings = _reloaded(engine_settings(old), engine_settings(config))
+            settings = _reloaded(engine_settings(self._running), engine_settings(config))
             parts.origins.reload(settings.servers)
             parts.origin_limits.reload(config.limits)
             parts.changes.reload(config.limits)
@@ -192,7 +195,7 @@ class Daemon:
             # Before the engine hears, so that what waits for a server that is denied is kept.
             parts.outbound.reload(NOBODY if self._held else settings.servers)
             self._background("the reload", _submitted(parts, SettingsChanged(settings)))
-        return _needing_restart(old, config)
+        return _needing_restart(self._running, config)
 
     @property
     def parts(self) -> Parts | None:

@@ -388,6 +388,26 @@ def test_the_log_level_changes_while_it_runs(start: Start, let_in: LetIn) -> Non
     assert "a restart is needed for what changed in: presence" in here.log()
 
 
+def test_what_needs_a_restart_needs_it_after_a_second_reload_too(start: Start, let_in: LetIn) -> None:
+    """A certificate hook sends the second SIGHUP: it must not put the half-done change into force unsaid."""
+    federation = start({"lists": {"invite_policy": "ask"}})
+    here = federation[HERE]
+    alice, bob = let_in(federation, "alice@here.test", "bob@here.test")
+    needed = "a restart is needed for what changed in: lists"
+
+    here.configure({"lists": {"invite_policy": "accept"}})
+    reload(here)
+    reload(here)
+    alice.change_list(invite=[bob.user_id])
+    eventually(lambda: bob.subscriptions()["invites"] or observers_of(bob), "the invite has come")
+    assert observers_of(bob) == set()
+    assert here.log().count(needed) == 2
+
+    here.configure({"lists": {"invite_policy": "ask"}})
+    reload(here)
+    assert here.log().count(needed) == 2
+
+
 # --- helpers ----------------------------------------------------------------------------------
 
 
