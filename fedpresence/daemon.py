@@ -11,12 +11,14 @@ Source: style.md's layout; decisions 21 and 22; contract, `fedpresence run`.
 """
 
 import gc
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -251,9 +253,8 @@ class Daemon:
             self._sites.append(site)
             self._listeners.append(listener)
             address = listener.port.getHost()
-            at = Listening(
-                place.resources, getattr(address, "host", str(address)), getattr(address, "port", 0)
-            )
+            host = os.fsdecode(address.name or b"") if isinstance(address, UNIXAddress) else address.host
+            at = Listening(place.resources, host, getattr(address, "port", 0))
             listening.append(at)
             _log.info(
                 "{resources} on {host}:{port}", resources=", ".join(at.resources), host=at.host, port=at.port

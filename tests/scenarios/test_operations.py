@@ -41,7 +41,10 @@ def test_the_ready_file_says_where_the_listeners_are(start: Start) -> None:
     server = start(wired=False)[HERE]
     server.kill()
     stale = server.ready_file.read_text()
-    listeners = [{"endpoint": "tcp:0:interface=127.0.0.1", "resources": ["client", "metrics"]}]
+    listeners = [
+        {"endpoint": "tcp:0:interface=127.0.0.1", "resources": ["client", "metrics"]},
+        {"endpoint": "unix:run.sock", "resources": ["client"]},
+    ]
     server.configure({"listeners": listeners})
 
     process = a_process(server, "run", "--ready-file", str(server.ready_file))
@@ -49,16 +52,33 @@ def test_the_ready_file_says_where_the_listeners_are(start: Start) -> None:
     eventually(lambda: not ready_file.exists() or ready_file.read_text() != stale, "the file is gone")
     eventually(ready_file.exists, "it is ready")
     ready = json.loads(ready_file.read_text())
-    (place,) = ready["listeners"]
+    place, local = ready["listeners"]
     health = request("GET", f"http://127.0.0.1:{place['port']}/health")
     process.terminate()
     words, _ = process.communicate(timeout=15)
 
     assert (ready["pid"], ready["server_name"]) == (process.pid, HERE)
     assert (place["resources"], place["host"]) == (["client", "metrics"], "127.0.0.1")
+    assert (local["host"], local["port"]) == (str(server.config_file.parent / "run.sock"), 0)
     assert health.status == 200
     assert process.returncode == 0, words
     assert not server.ready_file.exists()
+
+
+def test_a_daemon_whose_database_is_taken_away_ends(start: Start) -> None:
+    """It would go on to answer for what nobody finds again; the service manager starts it anew."""
+    here = start(wired=False)[HERE]
+    here.stop()
+    process = a_process(here, "run", "--ready-file", str(here.ready_file))
+    eventually(here.ready_file.exists, "it is ready")
+
+    (database,) = here.folder.glob("*.db")
+    database.unlink()
+    words, _ = process.communicate(timeout=15)
+
+    assert process.returncode == 1, words
+    assert "the file was taken away or replaced" in words
+    assert "Traceback" not in words
 
 
 def test_the_database_of_another_server_is_spoken_of(start: Start, let_in: LetIn) -> None:
@@ -73,10 +93,10 @@ def test_the_database_of_another_server_is_spoken_of(start: Start, let_in: LetIn
     process = a_process(here, "run", "--ready-file", str(here.ready_file))
     eventually(here.ready_file.exists, "it is ready")
     process.terminate()
-    words, errors = process.communicate(timeout=15)
+    words, _ = process.communicate(timeout=15)
 
     assert process.returncode == 0, words
-    assert "the users of here.test, who are strangers to other.test" in f"{words}{errors}"
+    assert "the users of here.test, who are strangers to other.test" in words
 
 
 def test_a_second_process_on_the_same_database_is_refused(start: Start, let_in: LetIn) -> None:
