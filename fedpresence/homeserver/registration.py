@@ -6,8 +6,6 @@ that everybody on the machine can read is refused; no complaint repeats a token.
 Source: H:2.1.
 """
 
-import contextlib
-import os
 import re
 import secrets
 import stat
@@ -19,6 +17,7 @@ from fedpresence.config import Config, ListenerConfig, read_settings
 from fedpresence.config_endpoints import parse_endpoint, reachable
 from fedpresence.errors import ConfigError
 from fedpresence.ids import ServerName, UserID
+from fedpresence.ops.secret_files import write_secret
 
 SETTING = "appservice.registration"
 LOCALPART = "fedpresence"
@@ -106,27 +105,12 @@ def generate_registration(server_name: ServerName, url: str) -> str:
 
 def write_registration(path: Path, text: str) -> None:
     """`text` alone in a new file of mode 0600; ConfigError where it cannot be made."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise ConfigError.of(
-            str(path),
-            "exists already, and a registration is never written over: the homeserver knows its tokens.",
-            "Name another file, or move this one away.",
-        ) from error
-    except OSError as error:
-        raise ConfigError.of(
-            str(path), f"cannot be made: {error.strerror}.", "Make its folder, and let us write to it."
-        ) from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise ConfigError.of(str(path), f"cannot be written: {error.strerror}.", "") from error
+    write_secret(
+        path,
+        text,
+        never_over="a registration is never written over: the homeserver knows its tokens",
+        instead="Name another file, or move this one away.",
+    )
 
 
 def appservice_url(config: Config) -> str | None:

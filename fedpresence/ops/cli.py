@@ -11,7 +11,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from fedpresence.config_parsers import url as parse_url
 from fedpresence.errors import BadRequest, ConfigError, ConfigProblem, DeliveryFailed, FedpresenceError
 from fedpresence.homeserver import registration
 from fedpresence.homeserver.registration import load_registration
-from fedpresence.ids import ServerName, UserID, parse_server_name, parse_user_id
+from fedpresence.ids import DeviceID, ServerName, UserID, parse_server_name, parse_user_id
 from fedpresence.ops import accounts, report
 from fedpresence.ops.admin_client import HOW_TO_SWITCH_ON, AdminClient, NotRunning, admin_url
 from fedpresence.ops.keys import generate_key_file, load_signing_keys
@@ -158,20 +159,13 @@ def _check_config(arguments: argparse.Namespace) -> int:
 def _token_add(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     user_id = _local_user(arguments.user, config.server_name)
-    try:
-        device_id = accounts.parse_device_id(arguments.device) if arguments.device is not None else None
-    except BadRequest as error:
-        raise _WrongUsageError(f"--device: {error.message}") from error
-    device_id = device_id or accounts.new_device_id()
+    device_id = _device(arguments) or accounts.new_device_id()
     if config.auth_mode != "tokens":
         print(f"warning: auth.mode is {config.auth_mode}, so this token is not honoured", file=sys.stderr)
 
     async def work(reactor: Any) -> str:
-        store = _open_store(config, reactor)
-        try:
+        async with _store(config, reactor) as store:
             return await accounts.add_token(store, user_id, device_id, _now_ms(reactor))
-        finally:
-            await store.close()
 
     print(_in_reactor(work))
     return DONE
@@ -182,11 +176,8 @@ def _token_list(arguments: argparse.Namespace) -> int:
     user_id = _local_user(arguments.user, config.server_name) if arguments.user else None
 
     async def work(reactor: Any) -> Any:
-        store = _open_store(config, reactor)
-        try:
+        async with _store(config, reactor) as store:
             return await store.list_tokens(user_id)
-        finally:
-            await store.close()
 
     tokens = _in_reactor(work)
     if arguments.json:
@@ -200,17 +191,11 @@ def _token_list(arguments: argparse.Namespace) -> int:
 def _token_revoke(arguments: argparse.Namespace) -> int:
     config = _load(arguments)
     user_id = _local_user(arguments.user, config.server_name)
-    try:
-        device_id = accounts.parse_device_id(arguments.device) if arguments.device is not None else None
-    except BadRequest as error:
-        raise _WrongUsageError(f"--device: {error.message}") from error
+    device_id = _device(arguments)
 
     async def work(reactor: Any) -> Any:
-        store = _open_store(config, reactor)
-        try:
+        async with _store(config, reactor) as store:
             return await accounts.revoke_tokens(store, user_id, device_id)
-        finally:
-            await store.close()
 
     devices = _in_reactor(work)
     if not devices:
@@ -228,15 +213,12 @@ def _user_deactivate(arguments: argparse.Namespace) -> int:
     user_id = _local_user(arguments.user, config.server_name)
 
     async def offline(reactor: Any) -> None:
+        now = _now_ms(reactor)
         try:
-            store = _open_store(config, reactor, exclusive=True)
+            async with _store(config, reactor, exclusive=True) as store:
+                await accounts.deactivate(store, Engine(engine_settings(config), now), user_id, now)
         except ConfigError as error:
             raise ConfigError([*error.problems, *_admin_is_off(config)]) from error
-        try:
-            now = _now_ms(reactor)
-            await accounts.deactivate(store, Engine(engine_settings(config), now), user_id, now)
-        finally:
-            await store.close()
 
     async def work(reactor: Any) -> str:
         url = arguments.url or admin_url(config)
@@ -331,6 +313,13 @@ def _user(text: str) -> UserID:
         raise _WrongUsageError(f"{text}: {error.message}") from error
 
 
+def _device(arguments: argparse.Namespace) -> DeviceID | None:
+    try:
+        return None if arguments.device is None else accounts.parse_device_id(arguments.device)
+    except BadRequest as error:
+        raise _WrongUsageError(f"--device: {error.message}") from error
+
+
 def _local_user(text: str, server_name: ServerName) -> UserID:
     try:
         return accounts.parse_local_user(text, server_name)
@@ -342,8 +331,13 @@ def _now_ms(reactor: Any) -> int:
     return now_ms(MonotonicClock(reactor))
 
 
-def _open_store(config: Config, reactor: Any, *, exclusive: bool = False) -> SQLiteStore:
-    return SQLiteStore.open(config.database_path, reactor, exclusive=exclusive)
+@asynccontextmanager
+async def _store(config: Config, reactor: Any, *, exclusive: bool = False) -> AsyncIterator[SQLiteStore]:
+    store = SQLiteStore.open(config.database_path, reactor, exclusive=exclusive)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _admin(config: Config, url: str, reactor: Any) -> AdminClient:

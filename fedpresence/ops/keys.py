@@ -8,7 +8,6 @@ Always true:
 Source: the file format is Synapse's (F:3.4): the first line signs, all are published.
 """
 
-import contextlib
 import os
 import re
 import secrets
@@ -26,6 +25,7 @@ from signedjson.types import SigningKey
 
 from fedpresence.errors import BadRequest, ConfigError
 from fedpresence.ids import KeyID, parse_key_id
+from fedpresence.ops.secret_files import write_secret
 
 SETTING = "signing_key_path"
 MAX_FILE_BYTES = 65_536  # hundreds of keys; whatever is larger is another file
@@ -62,25 +62,7 @@ def generate_key_file(path: Path) -> KeyID:
     version = "a_" + "".join(secrets.choice(string.ascii_letters) for _ in range(4))
     key = generate_signing_key(version)
     line = f"{key.alg} {key.version} {encode_signing_key_base64(key)}\n"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise ConfigError.of(
-            str(path), "exists already, and a key is never written over.", "Name another file."
-        ) from error
-    except OSError as error:
-        raise ConfigError.of(
-            str(path), f"cannot be made: {error.strerror}.", "Make its folder, and let us write to it."
-        ) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(line.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise ConfigError.of(str(path), f"cannot be written: {error.strerror}.", "") from error
+    write_secret(path, line, never_over="a key is never written over", instead="Name another file.")
     return parse_key_id(f"{key.alg}:{key.version}")
 
 
