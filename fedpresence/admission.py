@@ -1,10 +1,12 @@
 """May the body of a request be read, and how much of it is in memory.
 
-Always true: bodies that are kept share one byte budget, and one origin has at most a quarter of it (Z-2).
+Always true: bodies that are kept share one byte budget; whoever claims to be one origin has at most a quarter
+of it at one address, and one address half of it (Z-2).
 
 Source: Z-1, Z-2.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +16,8 @@ from fedpresence.fields import Fields
 from fedpresence.ids import ServerName
 from fedpresence.sources import source_of
 
-ORIGIN_SHARE = 4  # one origin has at most a quarter of the budget: Z-2
+ORIGIN_SHARE = 4  # one origin at one address has at most a quarter of the budget: Z-2
+SOURCE_SHARE = 2  # and one address half of it, whoever it claims to be
 BUSY_RETRY_MS = 5_000  # when a full budget has probably moved on
 
 
@@ -36,16 +39,26 @@ class RequestHead(NamedTuple):
         return source_of(self.address, self.headers)
 
 
+class Claimant(NamedTuple):
+    """Who a body counts against: the server that it claims to be from, and where it came from.
+
+    The claim alone would not do: anybody can make it, and use up what is the honest server's.
+    """
+
+    origin: ServerName
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """This body may be read: up to `limit` bytes, out of `origin`'s share of the budget (`claimed_share`).
+    """This body may be read: up to `limit` bytes, out of its claimant's share of the budget.
 
     `grounds` is whatever the admission found out, for the resource that answers. `streams`: the resource is
     asked at once, and takes the body while it comes (`body_of`); it counts in no budget here.
     """
 
     limit: int
-    origin: str | None = None
+    claimant: Claimant | None = None
     grounds: object = None
     streams: bool = False
 
@@ -55,47 +68,49 @@ Admit = Callable[[RequestHead], Awaitable[Admitted] | Admitted | None]
 
 
 class BodyBudget:
-    """How many bytes of bodies are in memory, in all and by origin (pure)."""
+    """How many bytes of bodies are in memory, in all, by claimant and by source (pure)."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._used = 0
-        self._by_origin: dict[str, int] = {}
+        self._by_claimant: Counter[Claimant] = Counter()
+        self._by_source: Counter[str] = Counter()
 
     @property
     def used(self) -> int:
         """Bytes taken and not given back."""
         return self._used
 
-    def fits(self, origin: str | None, size: int) -> bool:
+    def fits(self, claimant: Claimant | None, size: int) -> bool:
         """Whether `size` more bytes could be taken now."""
         if self._used + size > self.total:
             return False
-        return origin is None or self._by_origin.get(origin, 0) + size <= self.total // ORIGIN_SHARE
+        if claimant is None:
+            return True
+        if self._by_source[claimant.source] + size > self.total // SOURCE_SHARE:
+            return False
+        return self._by_claimant[claimant] + size <= self.total // ORIGIN_SHARE
 
-    def take(self, origin: str | None, size: int) -> bool:
+    def take(self, claimant: Claimant | None, size: int) -> bool:
         """Take `size` bytes; False, and nothing taken, where they do not fit."""
-        if not self.fits(origin, size):
+        if not self.fits(claimant, size):
             return False
         self._used += size
-        if origin is not None:
-            self._by_origin[origin] = self._by_origin.get(origin, 0) + size
+        if claimant is not None:
+            self._by_claimant[claimant] += size
+            self._by_source[claimant.source] += size
         return True
 
-    def give_back(self, origin: str | None, size: int) -> None:
+    def give_back(self, claimant: Claimant | None, size: int) -> None:
         """The other side of `take`."""
         self._used -= size
-        if origin is not None:
-            left = self._by_origin.get(origin, 0) - size
-            if left > 0:
-                self._by_origin[origin] = left
-            else:
-                self._by_origin.pop(origin, None)
-
-
-def claimed_share(origin: ServerName, source: str) -> str:
-    """The share of the budget for bodies that claim to be `origin`'s and come from `source`."""
-    return f"{origin} {source}"
+        if claimant is not None:
+            self._by_claimant[claimant] -= size
+            if self._by_claimant[claimant] <= 0:
+                del self._by_claimant[claimant]
+            self._by_source[claimant.source] -= size
+            if self._by_source[claimant.source] <= 0:
+                del self._by_source[claimant.source]
 
 
 def too_large() -> BadRequest:

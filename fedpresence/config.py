@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fedpresence.config_endpoints import missing_folder
 from fedpresence.config_keys import BATCH_WINDOW_BESIDE_A_HOMESERVER, KEYS, SECTIONS, Key, render
 from fedpresence.config_model import (
     DEFAULT_BLOCKED_NETWORKS,
@@ -170,6 +171,9 @@ def warnings(config: Config) -> list[str]:
             "listeners: appservice.registration is given, but no listener serves appservice, so the "
             "homeserver can tell us nothing."
         )
+    for listener in config.listeners:
+        if (folder := missing_folder(listener.endpoint)) is not None:
+            found.append(f"listeners: there is no folder {folder}; there must be when the daemon starts.")
     return found
 
 

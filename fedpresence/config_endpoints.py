@@ -90,6 +90,15 @@ def absolute_endpoint(text: str, key: str, folder: Path) -> str:
     return absolute
 
 
+def missing_folder(text: str) -> Path | None:
+    """The folder of the Unix socket that an absolute endpoint names, where it does not exist yet."""
+    endpoint = parse_endpoint(text)
+    if endpoint.kind != "unix":
+        return None
+    folder = Path(endpoint.positional[0]).parent
+    return None if _is_folder(folder) else folder
+
+
 def reachable(interface: str) -> str:
     """The address to connect to for one that is listened on: "all" has a spelling of its own."""
     try:
@@ -116,13 +125,16 @@ def _with_socket(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:
     positional, named = endpoint.positional, dict(endpoint.named)
     address = positional[0] if positional else named.pop("address", "")
     path = folder / address
-    if not address or path.is_dir():
+    if not address or _is_folder(path):
         raise ConfigError.of(key, "names no socket.", "Add its path: unix:/run/fedpresence/client.sock.")
-    if not path.parent.is_dir():
-        raise ConfigError.of(
-            key, f"the folder {path.parent} does not exist.", f"Make it: mkdir -p {path.parent}"
-        )
     return Endpoint(endpoint.kind, (str(path), *positional[1:]), named)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False  # as far as we may see
 
 
 def _with_tls_files(endpoint: Endpoint, key: str, folder: Path) -> Endpoint:

@@ -89,9 +89,7 @@ class Daemon:
         patience: Clock | None = None,
     ) -> None:
         self.config = config
-        self._running = (
-            config  # what we were built with, and are to the next restart where a reload cannot follow
-        )
+        self._running = config  # what we are built with: where a reload cannot follow, to the next restart
         self.listening: tuple[Listening, ...] = ()
         self._reactor = reactor
         self._clock = clock
@@ -133,7 +131,7 @@ class Daemon:
             self._started.callback(None)
 
     async def _start(self) -> None:
-        config = self.config
+        config = self._running
         identity = Identity(
             config.server_name, load_signing_keys(config.signing_key_path), config.old_signing_keys
         )
@@ -144,7 +142,6 @@ class Daemon:
         engine = await self._load(store)
         if self._stopped is not None:
             return
-        config = self._running = self.config  # it may have been reloaded meanwhile
         servers = NOBODY if self._held else engine_settings(config).servers
         parts = self._parts = Parts(config, identity, store, engine, self._around, servers, registration)
         await parts.keyring.load()
@@ -161,6 +158,8 @@ class Daemon:
         if parts.checks is not None:
             self._background("the checks", self._look_at_homeserver(parts.checks, CHECK_AGAIN_S))
         self._look_around_soon(parts)
+        if self.config is not config:
+            self._reload_at_last()
         _log.info(
             "{server_name} serves presence (fedpresence {version}, {key_id})",
             server_name=config.server_name,
@@ -199,6 +198,14 @@ class Daemon:
             self._background("the reload", _submitted(parts, SettingsChanged(settings)))
         return _needing_restart(self._running, config)
 
+    def _reload_at_last(self) -> None:
+        """What was reloaded while we started."""
+        try:
+            self.reload(self.config)
+        except ConfigError as error:  # it was well a moment ago
+            self.config = self._running
+            _log.error("the reload while starting did not hold: {error}", error=str(error))
+
     @property
     def parts(self) -> Parts | None:
         """What it is made of, for those who look inside; None before they are built."""
@@ -228,7 +235,7 @@ class Daemon:
     async def _load(self, store: Store) -> Engine:
         stored = await store.load()
         now = now_ms(self._clock)
-        engine = Engine(engine_settings(self.config), now)
+        engine = Engine(engine_settings(self._running), now)
         engine.load(stored, now)
         if now < stored.saved_at_ms - CLOCK_JUMP_MS:
             _log.warn(
@@ -247,13 +254,14 @@ class Daemon:
 
     async def _listen(self, parts: Parts) -> None:
         listening = []
-        for place in self.config.listeners:
+        for place in self._running.listeners:
             site = site_for(parts, place, lambda: self._serving)
             listener = await listen(place.endpoint, site, self._reactor)
             self._sites.append(site)
             self._listeners.append(listener)
             address = listener.port.getHost()
-            host = os.fsdecode(address.name or b"") if isinstance(address, UNIXAddress) else address.host
+            is_unix = isinstance(address, UNIXAddress)
+            host = os.fsdecode(address.name) if is_unix else getattr(address, "host", str(address))
             at = Listening(place.resources, host, getattr(address, "port", 0))
             listening.append(at)
             _log.info(
@@ -420,9 +428,11 @@ class Daemon:
     async def _flush(self, parts: Parts) -> None:
         """Let the last words leave, those that wait for a batch window too; for a moment at most."""
         until_s = self._clock.seconds() + FLUSH_S
-        until_ms = int(until_s * 1000)
-        parts.outbound.end_windows(until_ms)
-        while parts.outbound.has_last_words(until_ms) and self._clock.seconds() < until_s:
+        until_ms, windows_ms = int(until_s * 1000), int((until_s - FLUSH_S / 2) * 1000)
+        while self._clock.seconds() < until_s:
+            parts.outbound.end_windows(windows_ms)  # each time: a transaction opens one
+            if not parts.outbound.has_last_words(until_ms):
+                return
             moment: Deferred[None] = Deferred()
             self._clock.callLater(FLUSH_STEP_S, moment.callback, None)
             await moment

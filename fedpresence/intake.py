@@ -2,7 +2,7 @@
 
 Always true:
 - a body is taken only after its request was admitted by its head, and never beyond the limit that it got;
-- all bodies in memory share one byte budget, and one origin has at most a quarter of it (Z-2);
+- all bodies in memory share one byte budget, and one origin at one address has at most a quarter (Z-2);
 - what has come of a connection and waits for its turn is at most what two reads bring; then it is not read;
 - who does not read our answers gets no more of them made;
 - a request has one deadline from its first byte to its last, which does not run while we decide;
@@ -142,8 +142,8 @@ class BoundedChannel(Protocol):
 
     @property
     def is_unused(self) -> bool:
-        """Whether nothing is asked here: no head of a request is whole that was not answered yet."""
-        return not (self._requests and self._requests[0].method)
+        """Whether nothing is asked here: no whole head waits for an answer, and no answer for its reader."""
+        return "full" not in self._holds and not (self._requests and self._requests[0].method)
 
     def pauseProducing(self) -> None:
         """The other side does not read what we write."""
@@ -388,7 +388,7 @@ class BoundedChannel(Protocol):
         if announced > admitted.limit:
             self.refuse(request, too_large())
             return
-        if not admitted.streams and announced and not self.site.budget.fits(admitted.origin, announced):
+        if not admitted.streams and announced and not self.site.budget.fits(admitted.claimant, announced):
             self.refuse(request, busy())
             return
         request.admitted = admitted
@@ -422,7 +422,7 @@ class BoundedChannel(Protocol):
             incoming.arrived(data)
         elif request.held + len(data) > admitted.limit:
             self.refuse(request, too_large())
-        elif not self.site.budget.take(admitted.origin, len(data)):
+        elif not self.site.budget.take(admitted.claimant, len(data)):
             self.refuse(request, busy())
         else:
             request.held += len(data)
@@ -452,7 +452,7 @@ class BoundedChannel(Protocol):
     def _let_go(self, request: Request) -> None:
         """Give the bytes of its body back; idempotent."""
         if request.admitted is not None and request.held:
-            self.site.budget.give_back(request.admitted.origin, request.held)
+            self.site.budget.give_back(request.admitted.claimant, request.held)
             request.held = 0
 
     # --- reading or not ------------------------------------------------------------------------------

@@ -83,7 +83,14 @@ async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
     if parsed.kind != "ssl":
         if parsed.kind.startswith("tcp") and "backlog" not in parsed.named and len(parsed.positional) < 2:
             endpoint += f":backlog={BACKLOG}"
-        return Listener(await serverFromString(reactor, endpoint).listen(factory), None)
+        try:
+            return Listener(await serverFromString(reactor, endpoint).listen(factory), None)
+        except OSError as error:  # of a Unix socket's lock; else it is a CannotListenError
+            raise ConfigError.of(
+                "listeners",
+                f"{endpoint} cannot be opened: {error.strerror}.",
+                "Make its folder, and let us write to it.",
+            ) from error
     certificates = _certificates_of(parsed)
     server = TCP4ServerEndpoint(
         reactor,

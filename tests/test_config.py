@@ -291,7 +291,6 @@ def test_a_set_that_contradicts_itself_is_an_error(tmp_path: Path, text: str, ke
         ("smoke:8008", "is not an endpoint"),
         ("ssl:8448", "names no privateKey"),
         ("ssl:8448:privateKey=no.key:certKey=no.crt", "cannot be read"),
-        ("unix:nowhere/run.sock", "nowhere does not exist"),
         ("unix:.", "names no socket"),
         ("unix:mode=660", "names no socket"),
         ("", "is not text"),
@@ -352,6 +351,17 @@ def test_paths_are_relative_to_the_folder_of_the_file(
     assert config.database_path == tmp_path / "conf" / "fedpresence.db"
     assert config.listeners[0].endpoint == f"unix:{tmp_path}/conf/run.sock:mode=660"
     assert config.listeners[1].endpoint == f"unix:{tmp_path}/conf/named.sock"
+
+
+def test_a_socket_whose_folder_is_not_there_yet_is_no_mistake(tmp_path: Path) -> None:
+    """It may be made with the daemon, by systemd: the commands beside it work before and after."""
+    for folder in ("run", "n" * 300):
+        listeners = f"[{{endpoint: 'unix:{folder}/x.sock', resources: [client]}}]"
+
+        config = load(tmp_path, environ={"FEDPRESENCE_LISTENERS": listeners})
+
+        assert config.listeners[0].endpoint == f"unix:{tmp_path}/{folder}/x.sock"
+        assert any(f"there is no folder {tmp_path}/{folder}" in warning for warning in warnings(config))
 
 
 def test_the_secret_half_of_a_retired_key_is_not_taken_for_its_verify_key(tmp_path: Path) -> None:

@@ -9,10 +9,16 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from fedpresence import daemon
+from fedpresence.clock import MonotonicClock
+from fedpresence.config import load_config
 from fedpresence.daemon import FLUSH_S, Daemon
 from fedpresence.engine.settings import ServerLists
+from fedpresence.ids import ServerName, UserID
+from fedpresence.ops.keys import generate_key_file, load_signing_keys
+from fedpresence.outbound.sender import MAX_USERS
 from fedpresence.process import _Process
 from tests.asynchronous import as_deferred, result_of
+from tests.in_reactor import in_reactor
 from tests.outbound.sending import ALICE, CAROL, Outcome, Rig, refusal
 
 
@@ -115,11 +121,12 @@ def test_a_clean_stop_waits_only_for_what_can_still_leave(meets: str, waits_s: f
     assert rig.clock.seconds() - began_s == pytest.approx(waits_s, abs=0.15)
 
 
-def test_last_words_do_not_wait_for_a_window_that_outlasts_the_stop() -> None:
+@pytest.mark.parametrize("window_ms", [3_000, 5_000, 5_600])
+def test_last_words_do_not_wait_for_a_window_that_outlasts_the_stop(window_ms: int) -> None:
     """Beside a homeserver it is five seconds, or an eighth more: who had just heard of us heard no more."""
-    rig = Rig(batch_window_ms=5_500).start()
+    rig = Rig(batch_window_ms=window_ms).start()
     rig.push()
-    rig.wait(0.01)
+    rig.wait(0.1)
     rig.push(CAROL)
 
     flushed = _flushing(rig)
@@ -127,6 +134,49 @@ def test_last_words_do_not_wait_for_a_window_that_outlasts_the_stop() -> None:
 
     assert flushed.called
     assert rig.server.pushed() == [[ALICE], [CAROL]]
+
+
+def test_last_words_of_thousands_leave_too() -> None:
+    """They are several transactions, and each would begin a window that outlasts the stop."""
+    rig = Rig(batch_window_ms=5_500).start()
+    rig.push()
+    rig.wait(0.1)
+    for number in range(MAX_USERS + 500):
+        rig.push(UserID(f"@{number}:here.test"))
+
+    flushed = _flushing(rig)
+    rig.wait(0.3)
+
+    assert flushed.called
+    assert [len(users) for users in rig.server.pushed()] == [1, MAX_USERS, 500]
+
+
+def test_a_reload_during_the_start_changes_what_a_reload_may(tmp_path: Path) -> None:
+    """The key was read already: it needs a restart, and is spoken of at every reload until then."""
+    listeners = "[{endpoint: 'tcp:0:interface=127.0.0.1', resources: [client]}]"
+    text = f"server_name: here.test\nlisteners: {listeners}\n"
+    configs = []
+    for key in ("one.key", "two.key"):
+        generate_key_file(tmp_path / key)
+        path = tmp_path / "config.yaml"
+        path.write_text(f"{text}signing_key_path: {key}\nfederation: {{deny: [{key}.test]}}\n")
+        configs.append(load_config(path, {}, check_signing_key=load_signing_keys))
+
+    async def story(reactor: Any) -> None:
+        here = Daemon(configs[0], reactor, MonotonicClock(reactor), Random(1), lambda _: None, force=True)
+        starting = as_deferred(here.start())
+        assert here.parts is None
+        first = here.reload(configs[1])
+        await starting
+
+        try:
+            assert here.parts is not None
+            assert here.reload(configs[1]) == first == ["signing_key_path"]
+            assert not here.parts.outbound._servers.permit(ServerName("two.key.test"))
+        finally:
+            await here.stop()
+
+    in_reactor(story)
 
 
 def test_what_fails_while_the_process_ends_does_not_end_it_again() -> None:

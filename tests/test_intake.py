@@ -4,7 +4,7 @@ from dataclasses import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from fedpresence.admission import Admitted, BodyBudget, RequestHead
+from fedpresence.admission import Admitted, BodyBudget, Claimant, RequestHead
 from fedpresence.config import LimitsConfig
 from fedpresence.errors import BadRequest
 from fedpresence.ids import ServerName
@@ -14,6 +14,7 @@ from tests.asynchronous import result_of
 from tests.http_wire import Client, Echo, request
 
 THERE = ServerName("there.test")
+AT_HOME, CLAIMED = Claimant(THERE, "192.0.2.1"), Claimant(THERE, "192.0.2.2")
 LIMITS = LimitsConfig(client_body=100, connections=3)
 
 
@@ -173,7 +174,7 @@ def test_while_a_decision_is_awaited_nothing_is_read() -> None:
     client.send(b"x" * 500 + request("GET", "/after"))
     seen_before = list(listener.echo.seen)
 
-    decision.callback(Admitted(500, THERE))
+    decision.callback(Admitted(500, AT_HOME))
 
     assert was_paused
     assert not client.paused
@@ -243,27 +244,41 @@ def test_an_admitted_body_is_bounded_by_its_own_limit() -> None:
         client = Client(listener.site)
         client.send(request("PUT", "/guarded", body, *header))
 
-        decision.callback(Admitted(500, THERE))
+        decision.callback(Admitted(500, AT_HOME))
 
         assert client.answer.status == 413
         assert listener.budget.used == 0
 
 
 def test_one_origin_has_a_quarter_of_the_budget() -> None:
-    """Z-2: one server must not be able to fill the memory for all."""
-    listener = Listener(budget=4_000)
-    first, second, other = (Client(listener.site) for _ in range(3))
+    """Z-2: one server must not be able to fill the memory for all, nor who claims to be it, for itself."""
+    listener = Listener(replace(LIMITS, connections=4), budget=4_000)
+    first, second, elsewhere, other = (Client(listener.site) for _ in range(4))
 
-    for client, size, origin in ((first, 900, THERE), (second, 102, THERE), (other, 900, None)):
+    claims = [(first, 900, AT_HOME), (second, 102, AT_HOME), (elsewhere, 900, CLAIMED), (other, 900, None)]
+    for client, size, claimant in claims:
         decision = listener.undecided()
         client.send(request("PUT", "/guarded", b"x" * size)[:-1])
-        decision.callback(Admitted(5_000, origin))
+        decision.callback(Admitted(5_000, claimant))
 
     assert first.answers() == []
     assert (second.answer.status, second.answer.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
     assert "retry-after" in second.answer.headers
-    assert other.answers() == []
-    assert listener.budget.used == 899 + 899
+    assert elsewhere.answers() == other.answers() == []
+    assert listener.budget.used == 3 * 899
+
+
+def test_one_address_has_half_of_the_budget_whoever_it_claims_to_be() -> None:
+    """Z-2: a claim costs nothing."""
+    budget = BodyBudget(4_000)
+    claimed = [Claimant(ServerName(f"{number}.test"), "192.0.2.2") for number in range(3)]
+
+    taken = [budget.take(claimant, 1_000) for claimant in claimed]
+
+    assert taken == [True, True, False]
+    assert budget.fits(AT_HOME, 1_000)
+    budget.give_back(claimed[0], 1_000)
+    assert budget.take(claimed[2], 1_000)
 
 
 def test_bodies_that_outgrow_the_budget_together_are_refused() -> None:
@@ -424,6 +439,21 @@ def test_who_says_nothing_locks_nobody_out() -> None:
     assert [each.closed for each in (asking, second, third)] == [False, False, False]
     assert fourth.closed
     assert listener.site.connections == 3
+
+
+def test_whoever_still_reads_an_answer_is_not_cut_off() -> None:
+    """It is written, and stands in the buffers of the connection: as far as we see, that was all."""
+    listener = Listener()
+    clients = [Client(listener.site) for _ in range(3)]
+    for client in clients:
+        client.send(request("GET", "/"))
+    reading, *_ = clients
+    reading.channel.pauseProducing()
+
+    Client(listener.site)
+    Client(listener.site)
+
+    assert [client.closed for client in clients] == [False, True, True]
 
 
 def test_closing_ends_idle_connections_now_and_the_others_with_their_answer() -> None:

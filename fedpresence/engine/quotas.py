@@ -160,7 +160,8 @@ class OwnLimits:
         entries = len(pairs.listed(me, ObserverStage.PENDING, ObserverStage.ACCEPTED))
         unlisted = sum(pairs.observer_stage(me, other) is None for other in new)
         rows = len(pairs.listed(me)) + pairs.blocked_by(me) + len(blocks) + unlisted
-        if (new and entries + len(new) > limit) or rows > ROWS_PER_ENTRY * limit:
+        adds_rows = bool(new or blocks)
+        if (new and entries + len(new) > limit) or (adds_rows and rows > ROWS_PER_ENTRY * limit):
             raise BadRequest("M_FORBIDDEN", "The presence list is full", status=403)
         self._check_destinations(me, new, strangers, now_ms)
 

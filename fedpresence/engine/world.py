@@ -68,7 +68,7 @@ class World:
         self._grants: dict[UserID, dict[ServerName, int]] = {}
         # The same with mutes and grants that rest on a room, of whoever was polled for: anybody may poll, and
         # to look through all observers of somebody popular for each would stop everything else.
-        self._polled: dict[UserID, dict[ServerName, int]] = {}
+        self._polled: dict[UserID, dict[ServerName, dict[UserID, None]]] = {}
 
     # --- names ---
 
@@ -213,7 +213,7 @@ class World:
         """Keep the observed user's half; counts the end of a right."""
         old = self.pairs.observed_row(row.observed, row.observer)
         self.pairs.put_observed_row(row)
-        self._index_polled(row.observed, server_of(row.observer), _is_granted(old), _is_granted(row))
+        self._index_polled(row.observed, row.observer, granted=row.stage is ObservedStage.GRANTED)
         self._index_grant(row.observed, server_of(row.observer), _gives_right(old), _gives_right(row))
         self._index_observed(row)
 
@@ -221,7 +221,7 @@ class World:
         """Forget the observed user's half."""
         old = self.pairs.observed_row(observed, observer)
         self.pairs.remove_observed_row(observed, observer)
-        self._index_polled(observed, server_of(observer), _is_granted(old), False)
+        self._index_polled(observed, observer, granted=False)
         self._index_grant(observed, server_of(observer), _gives_right(old), False)
         self._index_open((observer, observed, False), server_of(observer), False)
 
@@ -229,17 +229,16 @@ class World:
         """The granted rows of one server's users to `observed`; as cheap for who has none, whoever exists."""
         by_server = self._polled.get(observed)
         if by_server is None:
-            by_server = dict(Counter(map(server_of, self.pairs.granted(observed))))
+            by_server = {}
+            for observer in self.pairs.granted(observed):
+                by_server.setdefault(server_of(observer), {})[observer] = None
             if not by_server:
                 return  # nothing is kept of users who may not even exist
             self._polled[observed] = by_server
-        if server not in by_server:
-            return
-        for observer in self.pairs.granted(observed):
-            if server_of(observer) == server:
-                row = self.observed_row(observed, observer)
-                assert row is not None, "it was granted"
-                yield row
+        for observer in list(by_server.get(server, ())):
+            row = self.observed_row(observed, observer)
+            assert row is not None, "it was granted"
+            yield row
 
     def _granted(self, observed: UserID) -> dict[ServerName, int]:
         """The other servers with a grant of the user's own, not muted, and how many: sleepers need none."""
@@ -250,13 +249,18 @@ class World:
             by_server = self._grants[observed] = dict(counted) if counted else NO_SERVERS
         return by_server
 
-    def _index_polled(self, observed: UserID, server: ServerName, before: bool, after: bool) -> None:
+    def _index_polled(self, observed: UserID, observer: UserID, *, granted: bool) -> None:
         by_server = self._polled.get(observed)
-        if by_server is None or before == after:
+        if by_server is None:
             return
-        by_server[server] = by_server.get(server, 0) + (1 if after else -1)
-        if not by_server[server]:
-            del by_server[server]
+        server = server_of(observer)
+        if granted:
+            by_server.setdefault(server, {})[observer] = None
+            return
+        observers = by_server.get(server, {})
+        observers.pop(observer, None)
+        if not observers:
+            by_server.pop(server, None)
         if not by_server:
             del self._polled[observed]
 
@@ -295,10 +299,6 @@ def phase(length_ms: int, *names: str) -> int:
     """A moment between 0 and `length_ms`, always the same for the same names: phases without herds."""
     digest = hashlib.blake2b("\0".join(names).encode("utf-8"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % max(1, length_ms)
-
-
-def _is_granted(row: ObservedRow | None) -> bool:
-    return row is not None and row.stage is ObservedStage.GRANTED
 
 
 def _gives_right(row: ObservedRow | None) -> bool:

@@ -26,7 +26,7 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.logger import Logger
 from twisted.web.resource import Resource
 
-from fedpresence.admission import Admit, Admitted, BodyBudget, RequestHead, claimed_share
+from fedpresence.admission import Admit, Admitted, BodyBudget, Claimant, RequestHead
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest, StoreError
@@ -142,7 +142,7 @@ class FrontedSend(PassThrough):
             await self._pass_unseen(request)
             return
         source = source_of(request.getClientAddress(), request.requestHeaders)
-        held = _Held(self._fronting.budget, claimed_share(claim.origin, source))
+        held = _Held(self._fronting.budget, Claimant(claim.origin, source))
         try:
             try:
                 data = await _whole_body(request, held, self._fronting.clock)
@@ -289,23 +289,23 @@ class FrontedSend(PassThrough):
 class _Held:
     """The bytes of one body in the budget."""
 
-    def __init__(self, budget: BodyBudget, share: str) -> None:
+    def __init__(self, budget: BodyBudget, claimant: Claimant) -> None:
         self._budget = budget
-        self._share = share
+        self._claimant = claimant
         self._size = 0
 
     def take(self, size: int) -> bool:
         """Whether so many more may be kept."""
         if self._budget.used + size > self._budget.total // 2:
             return False  # the rest is for those who proved themselves, and for our users
-        taken = self._budget.take(self._share, size)
+        taken = self._budget.take(self._claimant, size)
         if taken:
             self._size += size
         return taken
 
     def release(self) -> None:
         """All of them are let go."""
-        self._budget.give_back(self._share, self._size)
+        self._budget.give_back(self._claimant, self._size)
         self._size = 0
 
 

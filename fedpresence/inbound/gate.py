@@ -9,7 +9,7 @@ Source: Z-1, Z-2, Z-4.
 from collections.abc import Awaitable
 from urllib.parse import unquote_to_bytes
 
-from fedpresence.admission import Admitted, BodyBudget, RequestHead, busy, claimed_share, too_large
+from fedpresence.admission import Admitted, BodyBudget, Claimant, RequestHead, busy, too_large
 from fedpresence.clock import Clock, now_ms
 from fedpresence.counters import Counters
 from fedpresence.errors import BadRequest
@@ -46,31 +46,31 @@ class Gate:
         if head.method != b"PUT" or not is_send(head.uri):
             return None
         try:
-            claim, share = self._claim(head)
+            claim, claimant = self._claim(head)
         except BadRequest as error:
             self.refused(error)
             raise
         at_hand = self.origins.credentials_at_hand(claim)
         if at_hand is not None:
-            return self._admitted(at_hand, share)
-        return self._admit_transaction(claim, head.source, share)
+            return self._admitted(at_hand, claimant)
+        return self._admit_transaction(claim, head.source, claimant)
 
     async def credentials(self, head: RequestHead) -> Credentials:
         """The keys that can prove who sent `head`; BadRequest where the transaction is refused."""
         claim, _ = self._claim(head)
         return await self.origins.credentials(claim, head.source)
 
-    def _claim(self, head: RequestHead) -> tuple[Claim, str]:
-        """What the head says, and whose share of the budget its body is."""
+    def _claim(self, head: RequestHead) -> tuple[Claim, Claimant]:
+        """What the head says, and who its body counts against."""
         claim = self.origins.claim(head.headers.getRawHeaders(b"Authorization") or ())
-        share = claimed_share(claim.origin, head.source)
+        claimant = Claimant(claim.origin, head.source)
         size = head.content_length or 0
         if size > self._limits.max_body:
             raise too_large()
-        if not self._budget.fits(share, size):
+        if not self._budget.fits(claimant, size):
             raise busy()
         self._limits.expect_bytes(claim.origin, size, now_ms(self._clock))
-        return claim, share
+        return claim, claimant
 
     def refused(self, error: BadRequest) -> None:
         """Count a transaction that was refused."""
@@ -80,16 +80,16 @@ class Gate:
         """Count a transaction that was taken, or known already."""
         self._counters.count("inbound_transactions", outcome="ok")
 
-    async def _admit_transaction(self, claim: Claim, source: str, share: str) -> Admitted:
+    async def _admit_transaction(self, claim: Claim, source: str, claimant: Claimant) -> Admitted:
         try:
             credentials = await self.origins.credentials(claim, source)
         except BadRequest as error:
             self.refused(error)
             raise
-        return self._admitted(credentials, share)
+        return self._admitted(credentials, claimant)
 
-    def _admitted(self, credentials: Credentials, share: str) -> Admitted:
-        return Admitted(self._limits.max_body, share, credentials)
+    def _admitted(self, credentials: Credentials, claimant: Claimant) -> Admitted:
+        return Admitted(self._limits.max_body, claimant, credentials)
 
 
 def is_send(uri: bytes) -> bool:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -167,6 +169,19 @@ def test_notes_and_blocks_count_towards_a_users_limit() -> None:
     with pytest.raises(BadRequest):
         side.change(ALICE, deny=(UserID("@4:there.test"),))
     side.change(ALICE, invite=(BOB,))  # the note becomes an entry: no new row
+
+
+def test_whoever_has_too_many_rows_may_still_forgive() -> None:
+    """The limit was lowered, or others made the rows: what adds none is no more of them."""
+    side = Side()
+    strangers = tuple(UserID(f"@{number}:there.test") for number in range(10))
+    side.change(ALICE, deny=strangers)
+    side.do(SettingsChanged(replace(side.settings, max_entries=1)))
+
+    side.change(ALICE, accept=strangers[:1])
+
+    with pytest.raises(BadRequest):
+        side.change(ALICE, deny=(BOB,))
 
 
 def test_a_denial_of_a_request_is_always_possible() -> None:

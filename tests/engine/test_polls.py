@@ -257,15 +257,18 @@ def test_a_stranger_cannot_poll_the_popular_at_our_expense() -> None:
     """
     stranger = ServerName("else.test")
 
-    def cost(observers: int) -> int:
+    def cost(observers: int, *, has_a_grant: bool) -> int:
         engine = an_engine()
+        if has_a_grant:
+            grant(engine, observer=UserID(f"@one:{stranger}"), now_ms=T)
         for number in range(observers):
             grant(engine, observer=UserID(f"@{number}:{THERE}"), now_ms=T)
         questions = (a_poll(origin=stranger), an_unpoll(origin=stranger))
         deliver(engine, questions, T, stranger)  # the first may look
         return calls_of(lambda: deliver(engine, questions, T, stranger))
 
-    assert cost(1) == cost(50)
+    assert cost(1, has_a_grant=False) == cost(50, has_a_grant=False)
+    assert cost(1, has_a_grant=True) == cost(50, has_a_grant=True)
 
 
 def test_polls_follow_grants_that_come_and_go() -> None:

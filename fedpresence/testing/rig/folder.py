@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from fedpresence.errors import ConfigError
@@ -26,18 +27,24 @@ class Folder:
         self._lock: int | None = self._locked()
 
     def last_ms(self) -> int:
-        """The virtual time that the last rig in it came to; 0 where there was none."""
-        return int(self._time_file.read_text("ascii")) if self._time_file.exists() else 0
+        """The virtual time that the last rig in it came to; 0 where there was none. ConfigError."""
+        try:
+            return int(self._time_file.read_text("ascii")) if self._time_file.exists() else 0
+        except ValueError as error:
+            raise ConfigError.of(
+                "--dir", f"{self._time_file} holds no time.", "Remove the folder, or that file."
+            ) from error
 
     def keep_time(self, now_ms: int) -> None:
         """The virtual time is `now_ms`, for the next rig; a crash leaves what was kept before.
 
-        Nothing once it is closed: the next rig may have it.
+        Nothing once it is closed, for the next rig may have it; nor where somebody has removed it.
         """
         if not self._is_ours and self._lock is not None:
             partial = self._time_file.with_suffix(".partial")
-            partial.write_text(f"{now_ms}\n", "ascii")
-            partial.replace(self._time_file)
+            with suppress(FileNotFoundError):
+                partial.write_text(f"{now_ms}\n", "ascii")
+                partial.replace(self._time_file)
 
     def close(self) -> None:
         """Let the next rig have it, or remove what nobody asked for; again: nothing."""

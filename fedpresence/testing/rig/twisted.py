@@ -104,19 +104,19 @@ class AddressBook(Mapping[ServerName, tuple[str, int]]):
 class TwistedRig:
     """Servers, fake homeservers and servers of others, with a link for each direction between two."""
 
-    def __init__(self, reactor: Any, options: RigOptions) -> None:
+    def __init__(self, reactor: Any, options: RigOptions, folder: Folder) -> None:
         self.virtual = options.virtual
         self.seed = options.seed
         self.is_stopping = False
-        self._folder = Folder(options.folder)
-        self.folder = self._folder.path
+        self._folder = folder
+        self.folder = folder.path
         self.activity = Activity(reactor)
         self.network = Network(reactor, self.activity)
         self.clock: Clock
         if options.virtual:
             start_ms = options.start_ms
             if start_ms is None:
-                start_ms = max(int(time.time() * 1000), self._folder.last_ms())
+                start_ms = max(int(time.time() * 1000), folder.last_ms())
             self.clock = TurnableClock(start_ms, self._due_at_once)
         else:
             self.clock = MonotonicClock(reactor)
@@ -141,7 +141,12 @@ class TwistedRig:
     @classmethod
     async def start(cls, reactor: Any, options: RigOptions) -> "TwistedRig":
         """A rig whose servers all answer. ValueError for a bad name, ConfigError for a bad `config`."""
-        rig = cls(reactor, options)
+        folder = Folder(options.folder)
+        try:
+            rig = cls(reactor, options, folder)
+        except BaseException:
+            folder.close()
+            raise
         try:
             await rig._start()
         except BaseException:
@@ -160,8 +165,10 @@ class TwistedRig:
             await link.stop()
         await self._view.cut()
         self.network.close()
-        self._keep_time()
-        self._folder.close()
+        try:
+            self._keep_time()
+        finally:
+            self._folder.close()
 
     # --- time ------------------------------------------------------------------------------------
 

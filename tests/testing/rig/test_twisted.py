@@ -320,6 +320,36 @@ def test_a_folder_has_one_rig_at_a_time(tmp_path: Path) -> None:
     assert with_rig(story, options) == (True, "online")
 
 
+def test_a_folder_that_is_removed_while_its_rig_runs_ends_nothing(tmp_path: Path) -> None:
+    """Whoever tidies up a moment too soon must not see the rig fail at its very end."""
+    folder = tmp_path / "rig"
+    options = RigOptions(PAIR.servers, PAIR.users, folder=folder, start_ms=PAIR.start_ms)
+
+    async def story(rig: TwistedRig) -> int:
+        began_ms = rig.now_ms
+        (folder / "now_ms").unlink(missing_ok=True)
+        folder.rename(tmp_path / "elsewhere")
+        return await rig.advance(1_000) - began_ms
+
+    assert with_rig(story, options) == 1_000
+    assert not folder.exists()
+
+
+def test_a_folder_that_no_rig_can_use_is_not_kept_from_the_next(tmp_path: Path) -> None:
+    """The complaint names the file; once that is gone the folder is free."""
+    kept = tmp_path / "now_ms"
+    kept.write_text("")
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path)
+
+    async def story(reactor: Any) -> None:
+        with pytest.raises(ConfigError, match=r"--dir: .*now_ms holds no time"):
+            await TwistedRig.start(reactor, options)
+        kept.unlink()
+        await (await TwistedRig.start(reactor, options)).stop()
+
+    in_reactor(story)
+
+
 def test_a_stream_that_is_held_open_is_opened_again_after_a_restart() -> None:
     """As a client would: that its server was away is no reason to be offline."""
 
