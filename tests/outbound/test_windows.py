@@ -53,6 +53,18 @@ def test_whoever_left_at_some_moment_leaves_with_the_others_before_long(length_m
     assert last[0] - before[0] == pytest.approx(length_ms, abs=1)
 
 
+def test_who_is_late_once_is_with_the_others_in_the_next_window() -> None:
+    """They wait a beat for it; its own way to them would be nearly a whole window, a beat at a time."""
+    windows = Windows(200)
+    for _ in range(10):
+        windows.end_ms(NOW_MS)
+    late = windows.end_ms(NOW_MS + 8)
+
+    others = [windows.end_ms(NOW_MS + 200) for _ in range(10)]
+
+    assert {windows.end_ms(late), *others} == {NOW_MS + 425}
+
+
 def test_groups_do_not_grow_beyond_what_gains_by_it() -> None:
     """Hundreds at once would make whoever comes meanwhile wait behind them."""
     apart = [NOW_MS + number for number in range(1, 200)]  # as many at each beat as may join, by and large
