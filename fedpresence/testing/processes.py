@@ -12,12 +12,15 @@ have no reactor.
 
 import json
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +33,9 @@ from fedpresence.testing.certificates import ThrowawayCA
 from fedpresence.testing.child import START_TIMEOUT_S, STOP_TIMEOUT_S, Child, environment
 from fedpresence.testing.merging import merged
 from fedpresence.testing.users import OpenStream, Server, User
+
+_FIRST_PORT = 16_384
+_GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 __all__ = ("LocalFederation", "OpenStream", "ServerProcess", "User", "free_port")
 
@@ -253,8 +259,21 @@ class LocalFederation:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that is free now, and that the system gives to nobody by itself.
+
+    One of those that it gives would be gone as soon as some connection needs one.
+    """
+    while True:
+        port = random.randrange(_FIRST_PORT, _first_given())
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@cache
+def _first_given() -> int:
+    """Where the ports begin that connections are given: Linux says so, elsewhere they begin higher."""
+    try:
+        return max(_FIRST_PORT + 1_000, int(_GIVEN_PORTS.read_text("ascii").split()[0]))
+    except OSError:
+        return 32_768

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedpresence.testing.child import Child
+from fedpresence.testing.processes import free_port
 from tests.testing.orphans import wait_until_gone
 
 
@@ -42,3 +43,15 @@ def test_a_process_that_is_ended_ends_as_it_was_told(tmp_path: Path) -> None:
 
     assert (by_itself, by_signal) == (7, -signal.SIGTERM)
     assert not child.is_running
+
+
+def test_a_free_port_is_none_that_the_system_gives_to_connections() -> None:
+    """Between its choice and its use a busy machine opens hundreds, and one would have taken it."""
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not given.exists():
+        pytest.skip("the system does not say which ports it gives")
+    first, last = map(int, given.read_text().split())
+
+    ports = {free_port() for _ in range(50)}
+
+    assert not ports.intersection(range(first, last + 1))
