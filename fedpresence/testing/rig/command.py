@@ -118,7 +118,6 @@ def run_rig(arguments: argparse.Namespace) -> int:
         remove_stale_ready_file(order.ready_file)
     reactor.suggestThreadPoolSize(RESOLVER_THREADS)
     start_logging(order.log, sys.stderr)
-    print(f"seed {order.options.seed}", flush=True)
     process = _Process(order, reactor)
     reactor.callWhenRunning(process.start)
     reactor.addSystemEventTrigger("before", "shutdown", process.stop)
@@ -158,7 +157,11 @@ class _Process:
         self._starting: Deferred[None] | None = None
 
     def start(self) -> None:
-        """Start the rig, then its control API; whatever prevents it ends the process."""
+        """Start the rig, then its control API; whatever prevents it ends the process.
+
+        Only now do signals stop it cleanly: the first line may be what somebody waits for to send one.
+        """
+        print(f"seed {self._order.options.seed}", flush=True)
         if self._order.stop_at_eof:
             watch: Any = StandardIO
             watch(_Input(self._nobody_is_there), reactor=self._reactor)
