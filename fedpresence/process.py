@@ -63,9 +63,7 @@ def run(
     reactor.callWhenRunning(process.start)
     reactor.addSystemEventTrigger("before", "shutdown", process.stop)
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, (signal.SIGHUP,)
-    )  # one that came during the start is taken now
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP,))  # what came during the start is taken
     reactor.run()
     return process.exit_code
 
