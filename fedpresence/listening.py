@@ -4,7 +4,9 @@ Twisted's own `ssl:` endpoint takes only the first certificate of a file and rea
 may hold the full chain, and a reload reads it again.
 """
 
+import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,8 @@ async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
     """Listen at `endpoint`; ConfigError where its files are no good, CannotListenError where it is taken."""
     parsed = parse_endpoint(endpoint)
     if parsed.kind != "ssl":
+        if parsed.kind == "unix":
+            _take_away_stale(Path(parsed.positional[0]))
         if parsed.kind.startswith("tcp") and "backlog" not in parsed.named and len(parsed.positional) < 2:
             endpoint += f":backlog={BACKLOG}"
         try:
@@ -100,6 +104,27 @@ async def listen(endpoint: str, factory: Any, reactor: Any) -> Listener:
     )
     tls: Any = PromptTlsFactory
     return Listener(await server.listen(tls(certificates, False, factory)), certificates)
+
+
+def _take_away_stale(path: Path) -> None:
+    """A Unix socket where nobody listens any more, and its lock.
+
+    Twisted judges the lock by the process that it names: in a container that is always ourselves.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except OSError:
+            return
+        else:
+            return
+    with suppress(OSError):
+        if path.is_socket() or not path.exists():  # else it is no socket at all, and not ours to remove
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def _certificates_of(endpoint: Endpoint) -> Certificates:

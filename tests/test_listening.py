@@ -1,7 +1,10 @@
 import datetime
+import os
+import socket
 import ssl
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -9,9 +12,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import Factory
 
 from fedpresence.errors import ConfigError
-from fedpresence.listening import Certificates, Listener, reload_certificates
+from fedpresence.listening import Certificates, Listener, listen, reload_certificates
+from tests.in_reactor import in_reactor
 
 PEM = serialization.Encoding.PEM
 Key = ec.EllipticCurvePrivateKey
@@ -124,3 +130,62 @@ def test_certificates_reload_all_or_none(tmp_path: Path) -> None:
 
     reload_certificates(listeners[:1])
     assert shake_hands(first, renewed.root) != before
+
+
+def listen_for_a_moment(path: Path) -> None:
+    """Open a Unix listener there, and close it again."""
+
+    async def story(reactor: Any) -> None:
+        listener = await listen(f"unix:{path}", Factory(), reactor)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+        await listener.port.stopListening()
+
+    in_reactor(story)
+
+
+def leave_behind(path: Path) -> None:
+    """What a daemon of our process ID leaves there as it is killed: with Docker each has the same."""
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    path.with_name(f"{path.name}.lock").symlink_to(str(os.getpid()))
+
+
+def test_a_unix_socket_that_a_killed_daemon_left_is_taken_over(tmp_path: Path) -> None:
+    """In a container the lock names ourselves: each start after a crash failed until it was removed."""
+    path = tmp_path / "run.sock"
+
+    leave_behind(path)
+    listen_for_a_moment(path)
+    assert list(tmp_path.iterdir()) == []
+
+    leave_behind(path)
+    path.unlink()  # as somebody does who takes it for all that is in the way
+    listen_for_a_moment(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unix_socket_where_somebody_listens_is_not_taken_away(tmp_path: Path) -> None:
+    """Two daemons with one path: the second one must not lock the first one out."""
+    path = tmp_path / "run.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        path.with_name("run.sock.lock").symlink_to(str(os.getpid()))
+
+        with pytest.raises(CannotListenError):
+            listen_for_a_moment(path)
+
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+
+
+def test_a_file_where_a_unix_socket_should_be_stays(tmp_path: Path) -> None:
+    """A mistake in the path must not cost somebody their database."""
+    path = tmp_path / "run.sock"
+    path.write_text("precious", encoding="utf-8")
+
+    with pytest.raises(CannotListenError):
+        listen_for_a_moment(path)
+
+    assert path.read_text(encoding="utf-8") == "precious"
