@@ -6,14 +6,19 @@ operator names and nowhere else (no redirect is followed).
 Source: contract.md, "Admin API".
 """
 
+import errno
 import json
 from typing import Any
 from urllib.parse import quote
 
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ConnectError, ConnectionRefusedError
+from twisted.web.client import Agent
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
 
 from fedpresence.config import Config
 from fedpresence.config_endpoints import parse_endpoint, reachable
@@ -21,7 +26,9 @@ from fedpresence.errors import DeliveryFailed
 from fedpresence.ids import UserID
 from fedpresence.urls import as_written
 
+CONNECT_TIMEOUT_S = 10.0  # to our own machine, usually
 TIMEOUT_S = 30.0  # a deactivation of somebody with long lists takes seconds, not minutes
+UNIX = "unix:"  # and the path of a socket, which has no URL
 PREFIX = "/_fedpresence/admin/v1"
 HOW_TO_SWITCH_ON = (
     "Switch it on: set admin.token (or admin.token_path), serve the resource admin on a listener, for "
@@ -32,13 +39,16 @@ HOW_TO_SWITCH_ON = (
 def admin_url(config: Config) -> str | None:
     """Where the daemon of this configuration serves its admin API; None where that cannot be known.
 
-    It is known for plain `tcp` with a fixed port; for anything else the operator gives a URL.
+    It is known for a Unix socket, and for plain `tcp` with a fixed port; for anything else the operator gives
+    a URL.
     """
     for listener in config.listeners:
         endpoint = parse_endpoint(listener.endpoint)
-        if "admin" not in listener.resources or endpoint.kind not in ("tcp", "tcp4", "tcp6"):
+        if "admin" not in listener.resources:
             continue
-        if endpoint.port and int(endpoint.port):
+        if endpoint.kind == "unix":
+            return f"{UNIX}{endpoint.positional[0]}"
+        if endpoint.kind in ("tcp", "tcp4", "tcp6") and endpoint.port and int(endpoint.port):
             return f"http://{reachable(endpoint.interface)}:{endpoint.port}"
     return None
 
@@ -47,13 +57,39 @@ class NotRunning(DeliveryFailed):
     """Nothing listens where the daemon's admin API should be."""
 
 
-class AdminClient:
-    """The admin API of one daemon; every failure is a DeliveryFailed that says what to do."""
+@implementer(IAgentEndpointFactory)
+class _Socket:
+    """Leads every request to one Unix socket, whatever its URL says."""
 
-    def __init__(self, http: HTTPClient, base_url: str, token: str) -> None:
+    def __init__(self, reactor: Any, path: str) -> None:
+        self._endpoint = UNIXClientEndpoint(reactor, path, timeout=CONNECT_TIMEOUT_S)
+
+    def endpointForURI(self, uri: object) -> UNIXClientEndpoint:
+        """The socket."""
+        return self._endpoint
+
+
+class AdminClient:
+    """The admin API of one daemon; every failure is a DeliveryFailed that says what to do.
+
+    `address` is as `admin_url` answers it.
+    """
+
+    def __init__(self, http: HTTPClient, address: str, token: str) -> None:
         self._http = http
-        self._base_url = base_url.rstrip("/")
+        self._address = address.rstrip("/")
+        self._base_url = "http://localhost" if address.startswith(UNIX) else self._address
         self._token = token
+
+    @classmethod
+    def at(cls, address: str, token: str, reactor: Any) -> "AdminClient":
+        """One that connects by itself."""
+        agent: Any = Agent  # Twisted gives it no types
+        if address.startswith(UNIX):
+            made = agent.usingEndpointFactory(reactor, _Socket(reactor, address.removeprefix(UNIX)))
+        else:
+            made = agent(reactor, connectTimeout=CONNECT_TIMEOUT_S)
+        return cls(HTTPClient(made), address, token)
 
     async def status(self) -> dict[str, Any]:
         """The daemon at a glance."""
@@ -89,26 +125,31 @@ class AdminClient:
             data = await response.content()
         except CancelledError:
             raise
-        except ConnectionRefusedError as error:
-            raise NotRunning(self._base_url, "nothing listens there. Does the daemon run?") from error
         except Exception as error:  # Twisted's, treq's and OpenSSL's failures share no class
-            raise DeliveryFailed(self._base_url, str(error) or type(error).__name__) from error
+            if _is_nobody_there(error):
+                raise NotRunning(self._address, "nothing listens there. Does the daemon run?") from error
+            raise DeliveryFailed(self._address, str(error) or type(error).__name__) from error
         try:
             answer = json.loads(data)
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
             raise DeliveryFailed(
-                self._base_url, f"answered {response.code} and no JSON.", status=response.code
+                self._address, f"answered {response.code} and no JSON.", status=response.code
             )
         if response.code != 200:
             raise DeliveryFailed(
-                self._base_url,
+                self._address,
                 str(answer.get("error", "refused")),
                 status=response.code,
                 errcode=str(answer.get("errcode")),
             )
         return answer
+
+
+def _is_nobody_there(error: Exception) -> bool:
+    is_missing = isinstance(error, ConnectError) and error.osError == errno.ENOENT  # a Unix socket
+    return is_missing or isinstance(error, ConnectionRefusedError)
 
 
 def _segment(text: str) -> str:

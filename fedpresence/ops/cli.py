@@ -16,10 +16,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from treq.client import HTTPClient
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import react
-from twisted.web.client import Agent
 
 from fedpresence import __version__
 from fedpresence.clock import MonotonicClock, now_ms
@@ -39,7 +37,6 @@ FAILED = 1
 WRONG_USAGE = 2
 WRONG_CONFIG = 78  # EX_CONFIG of sysexits.h
 
-CONNECT_TIMEOUT_S = 10.0  # to our own machine, usually
 RELOAD = (signal.SIGHUP,)
 LIST_CHANGES = ("invite", "accept", "deny", "revoke", "drop")
 
@@ -342,8 +339,7 @@ async def _store(config: Config, reactor: Any, *, exclusive: bool = False) -> As
 
 def _admin(config: Config, url: str, reactor: Any) -> AdminClient:
     assert config.admin_token is not None, "asked for only where there is one"
-    agent: Any = Agent  # Twisted gives it no types
-    return AdminClient(HTTPClient(agent(reactor, connectTimeout=CONNECT_TIMEOUT_S)), url, config.admin_token)
+    return AdminClient.at(url, config.admin_token, reactor)
 
 
 def _admin_url_or_explain(config: Config, arguments: argparse.Namespace) -> str:
@@ -353,8 +349,8 @@ def _admin_url_or_explain(config: Config, arguments: argparse.Namespace) -> str:
     if url is None:
         raise DeliveryFailed(
             "the admin API",
-            "no plain tcp listener with a fixed port has it in the configuration. Give its address, for "
-            f"example --url http://127.0.0.1:8009. {HOW_TO_SWITCH_ON}",
+            "no Unix socket and no plain tcp listener with a fixed port has it in the configuration. Give "
+            f"its address, for example --url http://127.0.0.1:8009. {HOW_TO_SWITCH_ON}",
         )
     return url
 
@@ -367,8 +363,8 @@ def _admin_is_off(config: Config) -> tuple[ConfigProblem, ...]:
             "admin",
             "a running daemon can be asked only through its admin API, which is off."
             if config.admin_token is None
-            else "a running daemon can be asked only through its admin API, and no plain tcp listener with a "
-            "fixed port has it in the configuration.",
+            else "a running daemon can be asked only through its admin API, and no Unix socket and no plain "
+            "tcp listener with a fixed port has it in the configuration.",
             HOW_TO_SWITCH_ON if config.admin_token is None else "Give its address with --url.",
         ),
     )

@@ -75,7 +75,7 @@ def a_config(tmp_path: Any, *listeners: tuple[str, tuple[str, ...]]) -> Config:
         ("tcp:port=8009:interface=admin.here.test", "http://admin.here.test:8009"),
         ("tcp:0", None),
         ("ssl:8009", None),
-        ("unix:/run/x.sock", None),
+        ("unix:/run/x.sock", "unix:/run/x.sock"),
     ],
 )
 def test_the_admin_api_is_found_in_the_configuration(tmp_path: Any, endpoint: str, url: str | None) -> None:

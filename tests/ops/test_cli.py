@@ -287,9 +287,8 @@ def test_a_daemon_that_does_not_run_is_told(config: Path) -> None:
 
 
 def test_an_admin_api_that_the_command_line_cannot_find_is_not_called_off(config: Path) -> None:
-    """It is switched on, on a socket: switching it on again leads nowhere."""
-    text = CONFIG.replace("tcp:0:interface=127.0.0.1", "unix:run.sock") + "admin: {token: 0123456789abcdef}\n"
-    config.write_text(text, encoding="utf-8")
+    """It is switched on, at a port that only the ready file knows: switching it on again leads nowhere."""
+    config.write_text(CONFIG + "admin: {token: 0123456789abcdef}\n", encoding="utf-8")
     daemon = DatabaseLock.take(config.with_name("fedpresence.db"))
 
     deactivated = command("user", "deactivate", "-c", config, ALICE)

@@ -65,6 +65,31 @@ def test_the_ready_file_says_where_the_listeners_are(start: Start) -> None:
     assert not server.ready_file.exists()
 
 
+def test_the_command_line_finds_an_admin_api_on_a_unix_socket(start: Start) -> None:
+    """Nobody but this machine reaches it there; and once it is gone, a user is ended in the database."""
+    here = start(wired=False)[HERE]
+    here.stop()
+    listeners = [
+        {"endpoint": "tcp:0:interface=127.0.0.1", "resources": ["client"]},
+        {"endpoint": "unix:admin.sock", "resources": ["admin"]},
+    ]
+    here.configure({"listeners": listeners})
+    process = a_process(here, "run", "--ready-file", str(here.ready_file))
+    eventually(here.ready_file.exists, "it is ready")
+    config, alice = str(here.config_file), f"@alice:{HERE}"
+    run_to_its_end("token", "add", "-c", config, alice)
+
+    status = run_to_its_end("status", "-c", config)
+    process.terminate()
+    process.communicate(timeout=15)
+    afterwards = run_to_its_end("status", "-c", config)
+    ended = run_to_its_end("user", "deactivate", "-c", config, alice)
+
+    assert status.stdout.startswith(HERE), status.stderr
+    assert "nothing listens there" in afterwards.stderr
+    assert "no daemon runs" in ended.stdout, ended.stderr
+
+
 def test_a_daemon_whose_database_is_taken_away_ends(start: Start) -> None:
     """It would go on to answer for what nobody finds again; the service manager starts it anew."""
     here = start(wired=False)[HERE]
