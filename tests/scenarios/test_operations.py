@@ -433,6 +433,21 @@ def test_the_log_level_changes_while_it_runs(start: Start, let_in: LetIn) -> Non
     assert "a restart is needed for what changed in: presence" in here.log()
 
 
+def test_a_longer_body_is_taken_after_a_reload(start: Start, let_in: LetIn) -> None:
+    """`limits.*` follow a reload, and a client whose list is long is let in without a restart."""
+    federation = start()
+    here = federation[HERE]
+    (alice,) = let_in(federation, "alice@here.test")
+    path = f"/_matrix/client/v3/presence/{alice.user_id}/status"
+    body = {"presence": "online", "x": "x" * 70_000}
+    assert alice.call("PUT", path, body).status == 413
+
+    here.configure({"limits": {"client_body": "128KiB"}})
+    reload(here)
+
+    assert alice.call("PUT", path, body).status == 200
+
+
 def test_what_needs_a_restart_needs_it_after_a_second_reload_too(start: Start, let_in: LetIn) -> None:
     """A certificate hook sends the second SIGHUP: it must not put the half-done change into force unsaid."""
     federation = start({"lists": {"invite_policy": "ask"}})
