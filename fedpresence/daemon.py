@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
+from signedjson.types import SigningKey
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.logger import Logger
@@ -26,12 +27,13 @@ from twisted.python.failure import Failure
 from fedpresence import __version__
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import Config, engine_settings
+from fedpresence.config_keys import KEYS, Key
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePassed
 from fedpresence.engine.settings import EngineSettings, ServerLists
 from fedpresence.errors import ConfigError, StoreError
 from fedpresence.homeserver.checks import Checks, Finding, Verdict, worth_saying
-from fedpresence.homeserver.registration import load_registration
+from fedpresence.homeserver.registration import Registration, load_registration
 from fedpresence.listening import Listener, listen, reload_certificates
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.outbound.status import TransactionSeen
@@ -49,6 +51,17 @@ WRITE_BEHIND_S = 30.0  # how much presence a crash may cost (decision 22)
 LOOK_AROUND_S = 0.5  # real time: how late a token revoked by the command line is noticed
 FLUSH_S = 5.0  # what a clean stop waits for the last words
 FLUSH_STEP_S = 0.05
+# What a reload takes over, keys and whole sections: all else needs a restart.
+RELOADED = (
+    "federation.allow",
+    "federation.deny",
+    "federation.ca_file",
+    "limits.",
+    "lists.max_entries",
+    "log.",
+    "presence.offline_on_stop",
+    "rooms.",
+)
 KEY_PATHS = (b"/_matrix/key/", b"/.well-known/matrix/server")  # what verifying our last words needs
 SELF_CHECK_AGAIN_S = 600.0
 CHECK_AGAIN_S = 60.0  # what is around us, where something was not well: first after this long,
@@ -66,6 +79,13 @@ class Listening:
     resources: tuple[str, ...]
     host: str
     port: int
+
+
+class Secrets(NamedTuple):
+    """What stands in files that a start reads, and a reload does not take over."""
+
+    signing_keys: tuple[SigningKey, ...]
+    registration: Registration | None
 
 
 class Daemon:
@@ -105,6 +125,7 @@ class Daemon:
             wire_log,
         )
         self._fatal_heard = fatal
+        self._secrets: Secrets | None = None
         self._store: Store | None = None
         self._parts: Parts | None = None
         self._listeners: list[Listener] = []
@@ -132,16 +153,14 @@ class Daemon:
 
     async def _start(self) -> None:
         config = self._running
-        identity = Identity(
-            config.server_name, load_signing_keys(config.signing_key_path), config.old_signing_keys
-        )
-        path = config.appservice_registration
-        registration = load_registration(path) if path is not None else None
+        secrets = self._secrets = _read_secrets(config)
+        identity = Identity(config.server_name, secrets.signing_keys, config.old_signing_keys)
         open_store = self._open_store or SQLiteStore.open
         store = self._store = open_store(config.database_path, self._reactor)
         engine = await self._load(store)
         if self._stopped is not None:
             return
+        registration = secrets.registration
         servers = NOBODY if self._held else engine_settings(config).servers
         parts = self._parts = Parts(config, identity, store, engine, self._around, servers, registration)
         await parts.keyring.load()
@@ -170,9 +189,10 @@ class Daemon:
     def reload(self, config: Config) -> list[str]:
         """Take over what may change while running; answers the keys that need a restart.
 
-        ConfigError, and nothing changes, where a certificate or an authority is no good.
+        ConfigError, and nothing changes, where a certificate or an authority is no good, or one of the files
+        that need a restart.
         """
-        parts = self._parts
+        parts, secrets = self._parts, _read_secrets(config)
         authorities = None
         if parts is None:  # they will be built with it
             tls_policy(config)
@@ -196,7 +216,10 @@ class Daemon:
             # Before the engine hears, so that what waits for a server that is denied is kept.
             parts.outbound.reload(NOBODY if self._held else settings.servers)
             self._background("the reload", _submitted(parts, SettingsChanged(settings)))
-        return _needing_restart(self._running, config)
+        changed = _needing_restart(self._running, config)
+        if self._secrets is not None:
+            changed += _replaced(self._secrets, secrets)
+        return list(dict.fromkeys(changed))
 
     def _reload_at_last(self) -> None:
         """What was reloaded while we started."""
@@ -460,25 +483,32 @@ def _reloaded(old: EngineSettings, new: EngineSettings) -> EngineSettings:
     )
 
 
-def _needing_restart(old: Config, new: Config) -> list[str]:
-    """Top-level keys whose change a reload cannot follow."""
-    names = {
-        "server_name": "server_name",
-        "signing_key_path": "signing_key_path",
-        "old_signing_keys": "old_signing_keys",
-        "listeners": "listeners",
-        "database_path": "database",
-        "presence": "presence",
-        "auth_mode": "auth",
-        "homeserver_url": "homeserver",
-        "appservice_registration": "appservice",
-        "appservice_scan_rate": "appservice",
-        "admin_token": "admin",
+def _read_secrets(config: Config) -> Secrets:
+    path = config.appservice_registration
+    return Secrets(
+        load_signing_keys(config.signing_key_path), load_registration(path) if path is not None else None
+    )
+
+
+def _replaced(old: Secrets, new: Secrets) -> list[str]:
+    """Keys whose file holds something else now, whether its name is another or not."""
+    before, now = ([(key.version, key.encode()) for key in each.signing_keys] for each in (old, new))
+    is_replaced = {
+        "signing_key_path": before != now,
+        "appservice.registration": old.registration != new.registration,
     }
-    changed = [key for name, key in names.items() if getattr(old, name) != getattr(new, name)]
-    allow, deny, ca_file = new.federation.allow, new.federation.deny, new.federation.ca_file
-    if replace(old.federation, allow=allow, deny=deny, ca_file=ca_file) != new.federation:
-        changed.append("federation")
-    if replace(old.lists, max_entries=new.lists.max_entries) != new.lists:
-        changed.append("lists")
-    return sorted(set(changed))
+    return [key for key in is_replaced if is_replaced[key]]
+
+
+def _needing_restart(old: Config, new: Config) -> list[str]:
+    """Keys whose change a reload cannot follow."""
+    return [
+        key.path for key in KEYS if not key.path.startswith(RELOADED) and _value(old, key) != _value(new, key)
+    ]
+
+
+def _value(config: Config, key: Key) -> object:
+    value: Any = config
+    for name in key.field.split("."):
+        value = getattr(value, name, None)  # a token that a file gave is `admin_token`
+    return value

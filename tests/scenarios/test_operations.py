@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedpresence.ops.keys import generate_key_file
 from fedpresence.testing.certificates import ThrowawayCA
 from fedpresence.testing.http import request
 from fedpresence.testing.processes import LocalFederation, ServerProcess, User
@@ -431,6 +432,26 @@ def test_the_log_level_changes_while_it_runs(start: Start, let_in: LetIn) -> Non
     here.configure({"log": {"level": "info"}, "presence": {"idle_timeout": "9m"}})
     reload(here)
     assert "a restart is needed for what changed in: presence" in here.log()
+
+
+def test_a_reload_names_each_key_that_needs_a_restart(start: Start) -> None:
+    """Beside one that it follows in the same section; a key file that was replaced in place, too."""
+    federation = start()
+    here = federation[HERE]
+    here.configure({"federation": {"deny": ["evil.test"]}, "lists": {"max_entries": 7}})
+    reload(here)
+    assert "a restart is needed" not in here.log()
+
+    here.configure({"federation": {"deny": [], "notaries": [THERE], "verify_certificates": False}})
+    reload(here)
+    assert "changed in: federation.verify_certificates, federation.notaries\n" in here.log()
+
+    here.configure({"federation": {"notaries": [], "verify_certificates": True}})
+    key_file = here.config_file.parent / yaml.safe_load(here.config_file.read_text())["signing_key_path"]
+    key_file.unlink()
+    generate_key_file(key_file)
+    reload(here)
+    assert "changed in: signing_key_path\n" in here.log()
 
 
 def test_a_longer_body_is_taken_after_a_reload(start: Start, let_in: LetIn) -> None:
