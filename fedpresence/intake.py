@@ -40,7 +40,7 @@ from fedpresence.clock import Alarm, Timer
 from fedpresence.errors import BadRequest
 from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, head_of_body, is_endless, is_sound
 from fedpresence.incoming import IncomingBody
-from fedpresence.prompt import prompt
+from fedpresence.prompt import has_unsent, prompt
 from fedpresence.request import Request, date_of
 from fedpresence.web import CLIENT_PATHS, CORS_HEADERS, write_error
 
@@ -143,7 +143,8 @@ class BoundedChannel(Protocol):
     @property
     def is_unused(self) -> bool:
         """Whether nothing is asked here: no whole head waits for an answer, and no answer for its reader."""
-        return "full" not in self._holds and not (self._requests and self._requests[0].method)
+        is_asked = self._requests and self._requests[0].method
+        return not (is_asked or "full" in self._holds or has_unsent(self.transport))
 
     def pauseProducing(self) -> None:
         """The other side does not read what we write."""
@@ -171,6 +172,12 @@ class BoundedChannel(Protocol):
             self._close()
         else:
             request.is_persistent = False
+
+    def give_way(self) -> None:
+        """Close now, whatever the other side says to it; what the system has taken still arrives there."""
+        self._is_refused = self._is_lingering = True
+        transport: Any = self.transport
+        (transport.transport if self.is_secure else transport).loseConnection()
 
     def abort(self) -> None:
         """Close without courtesy."""

@@ -55,6 +55,13 @@ def prompt(transport: Any) -> Any:
     return PromptTransport(transport) if isinstance(transport, Connection) else transport
 
 
+def has_unsent(transport: Any) -> bool:
+    """Whether something that was written has not been taken by the system yet; Twisted has no word for it."""
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        return bool(transport._appSendBuffer) or has_unsent(transport.transport)
+    return bool(getattr(transport, "dataBuffer", b"") or getattr(transport, "_tempDataLen", 0))
+
+
 class PromptTls(TLSMemoryBIOProtocol):
     """TLS that writes at once: to collect what is written takes a timer, and a message is one piece."""
 

@@ -95,7 +95,7 @@ class BoundedSite(Factory):
             channel = next(iter(self._channels))
             del self._channels[channel]
             if channel.is_unused:
-                channel.abort()
+                channel.give_way()
                 return True
             self._channels[channel] = None  # the next look begins behind it
         return False

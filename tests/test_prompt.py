@@ -1,5 +1,8 @@
 import socket
+import ssl
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +11,17 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.tcp import Connection
 from twisted.internet.testing import MemoryReactor
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 
+from fedpresence.admission import BodyBudget
+from fedpresence.clock import MonotonicClock
+from fedpresence.config import LimitsConfig
+from fedpresence.ids import parse_server_name
+from fedpresence.listening import listen
 from fedpresence.prompt import PromptTransport
+from fedpresence.site import BoundedSite
+from fedpresence.testing.certificates import ThrowawayCA
+from tests.in_reactor import in_reactor
 
 MUCH = b"0123456789" * 100_000
 
@@ -107,3 +119,66 @@ def test_a_producer_that_waits_to_be_asked_is_asked(line: Line) -> None:
 def test_all_but_writing_is_the_connection_itself(line: Line) -> None:
     """Whoever is told of a transport asks it more."""
     assert line.transport.getHandle() is line.ours
+
+
+class Answer(Resource):
+    """The same to every request."""
+
+    isLeaf = True
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Twisted's has no hints
+        self._body = body
+
+    def render_GET(self, request: object) -> bytes:
+        """Its body."""
+        return self._body
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize(
+    ("taken", "size"),  # most is in a buffer of Twisted's, too much for it, in one of the system's
+    [(4_096, 60_000), (4_096, 300_000), (1_000_000, 60_000)],
+)
+@pytest.mark.parametrize("last", [b"keep-alive", b"close"])
+def test_an_answer_that_is_on_its_way_is_not_cut_off_at_the_limit(
+    last: bytes, taken: int, size: int, secure: bool, tmp_path: Path
+) -> None:
+    """Who asks through nginx has `Connection: close` each time, and may be slow to read."""
+    ca = ThrowawayCA(tmp_path)
+    key_file, certificate_file = ca.issue(parse_server_name("here.test"))
+    answer = Answer(b"x" * size)
+
+    async def begin(reactor: Any) -> Any:
+        limits = LimitsConfig(connections=1)
+        site = BoundedSite(answer, limits, MonotonicClock(reactor), BodyBudget(1))
+        endpoint = f"ssl:0:privateKey={key_file}:certKey={certificate_file}" if secure else "tcp:0"
+        listener = await listen(f"{endpoint}:interface=127.0.0.1", site, reactor)
+        listener.port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, taken)
+        return listener.port
+
+    async def end(reactor: Any) -> None:
+        await port.stopListening()
+
+    port = in_reactor(begin)
+    address = ("127.0.0.1", port.getHost().port)
+    with socket.socket() as slow, socket.socket() as other:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.settimeout(10)
+        slow.connect(address)
+        reader: Any = slow
+        if secure:
+            context = ssl.create_default_context(cafile=str(ca.ca_file))
+            reader = context.wrap_socket(slow, server_hostname="here.test")
+        reader.sendall(b"GET / HTTP/1.1\r\nHost: here.test\r\nConnection: " + last + b"\r\n\r\n")
+        read = reader.recv(100)
+        other.settimeout(10)
+        with suppress(ConnectionResetError, BrokenPipeError):
+            other.connect(address)
+            other.sendall(b"GET / HTTP/1.1\r\nHost: here.test\r\n\r\n")
+            other.recv(1)  # until it is let in, or refused
+        while not read.endswith(b"x" * size):
+            piece = reader.recv(65_536)
+            assert piece, "the rest is missing"
+            read += piece
+    in_reactor(end)
