@@ -12,7 +12,6 @@ have no reactor.
 
 import json
 import os
-import random
 import secrets
 import signal
 import socket
@@ -21,6 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -264,13 +264,20 @@ def free_port() -> int:
     One of those that it gives would be gone as soon as some connection needs one.
     """
     while True:
-        port = random.randrange(_FIRST_PORT, _first_given())
+        port = next(_untried())
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
 
 
 @cache
+def _untried() -> Iterator[int]:
+    """One after the other, so that nobody has one twice; each process begins elsewhere, whatever its seed."""
+    ports = range(_FIRST_PORT, _first_given())
+    first = secrets.randbelow(len(ports))
+    return cycle((*ports[first:], *ports[:first]))
+
+
 def _first_given() -> int:
     """Where the ports begin that connections are given: Linux says so, elsewhere they begin higher."""
     try:

@@ -45,6 +45,16 @@ def test_a_process_that_is_ended_ends_as_it_was_told(tmp_path: Path) -> None:
     assert not child.is_running
 
 
+def test_no_port_is_had_twice() -> None:
+    """Two of one federation's servers, or of two test runs whose random numbers have one seed."""
+    words = "import random; random.seed(1); from fedpresence.testing.processes import free_port; "
+    words += "print(*[free_port() for _ in range(1000)])"
+    here, there = (subprocess.check_output([sys.executable, "-c", words], text=True).split() for _ in "ab")
+
+    assert len(set(here)) == 1_000
+    assert here != there
+
+
 def test_a_free_port_is_none_that_the_system_gives_to_connections() -> None:
     """Between its choice and its use a busy machine opens hundreds, and one would have taken it."""
     given = Path("/proc/sys/net/ipv4/ip_local_port_range")
