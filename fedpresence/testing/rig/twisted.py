@@ -503,6 +503,7 @@ class TwistedRig:
                 clock.run_due()
                 await self.activity.quiet()
         await done
+        self._keep_time()
 
     def _due_at_once(self) -> None:
         """Somebody asked for a call without any delay."""

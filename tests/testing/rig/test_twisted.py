@@ -300,6 +300,23 @@ def test_a_rig_that_is_stopped_while_its_clock_turns_has_come_as_far_as_it_has(t
     assert kept_more_ms == 0
 
 
+def test_the_time_that_a_clean_stop_took_is_kept_too(tmp_path: Path) -> None:
+    """A rig that is killed then would begin before what its server wrote as it stopped."""
+    options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path)
+
+    async def story(rig: TwistedRig) -> tuple[int, int, int]:
+        await befriend(rig)
+        began_ms = await rig.advance(0)
+        await rig.server("here.test").kill()  # so that the last words do not leave
+        await submit(rig, "there.test", Activity(BOB, DEVICE, None))
+        await rig.server("there.test").stop()
+        return began_ms, rig.now_ms, int((tmp_path / "now_ms").read_text())
+
+    began_ms, ended_ms, kept_ms = with_rig(story, options)
+
+    assert began_ms < ended_ms == kept_ms
+
+
 def test_a_folder_has_one_rig_at_a_time(tmp_path: Path) -> None:
     """The second is refused before it changed anything: the first goes on with its keys and certificates."""
     options = RigOptions(PAIR.servers, PAIR.users, folder=tmp_path, start_ms=PAIR.start_ms)
