@@ -10,7 +10,7 @@ What is asked all the time, the stage, is read where it lies; a whole row is mad
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from struct import Struct
@@ -48,6 +48,7 @@ _ACCEPTED = _OBSERVER_CODES[ObserverStage.ACCEPTED]
 _GRANTED = _OBSERVED_CODES[ObservedStage.GRANTED]
 
 Packed = bytes | bytearray
+Index = dict[UserID, dict[UserID, None]]  # observers by observed user
 Columns = Sequence[Sequence[int]]  # owners, others, generations, and then moments
 
 
@@ -76,7 +77,8 @@ class Pairs:
         self._by_observer: dict[UserID, dict[UserID, bytes]] = {}
         self._by_observed: dict[UserID, dict[UserID, bytes]] = {}
         self._owed: dict[PairKey, Owed] = {}
-        self._by_room: dict[UserID, dict[UserID, None]] = {}  # observed, observer: grants that rest on a room
+        self._by_room: Index = {}  # grants that rest on a room
+        self._requested: Index = {}  # requests that wait for the user's answer
         self.load(observer_rows, observed_rows)
 
     # --- one row --------------------------------------------------------------------------------
@@ -115,7 +117,9 @@ class Pairs:
         """Keep the observed user's half."""
         self._count(self._observed_stage(row.observed, row.observer), row.stage)
         self._keep_owed((row.observer, row.observed, False), row.owed)
-        self._note_room(row.observed, row.observer, row.by_room)
+        is_request = row.stage is ObservedStage.REQUESTED
+        _note(self._by_room, row.observed, row.observer, row.by_room)
+        _note(self._requested, row.observed, row.observer, is_request)
         half = _OBSERVED_HALF.pack(
             _OBSERVED_CODES[row.stage] + _MUTED * row.muted + _BLOCKED * row.blocked + _BY_ROOM * row.by_room,
             min(row.denials, _MAX_DENIALS),
@@ -136,7 +140,8 @@ class Pairs:
         """Forget the observed user's half."""
         self._count(self._observed_stage(observed, observer), None)
         self._keep_owed((observer, observed, False), ())
-        self._note_room(observed, observer, False)
+        _note(self._by_room, observed, observer, False)
+        _note(self._requested, observed, observer, False)
         self._put_observed_half(observed, observer, _NO_OBSERVED)
 
     # --- many: what was loaded in its order, then what came later in that in which it came ----------
@@ -220,6 +225,10 @@ class Pairs:
     def granted_by_room_of(self, observed: UserID) -> list[UserID]:
         """The observers of such grants to one user."""
         return list(self._by_room.get(observed, ()))
+
+    def requested(self, observed: UserID) -> Collection[UserID]:
+        """Who waits for the user's answer; add or remove none meanwhile."""
+        return self._requested.get(observed, ())
 
     # --- the rows of the run before, some at a time ---------------------------------------------------
 
@@ -348,14 +357,6 @@ class Pairs:
         else:
             self._owed.pop(key, None)
 
-    def _note_room(self, observed: UserID, observer: UserID, by_room: bool) -> None:
-        if by_room:
-            self._by_room.setdefault(observed, {})[observer] = None
-        elif (theirs := self._by_room.get(observed)) is not None:
-            theirs.pop(observer, None)
-            if not theirs:
-                del self._by_room[observed]
-
     def _loaded(self, key: PairKey, owed: Owed) -> None:
         """A row that is not at rest was loaded."""
         self.restless.append(key)
@@ -388,6 +389,15 @@ class Pairs:
             owed=self._owed.get((observer, observed, False), ()),
             confirmed_ms=confirmed,
         )
+
+
+def _note(index: Index, observed: UserID, observer: UserID, is_in: bool) -> None:
+    if is_in:
+        index.setdefault(observed, {})[observer] = None
+    elif (theirs := index.get(observed)) is not None:
+        theirs.pop(observer, None)
+        if not theirs:
+            del index[observed]
 
 
 def _put(index: dict[UserID, dict[UserID, bytes]], one: UserID, other: UserID, pair: bytes | None) -> None:

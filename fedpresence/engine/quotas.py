@@ -81,16 +81,20 @@ class InviteQuotas:
 
         None: there is room. The newcomer's own request is the newest of its origin.
         """
-        rows = list(self._world.pairs.observed_rows(observed, ObservedStage.REQUESTED))
-        if len(rows) < OPEN_PER_OBSERVED:
+        observers = self._world.pairs.requested(observed)
+        if len(observers) < OPEN_PER_OBSERVED:
             return None
-        by_origin = Counter(server_of(row.observer) for row in rows)
+        by_origin = Counter(map(server_of, observers))
         by_origin[server_of(newcomer)] += 1
         most = max(by_origin.values())
         if by_origin[server_of(newcomer)] == most:
             return newcomer
-        demanding = (row for row in rows if by_origin[server_of(row.observer)] == most)
-        return max(demanding, key=lambda row: (row.created_ms, row.observer)).observer
+        demanding = [observer for observer in observers if by_origin[server_of(observer)] == most]
+        return max(demanding, key=lambda observer: (self._since_ms(observed, observer), observer))
+
+    def _since_ms(self, observed: UserID, observer: UserID) -> int:
+        row = self._world.observed_row(observed, observer)
+        return 0 if row is None else row.created_ms
 
     def _count(self, observer: UserID, observed: UserID, since_ms: int) -> None:
         if len(self._attempts) + len(self._withdrawn) >= self._max_attempts:

@@ -13,7 +13,7 @@ Always true:
 | no connection | later, rebuilt under a new id |
 | no answer | later once more byte for byte, then rebuilt under a new id |
 | 429 | later, rebuilt; no outage |
-| 5xx | later, rebuilt |
+| 401, 408, 3xx, 5xx | later, rebuilt |
 | 400, 413 | split in halves until the offender stands alone, which is set aside |
 | any other | set aside |
 
@@ -51,7 +51,9 @@ CONNECTING_MS = 2_000  # a connection that takes longer waits for packets that w
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
 # 401: mostly it could not fetch our keys, because we were away ourselves a moment ago (as F:7.2 of Synapse).
-FOR_NOW_STATUSES = frozenset({401, 429})
+# 408: a proxy gave up an idle connection, or a slow line, while we sent: it speaks of time, not of us.
+# A redirect is such a proxy's too: to a page about maintenance, mostly.
+FOR_NOW_STATUSES = frozenset({401, 408, 429})
 
 
 class _Sealed(NamedTuple):
@@ -451,7 +453,7 @@ class DestinationSender:
                 self._unclear = sealed._replace(again=True)
             self._parts = ()
             self._try_later(error)
-        elif error.status in FOR_NOW_STATUSES or error.status >= 500:
+        elif error.status in FOR_NOW_STATUSES or not 400 <= error.status < 500:
             self._parts = ()
             self._try_later(error)
         else:

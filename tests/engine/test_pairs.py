@@ -205,7 +205,7 @@ def _agree(
     mine: dict[tuple[UserID, UserID], ObserverRow],
     theirs: dict[tuple[UserID, UserID], ObservedRow],
 ) -> None:
-    accepted, granted = ObserverStage.ACCEPTED, ObservedStage.GRANTED
+    accepted, granted, requested = ObserverStage.ACCEPTED, ObservedStage.GRANTED, ObservedStage.REQUESTED
     assert {(row.observer, row.observed): row for row in pairs.observer_rows()} == mine
     assert {(row.observer, row.observed): row for row in pairs.observed_rows()} == theirs
     for stage in ObserverStage:
@@ -226,6 +226,9 @@ def _agree(
         assert pairs.blocked_by(a) == sum(row.observed == a and row.blocked for row in theirs.values())
         assert set(pairs.granted_by_room_of(a)) == {
             row.observer for row in theirs.values() if row.observed == a and row.by_room
+        }
+        assert set(pairs.requested(a)) == {
+            row.observer for row in theirs.values() if row.observed == a and row.stage is requested
         }
         for b in USERS:
             assert pairs.observer_row(a, b) == mine.get((a, b))

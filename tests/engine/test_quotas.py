@@ -15,7 +15,18 @@ from fedpresence.engine.settings import DAY_MS, EngineSettings, InvitePolicy
 from fedpresence.engine.subscription import EduKind, ObservedStage
 from fedpresence.engine.world import World
 from fedpresence.ids import ServerName, UserID, server_of
-from fedpresence.testing.builders import ALICE, BOB, CAROL, HERE, NOW_MS, THERE, a_drop, an_invite
+from fedpresence.testing.builders import (
+    ALICE,
+    BOB,
+    CAROL,
+    HERE,
+    NOW_MS,
+    THERE,
+    a_drop,
+    an_invite,
+    grant,
+)
+from tests.engine.costs import calls_of
 from tests.engine.side import Side, of_type, told
 
 
@@ -247,6 +258,25 @@ def test_a_flood_of_many_origins_does_not_crowd_the_first_out() -> None:
     assert of_type(effects, Notice) == []
     assert UserID("@x:0.evil.test") in requests(side)
     assert len(requests(side)) == OPEN_PER_OBSERVED
+
+
+def test_an_invite_costs_the_same_however_many_observe_the_user_or_asked_before() -> None:
+    """A hundred of one transaction took 20 ms, and 200 ms for a user with ten thousand observers.
+
+    Whose next request is that slow exists, and is popular (Z-7).
+    """
+
+    def cost(observers: int, *, open_requests: int) -> int:
+        side = Side()
+        for number in range(observers):
+            grant(side.engine, observer=somebody(number), observed=ALICE, now_ms=side.now_ms)
+        for number in range(1000, 1000 + open_requests):
+            side.hear(an_invite(observer=somebody(number)))
+        return calls_of(lambda: side.hear(an_invite(observer=somebody(5000))))
+
+    assert cost(1, open_requests=1) == cost(50, open_requests=1) == cost(1, open_requests=50)
+    full = OPEN_PER_OBSERVED
+    assert cost(1, open_requests=full) == cost(50, open_requests=full)
 
 
 def test_who_asks_and_withdraws_wakes_nobody_without_end() -> None:

@@ -1,3 +1,4 @@
+import gzip
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -265,7 +266,27 @@ def test_an_endless_answer_is_read_to_the_cap_and_its_status_counts(network: Net
     assert result_of(put(network, network.client())) == 200
 
 
-def test_an_encoded_answer_is_refused(network: Network) -> None:
+@pytest.mark.parametrize("status", [200, 429, 403])
+def test_the_status_of_an_encoded_answer_counts_and_its_body_is_not_read(
+    network: Network, status: int
+) -> None:
+    """Without `Accept-Encoding` any is allowed (RFC 9110): who took a transaction must not get it again.
+
+    Unpacked it is not: a few bytes may be gigabytes (Z-5).
+    """
+    packed = gzip.compress(b'{"errcode":"M_PACKED","retry_after_ms":1500}')
+    a_server(network, an_error(status, packed, Content_Encoding="gzip", Retry_After="7"))
+
+    answer = put(network, network.client())
+
+    if status == 200:
+        assert result_of(answer) == 200
+    else:
+        error = failure_of(answer, DeliveryFailed)
+        assert (error.status, error.errcode, error.retry_after_ms) == (status, None, 7000)
+
+
+def test_encoded_keys_are_refused(network: Network) -> None:
     """A few bytes may unpack to gigabytes; we never ask for them (Z-5)."""
     a_server(network, an_error(200, b"\x1f\x8b", Content_Encoding="gzip"))
 

@@ -106,7 +106,7 @@ def test_without_a_connection_no_bytes_are_made_and_the_next_try_is_rebuilt() ->
     assert rig.outbound.describe(THERE)[THERE].failing_since_ts is None
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 429])
+@pytest.mark.parametrize("status", [302, 408, 429, 500, 502, 503])
 def test_a_passing_refusal_is_tried_later_under_a_new_id(status: int) -> None:
     """Stale ages must not be repeated (F:X-3)."""
     rig = Rig().start()
