@@ -243,7 +243,7 @@ class Daemon:
         if self._stopped is None:
             self._stopped = Deferred()
             stopping = ensureDeferred(self._stop())
-            stopping.addErrback(lambda failure: _log.failure("the daemon did not stop cleanly", failure))
+            stopping.addErrback(self._not_stopped_cleanly)
             stopping.chainDeferred(self._stopped)
         waiting: Deferred[None] = Deferred()
 
@@ -391,6 +391,12 @@ class Daemon:
             self._fatal_heard(failure)
 
     # --- the end --------------------------------------------------------------------------------
+
+    def _not_stopped_cleanly(self, failure: Failure) -> None:
+        """What could not be written is told as any other failure is, and once."""
+        if self._failed and not failure.check(StoreError):
+            _log.failure("the daemon did not stop cleanly", failure)
+        self._fatal(failure)
 
     async def _stop(self) -> None:
         if self._started is not None:

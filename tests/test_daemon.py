@@ -1,3 +1,5 @@
+import sqlite3
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -13,10 +15,12 @@ from fedpresence.clock import MonotonicClock
 from fedpresence.config import load_config
 from fedpresence.daemon import FLUSH_S, Daemon
 from fedpresence.engine.settings import ServerLists
+from fedpresence.errors import StoreError
 from fedpresence.ids import ServerName, UserID
 from fedpresence.ops.keys import generate_key_file, load_signing_keys
 from fedpresence.outbound.sender import MAX_USERS
 from fedpresence.process import _Process
+from fedpresence.storage.sqlite import SQLiteStore
 from tests.asynchronous import as_deferred, result_of
 from tests.in_reactor import in_reactor
 from tests.outbound.sending import ALICE, CAROL, Outcome, Rig, refusal
@@ -177,6 +181,42 @@ def test_a_reload_during_the_start_changes_what_a_reload_may(tmp_path: Path) -> 
             await here.stop()
 
     in_reactor(story)
+
+
+def test_what_a_stop_cannot_write_is_a_failure(tmp_path: Path) -> None:
+    """With a full disk whoever ran it read of a clean stop, and users were not as they had been."""
+    generate_key_file(tmp_path / "key")
+    path = tmp_path / "config.yaml"
+    place = "{endpoint: 'tcp:0:interface=127.0.0.1', resources: [client]}"
+    path.write_text(f"server_name: here.test\nsigning_key_path: key\nlisteners: [{place}]\n")
+    config = load_config(path, {}, check_signing_key=load_signing_keys)
+    fatal: list[Failure] = []
+    full = False
+
+    def commit(_: object) -> None:
+        if full:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    async def story(reactor: Any) -> None:
+        nonlocal full
+        here = Daemon(
+            config,
+            reactor,
+            MonotonicClock(reactor),
+            Random(1),
+            fatal.append,
+            force=True,
+            open_store=partial(SQLiteStore.open, before_commit=commit),
+        )
+        await here.start()
+        full = True
+        await here.stop()
+
+    in_reactor(story)
+
+    (failure,) = fatal
+    assert failure.check(StoreError)
+    assert "disk is full" in str(failure.value)
 
 
 def test_what_fails_while_the_process_ends_does_not_end_it_again() -> None:

@@ -47,6 +47,7 @@ TRY_PATIENCE_MS = PATIENCE_MS[Urgency.CHANGE]  # of those that fail, in their sh
 FAILING_PATIENCE_MS = 600_000  # thousands that fail would take every turn from those that do not (Z-18)
 WOKEN_PATIENCE_MS = 60_000  # thousands that are back too; as any backlog
 REFUSING_PATIENCE_MS = 60_000  # and who refuses costs twenty turns where others cost one (Z-17)
+OUTAGE_KEPT_MS = 3_600_000  # after the last try that anything waited for: changes must not begin it anew
 CONNECTING_MS = 2_000  # a connection that takes longer waits for packets that were lost
 MAX_REFUSALS_IN_A_ROW = 20  # while splitting: twice what one offender among MAX_USERS can cause (Z-17)
 SPLIT_STATUSES = frozenset({400, 413})
@@ -268,12 +269,12 @@ class DestinationSender:
 
     def forgettable(self) -> bool:
         """Whether a new sender would do as well as this one."""
+        kept_ms = 0 if self._backoff.failing_since_ms is None else OUTAGE_KEPT_MS
         return (
             self._in_flight is None
             and not self._parts
             and self._unclear is None
-            and self._backoff.failing_since_ms is None
-            and self._backoff.next_try_ms <= now_ms(self._tools.clock)
+            and self._backoff.next_try_ms + kept_ms <= now_ms(self._tools.clock)
             and self.queue.empty()
         )
 

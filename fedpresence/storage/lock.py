@@ -8,7 +8,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from fedpresence.errors import ConfigError
+from fedpresence.errors import ConfigError, StoreError
 
 
 class DatabaseLock:
@@ -19,7 +19,10 @@ class DatabaseLock:
 
     @classmethod
     def take(cls, database: Path) -> "DatabaseLock":
-        """The lock; ConfigError naming `database.url` where another process has it, or it cannot be made."""
+        """The lock; ConfigError naming `database.url` where another process has it, or it cannot be made.
+
+        StoreError where the disk is full.
+        """
         path = database.with_name(database.name + ".lock")
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -39,8 +42,12 @@ class DatabaseLock:
                 f"{database} is in use by another fedpresence{f' (process {holder})' if holder else ''}.",
                 "Stop that one first, or give this one a database of its own.",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(f"{path}: {error.strerror}") from error
         return cls(descriptor)
 
     def release(self) -> None:

@@ -158,7 +158,10 @@ class SQLiteStore:
             forget_origins(cursor, self._max_origins)
             cursor.execute("COMMIT")
         cursor.execute("BEGIN")
-        stored = read_stored(cursor)
+        try:
+            stored = read_stored(cursor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _store_error(self._path, error) from error
         cursor.execute("SELECT coalesce(max(id), 0) FROM users")
         self._newest_user = cursor.fetchone()[0]
         self._own_users.clear()
@@ -418,7 +421,7 @@ class SQLiteStore:
         self._tokens_version = _data_version(connection.cursor())
 
     def _as_store_error(self, failure: Failure) -> Failure:
-        if isinstance(failure.value, sqlite3.Error | OSError):
+        if isinstance(failure.value, sqlite3.Error | OSError | UnicodeDecodeError):
             raise _store_error(self._path, failure.value) from failure.value
         return failure
 
@@ -446,7 +449,7 @@ def _prepare(path: Path, lock: DatabaseLock | None) -> None:
                         for_now.release()
         finally:
             connection.close()
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last where a table's name is spoilt
         if isinstance(error, OSError) or _primary_code(error) in _MENDABLE:
             raise ConfigError.of(
                 "database.url",
@@ -490,16 +493,17 @@ def _create(path: Path) -> None:
         os.close(folder)
 
 
-def _primary_code(error: sqlite3.Error) -> int:
+def _primary_code(error: Exception) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _store_error(path: Path, error: Exception) -> StoreError:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     fix = ""
-    if isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_CORRUPT:
+    is_ours = not isinstance(error, sqlite3.Error | OSError)
+    if is_ours or _primary_code(error) == sqlite3.SQLITE_CORRUPT:
         fix = f". Put a copy in its place, with no {path.name}-wal and {path.name}-shm beside it"
-    return StoreError(f"{path}: {error} ({name}){fix}")
+    return StoreError(f"{path}: {'the database is damaged: ' if is_ours else ''}{error} ({name}){fix}")
 
 
 def _data_version(cursor: Cursor) -> int:

@@ -21,7 +21,6 @@ from fedpresence.engine.subscription import (
     ObserverStage,
     OwedEdu,
 )
-from fedpresence.errors import StoreError
 from fedpresence.ids import DeviceID, RoomID, ServerName, UserID
 from fedpresence.storage.changes import Changes, Pair
 from fedpresence.storage.store import Stored
@@ -244,7 +243,10 @@ def _compact(value: object) -> str:
 
 
 def read_stored(cursor: Cursor) -> Stored:
-    """Everything, inside the transaction that is open."""
+    """Everything, inside the transaction that is open.
+
+    KeyError, TypeError or ValueError where a row is none that we write: SQLite sees no flipped bit in it.
+    """
     reader = _Reader(cursor)
     pairs = reader.pairs()  # first, because all other users are few beside these
     members: dict[RoomID, list[UserID]] = {}
@@ -300,11 +302,8 @@ class _Reader:
             self._users.append(user_id)
         self._seen.update(zip(self._users, self._users, strict=True))
         pairs = Pairs(users=self._users)
-        try:
-            pairs.load_granted(self._columns(_GRANTED))
-            pairs.load_accepted(self._columns(_ACCEPTED))
-        except ValueError as error:
-            raise StoreError(f"the database is damaged: {error}") from error
+        pairs.load_granted(self._columns(_GRANTED))
+        pairs.load_accepted(self._columns(_ACCEPTED))
         pairs.load(observed_rows=map(self._observed_row, self.rows(_OTHER_OBSERVED_ROWS)))
         pairs.load(map(self._observer_row, self.rows(_OTHER_OBSERVER_ROWS)))
         return pairs
@@ -387,8 +386,8 @@ class _Reader:
         )
 
 
-def _nameless(missing: KeyError) -> StoreError:
-    return StoreError(f"the database is damaged: a pair has user {missing}, whose name is not there")
+def _nameless(missing: KeyError) -> ValueError:
+    return ValueError(f"a pair has user {missing}, whose name is not there")
 
 
 def _decode_owed(text: str | None, observer: UserID, observed: UserID) -> tuple[OwedEdu, ...]:

@@ -3,9 +3,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from fedpresence.engine.effects import SendPoll, SendPush, Urgency
+from fedpresence.engine.effects import SendPoll, SendPush, UnsendEdus, Urgency
 from fedpresence.engine.presence import PresenceState
 from fedpresence.ids import ServerName, UserID
+from fedpresence.outbound.sender import OUTAGE_KEPT_MS
 from fedpresence.outbound.service import MAX_CAME, SWEEP_INTERVAL_S
 from tests.outbound.sending import (
     ALICE,
@@ -139,6 +140,21 @@ def test_a_failing_destination_is_not_forgotten() -> None:
     rig.push()
     rig.wait(SWEEP_INTERVAL_S + 1)
     assert rig.outbound.describe(None)[THERE].failing_since_ts == START_MS
+
+
+def test_a_failing_destination_for_which_nothing_waits_is_forgotten_in_the_end() -> None:
+    """Nobody would try it again: it counted as failing, and filled memory, until the next restart."""
+    rig = Rig().start()
+    rig.server.reachable = unreachable()
+    rig.owe()
+    rig.wait(5)
+    rig.outbound.enqueue(UnsendEdus(THERE, ALICE, BOB))
+
+    rig.wait(SWEEP_INTERVAL_S + 1)
+    assert rig.outbound.describe(None)[THERE].failing_since_ts == START_MS
+
+    rig.wait(OUTAGE_KEPT_MS / 1000 + SWEEP_INTERVAL_S)
+    assert rig.outbound.describe(None) == {}
 
 
 def test_idle_means_nothing_in_flight_or_due_now() -> None:

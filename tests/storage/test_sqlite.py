@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import sqlite3
 import stat
@@ -7,12 +8,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from fedpresence.engine.effects import Durable, SaveAnswer, SaveObserverRow, SaveUser
-from fedpresence.engine.subscription import ObserverRow, ObserverStage
+from fedpresence.engine.effects import Durable, SaveAnswer, SaveInbox, SaveObserverRow, SaveUser
+from fedpresence.engine.events import ListEduReceived
+from fedpresence.engine.subscription import EduKind, ObserverRow, ObserverStage
 from fedpresence.errors import ConfigError, StoreError
 from fedpresence.ids import ServerName, UserID
 from fedpresence.storage.lock import DatabaseLock
@@ -263,6 +266,32 @@ def test_a_spoilt_database_says_how_to_put_a_copy_in_its_place(path: Path, react
         reload(path, reactor)
 
 
+@pytest.mark.parametrize(
+    ("written", "spoilt"),
+    [
+        (b"pending", b"pelding"),
+        (b'","@', b'",b@'),
+    ],
+)
+def test_a_bit_that_flipped_on_the_disk_is_called_damage(
+    path: Path, reactor: ThreadReactor, written: bytes, spoilt: bytes
+) -> None:
+    """SQLite sees only what spoils its own structure; the rest read as a bug of ours, without advice."""
+    invite = ListEduReceived(EduKind.INVITE, THERE, UserID("@user1:there.test"), ALICE)
+    store = SQLiteStore.open(path, reactor)
+    reactor.wait(store.commit([a_row(1), SaveInbox(1, (invite,))], NOW_MS))
+    reactor.wait(store.close())
+    data = path.read_bytes()
+    assert written in data
+
+    path.write_bytes(data.replace(written, spoilt))
+
+    with pytest.raises(StoreError, match=f"damaged.*with no {path.name}-wal"), ExitStack() as opened:
+        store = SQLiteStore.open(path, reactor)
+        opened.callback(lambda: reactor.wait(store.close()))
+        reactor.wait(store.load())
+
+
 @pytest.mark.parametrize("how", ["taken away", "replaced"])
 def test_a_file_that_is_not_ours_any_more_is_noticed(path: Path, reactor: ThreadReactor, how: str) -> None:
     """A copy was put in place without a stop: what we answer for is in a file without a name."""
@@ -320,6 +349,19 @@ def test_the_lock_goes_with_a_failed_open(path: Path, reactor: ThreadReactor) ->
     path.write_text("not a database\n" * 100)
     with pytest.raises(ConfigError):
         SQLiteStore.open(path, reactor)
+
+    DatabaseLock.take(path).release()
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_is_a_store_error(path: Path) -> None:
+    """Who reads "no space left on device" needs to know on which."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=f"{path.name}.lock"):
+            DatabaseLock.take(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     DatabaseLock.take(path).release()
 
