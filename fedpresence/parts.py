@@ -27,7 +27,7 @@ from fedpresence.clock import Clock, now_ms
 from fedpresence.config import Config, engine_settings
 from fedpresence.engine.effects import InboxFilled, Notice, Outgoing, SendPush, TellObservers
 from fedpresence.engine.engine import Engine
-from fedpresence.engine.events import InboxDue, PushesReceived, TransactionReceived, UserAdded
+from fedpresence.engine.events import DeviceRemoved, InboxDue, PushesReceived, TransactionReceived, UserAdded
 from fedpresence.engine.settings import ServerLists
 from fedpresence.homeserver.api import HomeserverApi
 from fedpresence.homeserver.appservice import AppService
@@ -162,6 +162,11 @@ class Parts:
         """Users whom another process, the command line, has made."""
         await self._add_users(await self.store.new_users())
 
+    @property
+    def tokens_are_ours(self) -> bool:
+        """Whether the store knows every token; else the homeserver does."""
+        return self.config.auth_mode != "homeserver"
+
     def has_unwritten(self) -> bool:
         """Whether `write_behind` has something to write."""
         return self.engine.has_unwritten() or self.hub.has_unwritten()
@@ -170,6 +175,8 @@ class Parts:
         """Those of another process, where the store was touched: tokens and users."""
         if await self.store.tokens_changed():
             self.tokens.forget()
+            if self.tokens_are_ours and (gone := await self.store.hidden_without_token()):
+                await self.hub.submit(*(DeviceRemoved(*device) for device in gone))
         await self.take_up_new_users()
 
     async def write_behind(self) -> None:
@@ -250,7 +257,7 @@ class Parts:
 
     def _tokens(self) -> Tokens:
         config = self.config
-        if config.auth_mode != "homeserver" or config.homeserver_url is None:
+        if self.tokens_are_ours or config.homeserver_url is None:
             return Tokens(self.store, self.hub, self.engine, self.clock)
         finder = HomeserverTokens(
             config.server_name, config.homeserver_url, self._homeserver_http, self.clock

@@ -22,7 +22,8 @@ from fedpresence.engine.effects import Notice, TellObservers
 from fedpresence.ids import UserID
 
 GIVEN_UP_AFTER_MS = 3_600_000  # without a sync; whoever comes back then gets a snapshot
-MAX_WAITING_PER_USER = 20  # syncs; one more, and the one waiting longest is answered
+MAX_WAITING_PER_USER = 20  # syncs that wait for as long as they like
+SURPLUS_WAIT_S = 5.0  # what one more waits at most: an answer at once, and all of them would ask in a circle
 MAX_ASKING_PER_USER = 100  # GETs that wait for fresher news of one observed user
 MAX_RESTING = 10_000  # mailboxes that nobody reads, kept for their notices
 NEWS_PER_SECOND, NEWS_BURST = 5.0, 20  # of one observed user
@@ -53,7 +54,7 @@ class Feed:
         self._epoch = epoch
         self._boxes: OrderedDict[UserID, Mailbox] = OrderedDict()  # longest unused first
         self._boxes_made = 0
-        self._waiting: dict[UserID, list[_Waiter]] = {}  # longest waiting first
+        self._waiting: dict[UserID, list[_Waiter]] = {}
         self._asking: dict[UserID, list[Deferred[None]]] = {}
         self._resting: OrderedDict[UserID, Mailbox] = OrderedDict()  # unused, with notices
         self._throttle: Throttle[UserID] = Throttle(NEWS_PER_SECOND, NEWS_BURST)
@@ -119,19 +120,20 @@ class Feed:
     def wait(self, box: Mailbox, seen: int, admits: Admits, timeout_s: float) -> Deferred[bool]:
         """Fires True once the mailbox has news after `seen` of somebody admitted, or a notice.
 
-        Fires False when the time is up, when too many syncs of the user wait, or at the end of the run.
+        Fires False when the time is up, which is short where too many syncs of the user wait, or at the
+        end of the run.
         """
         if box.number > seen or self._closed:
             ready: Deferred[bool] = Deferred()
             ready.callback(not self._closed)
             return ready
         waiting = self._waiting.setdefault(box.user_id, [])
+        if len(waiting) >= MAX_WAITING_PER_USER:
+            timeout_s = min(timeout_s, SURPLUS_WAIT_S)
         deferred: Deferred[bool] = Deferred(lambda _: self._leave(box.user_id, waiter))
         timer = self._clock.callLater(timeout_s, self._time_is_up, box.user_id, deferred)
         waiter = _Waiter(admits, deferred, timer)
         waiting.append(waiter)
-        if len(waiting) > MAX_WAITING_PER_USER:
-            _wake(waiting.pop(0), False)
         return deferred
 
     def ask(self, observed: UserID, timeout_s: float) -> Deferred[None]:

@@ -186,7 +186,7 @@ class FilledSync:
             try:
                 await until(waiting, upstream, clock=clock)
                 if waiting.done and not waiting.result():
-                    break  # too many of the user's polls wait, or the run ends
+                    break  # it is one of too many of the user's polls, or the run ends
             finally:
                 waiting.cancel()
         if not upstream.done and await self._owner(poll.request, upstream) == poll.owner:

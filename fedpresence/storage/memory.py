@@ -212,6 +212,13 @@ class MemoryStore:
             return _closed()
         return self._wrote(self._forget_tokens(user_id, device_id, all_devices=all_devices))
 
+    def hidden_without_token(self) -> Deferred[list[tuple[UserID, DeviceID | None]]]:
+        """See Store."""
+        if self._closed:
+            return _closed()
+        owners = {(owner.user_id, owner.device_id) for owner, _ in self._data.tokens.values()}
+        return succeed(list(self._data.hidden - owners))
+
     def load_keys(self) -> Deferred[list[tuple[ServerName, bytes, int]]]:
         """See Store."""
         if self._closed:

@@ -311,6 +311,18 @@ class SQLiteStore:
 
         return self._write(write)
 
+    def hidden_without_token(self) -> Deferred[list[tuple[UserID, DeviceID | None]]]:
+        """See Store."""
+
+        def read(cursor: Cursor) -> list[tuple[UserID, DeviceID | None]]:
+            cursor.execute(
+                "SELECT user_id, device_id FROM hidden_devices AS hidden WHERE NOT EXISTS (SELECT 1 "
+                "FROM tokens WHERE tokens.user_id = hidden.user_id AND tokens.device_id IS hidden.device_id)"
+            )
+            return cursor.fetchall()
+
+        return self._run(read)
+
     # --- other servers' keys ---------------------------------------------------------------
 
     def load_keys(self) -> Deferred[list[tuple[ServerName, bytes, int]]]:

@@ -124,6 +124,9 @@ class Store(Protocol):
     ) -> Deferred[list[DeviceID | None]]:
         """Forget tokens of one device, or of all; answers each device whose tokens went, once."""
 
+    def hidden_without_token(self) -> Deferred[list[tuple[UserID, DeviceID | None]]]:
+        """Devices declared offline that have no token."""
+
     def load_keys(self) -> Deferred[list[tuple[ServerName, bytes, int]]]:
         """Other servers' verified key objects: (server, canonical JSON, fetched_ms), newest first."""
 

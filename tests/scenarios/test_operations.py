@@ -251,6 +251,19 @@ def test_tokens_are_honoured_and_revoked_while_it_runs(shared: LocalFederation, 
     assert here.attempt("token", "add", "@bob:there.test").returncode == 2
 
 
+def test_what_a_device_declared_ends_with_its_token(shared: LocalFederation, let_in: LetIn) -> None:
+    """P:D-8: a client that signs off in the end, each time with a token of its own, leaves nothing behind."""
+    here = shared[HERE]
+    (phone,) = let_in(shared, "zoe@here.test/PHONE")
+    phone.put_status("offline")
+
+    here.command("token", "revoke", phone.user_id, "--device", "PHONE")
+
+    eventually(lambda: here.admin("GET", f"/users/{phone.user_id}").body["devices"] == [], "it is gone", 2)
+    here.is_active(phone.user_id)
+    assert here.admin("GET", f"/users/{phone.user_id}").body["presence"] == "online"
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_a_user_is_deactivated(start: Start, let_in: LetIn, running: bool) -> None:
     """No tokens, grants ended, lists dropped; other servers hear of it, at the next start at the latest."""

@@ -325,6 +325,7 @@ def test_a_closed_store_answers_with_an_error_and_closes_again_quietly(world: Wo
         lambda: store.find_token("t"),
         lambda: store.list_tokens(None),
         lambda: store.revoke_tokens(ALICE, None, all_devices=True),
+        store.hidden_without_token,
         store.load_keys,
         lambda: store.save_keys(THERE, b"{}", 1),
     ]

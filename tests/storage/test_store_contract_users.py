@@ -1,6 +1,6 @@
 import pytest
 
-from fedpresence.engine.effects import SaveUser
+from fedpresence.engine.effects import SaveHidden, SaveUser
 from fedpresence.ids import DeviceID, UserID
 from fedpresence.storage.store import TokenOwner
 from fedpresence.testing.builders import ALICE, BOB, CAROL, NOW_MS, PHONE
@@ -121,6 +121,21 @@ def test_changes_beside_us_are_told_once_and_our_own_never(world: World) -> None
     assert world.wait(world.store.tokens_changed())
     assert not world.wait(world.store.tokens_changed())
     assert world.wait(world.store.find_token("t1")) is None
+
+
+def test_a_hidden_device_whose_last_token_went_is_told(world: World) -> None:
+    """P:D-8: until then it keeps its word, whatever other devices of the user have."""
+    laptop, store = DeviceID("LAPTOP"), world.store
+    for token, device_id in (("t1", PHONE), ("t2", PHONE), ("t3", laptop), ("t4", None)):
+        world.wait(store.add_token(token, TokenOwner(ALICE, device_id), NOW_MS))
+    commit(world, *(SaveHidden(ALICE, device_id, True) for device_id in (PHONE, laptop, None)))
+    assert world.wait(store.hidden_without_token()) == []
+
+    world.wait(store.revoke_tokens(ALICE, PHONE, all_devices=False))
+    world.wait(store.revoke_tokens(ALICE, None, all_devices=False))
+
+    gone = world.wait(store.hidden_without_token())
+    assert sorted(gone, key=str) == [(ALICE, PHONE), (ALICE, None)]
 
 
 def test_asking_for_new_users_does_not_hide_changed_tokens(world: World) -> None:
