@@ -14,6 +14,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,6 +27,7 @@ from twisted.python.failure import Failure
 from fedpresence import __version__
 from fedpresence.clock import Clock, Timer, now_ms
 from fedpresence.config import Config, engine_settings
+from fedpresence.config_keys import KEYS
 from fedpresence.engine.engine import Engine
 from fedpresence.engine.events import SettingsChanged, Started, Stopping, TimePassed
 from fedpresence.engine.settings import EngineSettings, ServerLists
@@ -55,6 +57,12 @@ CHECK_AGAIN_S = 60.0  # what is around us, where something was not well: first a
 CHECK_AT_LEAST_S = 3600.0  # and in the end hourly (H:9)
 CLOCK_JUMP_MS = 3_600_000  # Z-21
 NOBODY = ServerLists(allow=())
+# What a reload takes over, by the beginnings of keys; the token in admin.token_path counts as admin.token.
+RELOADED = (
+    *("rooms.", "limits.", "log.", "lists.max_entries"),
+    *("federation.allow", "federation.deny", "federation.ca_file"),
+    "admin.token_path",
+)
 
 Findings = tuple[Finding, ...]
 
@@ -461,24 +469,9 @@ def _reloaded(old: EngineSettings, new: EngineSettings) -> EngineSettings:
 
 
 def _needing_restart(old: Config, new: Config) -> list[str]:
-    """Top-level keys whose change a reload cannot follow."""
-    names = {
-        "server_name": "server_name",
-        "signing_key_path": "signing_key_path",
-        "old_signing_keys": "old_signing_keys",
-        "listeners": "listeners",
-        "database_path": "database",
-        "presence": "presence",
-        "auth_mode": "auth",
-        "homeserver_url": "homeserver",
-        "appservice_registration": "appservice",
-        "appservice_scan_rate": "appservice",
-        "admin_token": "admin",
-    }
-    changed = [key for name, key in names.items() if getattr(old, name) != getattr(new, name)]
-    allow, deny, ca_file = new.federation.allow, new.federation.deny, new.federation.ca_file
-    if replace(old.federation, allow=allow, deny=deny, ca_file=ca_file) != new.federation:
-        changed.append("federation")
-    if replace(old.lists, max_entries=new.lists.max_entries) != new.lists:
-        changed.append("lists")
-    return sorted(set(changed))
+    """The keys that changed and that a reload cannot follow."""
+    return [
+        key.path
+        for key in KEYS
+        if not key.path.startswith(RELOADED) and attrgetter(key.field)(old) != attrgetter(key.field)(new)
+    ]
