@@ -34,7 +34,7 @@ def site_for(parts: Parts, place: ListenerConfig, is_serving: Callable[[], bool]
     config = parts.config
     add_health(root, is_serving)
     if "client" in place.resources:
-        settings = ClientSettings(config.server_name, config.presence.busy, config.limits.client_body)
+        settings = ClientSettings(config.server_name, config.presence.busy)
         clients = ClientParts(
             parts.hub, parts.engine, parts.tokens, parts.feed, parts.changes, parts.clock, settings
         )

@@ -76,7 +76,7 @@ class Account:
         """An ID that holds the filter."""
         owner = await self._parts.tokens.owner(request)
         own_user(request, -2, owner.user_id, _REFUSAL)
-        return {"filter_id": encode_filter_id(json_body(request, self._parts.settings.max_body))}
+        return {"filter_id": encode_filter_id(json_body(request))}
 
     async def filter(self, request: Request) -> dict[str, object]:
         """The filter that an ID holds."""

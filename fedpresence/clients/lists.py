@@ -33,7 +33,7 @@ class PresenceList:
         """Invite, accept, deny, revoke and drop: all of the request, or nothing of it."""
         user_id = await self._own_list(request, "Cannot modify another user's presence list")
         self._parts.changes.admit(user_id)
-        change = decode_list_change(user_id, json_body(request, self._parts.settings.max_body))
+        change = decode_list_change(user_id, json_body(request))
         if change != ListChanged(user_id):
             await self._parts.hub.submit(change)
         return {}

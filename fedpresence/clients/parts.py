@@ -13,16 +13,15 @@ from fedpresence.ids import ServerName
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
-    """The client API's share of the configuration; `max_body` in bytes."""
+    """The client API's share of the configuration."""
 
     server_name: ServerName
     busy: bool = False
-    max_body: int = 65_536
 
 
 @dataclass(slots=True)
 class ClientParts:
-    """The parts that the daemon introduces to each other; `settings` may be replaced at a reload."""
+    """The parts that the daemon introduces to each other."""
 
     hub: Hub
     engine: Views

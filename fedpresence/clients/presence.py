@@ -30,7 +30,7 @@ class PresenceStatus:
         own_user(request, _USER, owner.user_id, "Can only set your own presence state")
         self._parts.changes.admit(owner.user_id)
         settings = self._parts.settings
-        status = decode_status(json_body(request, settings.max_body), busy=settings.busy)
+        status = decode_status(json_body(request), busy=settings.busy)
         event = PresenceSet(owner.user_id, owner.device_id, status.state, status.status_msg)
         await self._parts.changes.change(event)
         return {}

@@ -65,13 +65,6 @@ def test_a_body_that_breaks_the_table_is_refused(data: bytes, errcode: str) -> N
     assert world.engine.events == []
 
 
-def test_a_body_beyond_the_limit_is_refused() -> None:
-    """Z-2: a status is small."""
-    answer = World().answer("PUT", status_path(ALICE), data=b" " * 65_537)
-
-    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
-
-
 def test_busy_is_taken_and_shown_where_it_is_switched_on() -> None:
     """MSC3026: the state has its unstable name both ways, and other servers' clients fall back."""
     on, off = World(busy=True), World()

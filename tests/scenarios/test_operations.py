@@ -408,6 +408,19 @@ def test_the_log_level_changes_while_it_runs(start: Start, let_in: LetIn) -> Non
     assert "a restart is needed for what changed in: presence" in here.log()
 
 
+def test_a_limit_that_a_reload_raises_holds_for_clients(start: Start, let_in: LetIn) -> None:
+    """A body is measured once, by the limit of the moment: a second measure stayed at what it was."""
+    federation = start({"limits": {"client_body": "2KiB"}})
+    here = federation[HERE]
+    (alice,) = let_in(federation, "alice@here.test")
+    assert alice.put_status("online", "a" * 3000).status == 413
+
+    here.configure({"limits": {"client_body": "8KiB"}})
+    reload(here)
+
+    assert alice.put_status("online", "a" * 3000).status == 200
+
+
 def test_what_needs_a_restart_needs_it_after_a_second_reload_too(start: Start, let_in: LetIn) -> None:
     """A certificate hook sends the second SIGHUP: it must not put the half-done change into force unsaid."""
     federation = start({"lists": {"invite_policy": "ask"}})
