@@ -26,8 +26,10 @@ from fedpresence.config import Config, load_config, warnings
 from fedpresence.daemon import Daemon
 from fedpresence.errors import ConfigError, FedpresenceError
 from fedpresence.homeserver.registration import load_registration
+from fedpresence.ops.admin_client import admin_url
 from fedpresence.ops.keys import load_signing_keys
 from fedpresence.ops.logs import Logging, start_logging
+from fedpresence.storage.lock import leave_word
 
 _log = Logger()
 
@@ -157,6 +159,7 @@ class _Process:
         self.exit_code = 0
         self._said_ready = False
         self._stopping = False
+        self._config = config
         self._config_path = config_path
         self._reactor = reactor
         self._logging = logging
@@ -223,6 +226,9 @@ class _Process:
             return
         gc.freeze()  # what was loaded stays: no collection need look at it again
         self._watch_wall_clock()
+        url = admin_url(self._config, [place.port for place in self._daemon.listening])
+        if url is not None:  # for the command line, which knows no port that the system chose
+            leave_word(self._config.database_path, url)
         if self._ready_file is None:
             return
         ready = {

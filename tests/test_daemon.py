@@ -219,6 +219,39 @@ def test_what_a_stop_cannot_write_is_a_failure(tmp_path: Path) -> None:
     assert "disk is full" in str(failure.value)
 
 
+def test_a_reload_says_which_keys_wait_for_a_restart(tmp_path: Path) -> None:
+    """A section alone would leave open whether the server that was denied beside them is out now."""
+    generate_key_file(tmp_path / "one.key")
+    (tmp_path / "admin.token").write_text("0123456789abcdef")
+    (tmp_path / "admin.token").chmod(0o600)
+    path = tmp_path / "config.yaml"
+    listeners = "[{endpoint: 'tcp:0', resources: [client]}]"
+    before = f"server_name: here.test\nsigning_key_path: one.key\nlisteners: {listeners}\n"
+    after = """
+presence: {idle_timeout: 7m}
+federation: {deny: [there.test], batch_window: 1s}
+lists: {max_entries: 5, invite_policy: accept}
+rooms: {max_members: 5}
+limits: {connections: 5}
+log: {level: debug}
+database: {url: "sqlite:///other.db"}
+admin: {token_path: admin.token}
+"""
+    configs = []
+    for text in (before, before + after):
+        path.write_text(text)
+        configs.append(load_config(path, {}))
+    clock = Clock()
+    here = Daemon(configs[0], clock, MonotonicClock(clock), Random(1), lambda _: None, force=True)
+
+    waiting = here.reload(configs[1])
+
+    assert sorted(waiting) == [
+        *("admin.token", "database.url", "federation.batch_window"),
+        *("lists.invite_policy", "presence.idle_timeout"),
+    ]
+
+
 def test_what_fails_while_the_process_ends_does_not_end_it_again() -> None:
     """Twisted's reactor raises where it is stopped twice: the last line would be about that."""
 

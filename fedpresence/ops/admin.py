@@ -233,6 +233,8 @@ class _Admin:
         return await self._parts.hub.read(lambda now: self._user(user_id, now))
 
     async def change_list(self, name: str, request: Request) -> object:
+        if server_of(parse_user_id(name)) != self._parts.server_name:  # as to clients (P:10.1)
+            raise BadRequest("M_INVALID_PARAM", f"{name} is not a user of this server")
         user_id = await self._existing(name)
         await self._parts.hub.submit(decode_list_change(user_id, _body(request)))
         return {}

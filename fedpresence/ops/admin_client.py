@@ -8,6 +8,7 @@ Source: contract.md, "Admin API".
 
 import errno
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -36,20 +37,22 @@ HOW_TO_SWITCH_ON = (
 )
 
 
-def admin_url(config: Config) -> str | None:
+def admin_url(config: Config, ports: Sequence[int] = ()) -> str | None:
     """Where the daemon of this configuration serves its admin API; None where that cannot be known.
 
-    It is known for a Unix socket, and for plain `tcp` with a fixed port; for anything else the operator gives
-    a URL.
+    It is known for a Unix socket, for plain `tcp` with a fixed port, and with any where `ports` has that of
+    each listener; for anything else the operator gives a URL.
     """
-    for listener in config.listeners:
+    for index, listener in enumerate(config.listeners):
         endpoint = parse_endpoint(listener.endpoint)
         if "admin" not in listener.resources:
             continue
         if endpoint.kind == "unix":
             return f"{UNIX}{endpoint.positional[0]}"
-        if endpoint.kind in ("tcp", "tcp4", "tcp6") and endpoint.port and int(endpoint.port):
-            return f"http://{reachable(endpoint.interface)}:{endpoint.port}"
+        if endpoint.kind not in ("tcp", "tcp4", "tcp6"):
+            continue
+        if port := ports[index] if ports else int(endpoint.port or 0):
+            return f"http://{reachable(endpoint.interface)}:{port}"
     return None
 
 

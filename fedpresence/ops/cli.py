@@ -30,6 +30,7 @@ from fedpresence.ids import DeviceID, ServerName, UserID, parse_server_name, par
 from fedpresence.ops import accounts, report
 from fedpresence.ops.admin_client import HOW_TO_SWITCH_ON, AdminClient, NotRunning, admin_url
 from fedpresence.ops.keys import generate_key_file, load_signing_keys
+from fedpresence.storage.lock import word_of_holder
 from fedpresence.storage.sqlite import SQLiteStore
 
 DONE = 0
@@ -215,10 +216,10 @@ def _user_deactivate(arguments: argparse.Namespace) -> int:
             async with _store(config, reactor, exclusive=True) as store:
                 await accounts.deactivate(store, Engine(engine_settings(config), now), user_id, now)
         except ConfigError as error:
-            raise ConfigError([*error.problems, *_admin_is_off(config)]) from error
+            raise ConfigError([*error.problems, *_admin_is_off(config, arguments)]) from error
 
     async def work(reactor: Any) -> str:
-        url = arguments.url or admin_url(config)
+        url = _admin_url(config, arguments)
         if url is not None and config.admin_token is not None:
             try:
                 await _admin(config, url, reactor).deactivate(user_id)
@@ -345,18 +346,25 @@ def _admin(config: Config, url: str, reactor: Any) -> AdminClient:
 def _admin_url_or_explain(config: Config, arguments: argparse.Namespace) -> str:
     if config.admin_token is None:
         raise DeliveryFailed("the admin API", f"it is off. {HOW_TO_SWITCH_ON}")
-    url: str | None = arguments.url or admin_url(config)
+    url = _admin_url(config, arguments)
     if url is None:
         raise DeliveryFailed(
             "the admin API",
-            "no Unix socket and no plain tcp listener with a fixed port has it in the configuration. Give "
-            f"its address, for example --url http://127.0.0.1:8009. {HOW_TO_SWITCH_ON}",
+            "no Unix socket and no plain tcp listener with a fixed port has it in the configuration, and no "
+            "daemon that runs says where it is. Give its address, for example --url http://127.0.0.1:8009. "
+            f"{HOW_TO_SWITCH_ON}",
         )
     return url
 
 
-def _admin_is_off(config: Config) -> tuple[ConfigProblem, ...]:
-    if config.admin_token is not None and admin_url(config) is not None:
+def _admin_url(config: Config, arguments: argparse.Namespace) -> str | None:
+    """What was given, else by the configuration, else as the running daemon has it; None where none says."""
+    url: str | None = arguments.url
+    return url or admin_url(config) or word_of_holder(config.database_path)
+
+
+def _admin_is_off(config: Config, arguments: argparse.Namespace) -> tuple[ConfigProblem, ...]:
+    if config.admin_token is not None and _admin_url(config, arguments) is not None:
         return ()
     return (
         ConfigProblem(
@@ -561,4 +569,4 @@ def _command(
 
 
 def _with_url(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", metavar="URL", help="the daemon's admin API (found in the configuration)")
+    parser.add_argument("--url", metavar="URL", help="the daemon's admin API (found by the configuration)")

@@ -1,18 +1,22 @@
 """One daemon per database (Z-22).
 
 Always true: the lock goes with the process, however it ends; the file beside the database stays, for
-removing it would let two processes hold locks on two files of one name.
+removing it would let two processes hold locks on two files of one name. Its first line is the process ID of
+the holder, its second a word of the holder's to other commands; both go with a holder who ends in order.
 """
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from fedpresence.errors import ConfigError, StoreError
 
+MAX_BYTES = 1_000  # of the file: a process ID and a URL
+
 
 class DatabaseLock:
-    """An exclusive lock on `<database>.lock`, which holds our process ID for the operator to read."""
+    """An exclusive lock on `<database>.lock`."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
@@ -23,7 +27,7 @@ class DatabaseLock:
 
         StoreError where the disk is full.
         """
-        path = database.with_name(database.name + ".lock")
+        path = _beside(database)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -35,7 +39,7 @@ class DatabaseLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            holder, _ = _lines(os.pread(descriptor, MAX_BYTES, 0))
             os.close(descriptor)
             raise ConfigError.of(
                 "database.url",
@@ -53,5 +57,40 @@ class DatabaseLock:
     def release(self) -> None:
         """Let the next process have it; again: nothing."""
         if self._descriptor is not None:
+            with suppress(OSError):  # of a disk that fails: that we end is said by more than this
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def leave_word(database: Path, word: str) -> None:
+    """Put `word` beside our process ID, if that can be done; for this process while it holds the lock."""
+    with suppress(OSError):
+        descriptor = os.open(_beside(database), os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        try:
+            os.write(descriptor, f"{os.getpid()}\n{word}\n".encode("ascii"))
+        finally:
+            os.close(descriptor)
+
+
+def word_of_holder(database: Path) -> str | None:
+    """What the process that holds the lock said of itself; None where none does, or it said nothing.
+
+    The lock is not tried for that: a daemon that starts in the same moment would find it taken.
+    """
+    try:
+        holder, word = _lines(_beside(database).read_bytes()[:MAX_BYTES])
+        os.kill(int(holder), 0)
+    except (OSError, ValueError, OverflowError):
+        return None
+    return word or None
+
+
+def _beside(database: Path) -> Path:
+    return database.with_name(database.name + ".lock")
+
+
+def _lines(data: bytes) -> tuple[str, str]:
+    """The process ID and the word; empty where they are not there."""
+    holder, _, word = data.decode("ascii", "replace").partition("\n")
+    return holder.strip(), word.strip()

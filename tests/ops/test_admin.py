@@ -188,6 +188,16 @@ def test_a_list_is_changed_as_by_its_user() -> None:
     assert len(admin.engine.events) == 1
 
 
+def test_a_list_of_another_servers_user_is_refused_as_to_clients() -> None:
+    """The errors are the client's own: whoever handles one of the two APIs handles both."""
+    admin = Admin()
+
+    code, error = admin.ask("POST", of(BOB) + "/list", {"invite": [ALICE]})
+
+    assert (code, error["errcode"]) == (400, "M_INVALID_PARAM")
+    assert admin.engine.events == []
+
+
 def test_a_user_made_a_moment_ago_by_the_command_line_is_known() -> None:
     """`fedpresence token add` followed by `fedpresence subscriptions` is one line of a script."""
     dave = UserID("@dave:here.test")

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from fedpresence.config import load_config
 from fedpresence.ops.cli import main
 from fedpresence.ops.keys import generate_key_file, load_signing_keys
 from fedpresence.storage.lock import DatabaseLock
+from fedpresence.testing.child import Child
 
 CONFIG = """
 server_name: here.test
@@ -284,6 +286,28 @@ def test_a_daemon_that_does_not_run_is_told(config: Path) -> None:
     for asked in (status, subscriptions):
         assert (asked.returncode, asked.stdout) == (1, "")
         assert "Does the daemon run?" in asked.stderr
+
+
+def test_a_daemon_is_found_on_the_port_that_the_system_chose(config: Path) -> None:
+    """The contract lets a listener have port 0, and its commands have no address but the configuration."""
+    with config.open("a", encoding="utf-8") as more:
+        more.write("admin: {token: 0123456789abcdef}\n")
+    daemon = Child("here.test", config.with_name("log"), config.with_name("ready.json"))
+    assert command("token", "add", "-c", config, ALICE).returncode == 0
+    daemon.begin(["-m", "fedpresence", "run", "-c", str(config), "--ready-file", str(daemon.ready_file)])
+    try:
+        daemon.wait_until_ready()
+
+        status = command("status", "-c", config)
+        invited = command("subscriptions", "-c", config, ALICE, "--invite", "@bob:here.test")
+        deactivated = command("user", "deactivate", "-c", config, ALICE)
+    finally:
+        daemon.end(signal.SIGTERM)
+
+    assert (status.returncode, status.stderr) == (0, "")
+    assert "@bob:here.test  pending" in invited.stdout
+    assert "by the running daemon" in deactivated.stdout
+    assert "no daemon that runs" in command("status", "-c", config).stderr
 
 
 def test_an_admin_api_that_the_command_line_cannot_find_is_not_called_off(config: Path) -> None:
