@@ -68,12 +68,6 @@ CHECK_AGAIN_S = 60.0  # what is around us, where something was not well: first a
 CHECK_AT_LEAST_S = 3600.0  # and in the end hourly (H:9)
 CLOCK_JUMP_MS = 3_600_000  # Z-21
 NOBODY = ServerLists(allow=())
-# What a reload takes over, by the beginnings of keys; the token in admin.token_path counts as admin.token.
-RELOADED = (
-    *("rooms.", "limits.", "log.", "lists.max_entries"),
-    *("federation.allow", "federation.deny", "federation.ca_file"),
-    "admin.token_path",
-)
 
 Findings = tuple[Finding, ...]
 

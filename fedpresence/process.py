@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 from threading import Thread
@@ -55,13 +56,13 @@ def run(
     `wire_log` hears of every transaction that was tried.
     """
     reactor = _reactor()
-    allow_many_files()
+    files = allow_many_files()
     if ready_file is not None:
         remove_stale_ready_file(ready_file)
     reactor.suggestThreadPoolSize(RESOLVER_THREADS)
     leave_behind(reactor.getThreadPool())
     logging = start_logging(config.log, sys.stderr)
-    process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log)
+    process = _Process(config, config_path, reactor, logging, ready_file, force, wire_log, files)
     reactor.callWhenRunning(process.start)
     reactor.addSystemEventTrigger("before", "shutdown", process.stop)
     signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(process.reload))
@@ -100,11 +101,31 @@ def _reactor() -> Any:
     return reactor
 
 
-def allow_many_files() -> None:
-    """As many connections as the system lets us have: the usual soft limit is 1024."""
+def allow_many_files() -> int:
+    """How many files we may open: as many as the system lets us, where the usual soft limit is 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def fitted(config: Config, files: int) -> Config:
+    """With connections, on all listeners, for half of our `files` at most; a line says where these are fewer.
+
+    Else silent connections would take them all, and none would ever be asked to give way.
+    """
+    most = files // 2 // len(config.listeners)
+    limits = config.limits
+    if most >= limits.connections:
+        return config
+    _log.warn(
+        "the system lets us open {files} files: each listener takes {most} connections, and not the {asked} "
+        "of limits.connections; raise LimitNOFILE= of the unit, or ulimit -n",
+        files=files,
+        most=most,
+        asked=limits.connections,
+    )
+    return replace(config, limits=replace(limits, connections=most))
 
 
 def write_ready_file(path: Path, ready: object) -> None:
@@ -155,11 +176,13 @@ class _Process:
         ready_file: Path | None,
         force: bool,
         wire_log: Callable[[Any], None] | None,
+        files: int,
     ) -> None:
         self.exit_code = 0
         self._said_ready = False
         self._stopping = False
-        self._config = config
+        self._files = files
+        self._config = config = fitted(config, files)
         self._config_path = config_path
         self._reactor = reactor
         self._logging = logging
@@ -192,7 +215,7 @@ class _Process:
                 check_signing_key=load_signing_keys,
                 check_registration=load_registration,
             )
-            later = self._take_over(config)
+            later = self._take_over(fitted(config, self._files))
         except ConfigError as error:
             _log.error("not reloaded, the old configuration stays: {error}", error=error)
             return

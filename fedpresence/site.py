@@ -46,7 +46,7 @@ class BoundedSite(Factory):
         self.budget = budget
         self.admit = admit
         self.plain = Admitted(limits.client_body)  # who is not asked about may send so much
-        self._channels: dict[BoundedChannel, None] = {}  # by and large those opened first are first
+        self._channels: dict[BoundedChannel, None] = {}  # those unused for longest first
         self._closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> BoundedChannel:
@@ -72,6 +72,12 @@ class BoundedSite(Factory):
         self._channels[channel] = None
         return True
 
+    def answered(self, channel: BoundedChannel) -> None:
+        """A connection that stays was used just now: others give way before it."""
+        if channel in self._channels:
+            del self._channels[channel]
+            self._channels[channel] = None
+
     def gone(self, channel: BoundedChannel) -> None:
         """A connection has ended, whether it counted or not."""
         self._channels.pop(channel, None)
@@ -90,14 +96,17 @@ class BoundedSite(Factory):
         self.admit = admit_some
 
     def _make_room(self) -> bool:
-        """Give one up where nothing is asked; False where none was found among a few."""
+        """Give one up where nothing is asked, of those that were used last long ago.
+
+        False where none was found among a few.
+        """
         for _ in range(min(LOOKS, len(self._channels))):
             channel = next(iter(self._channels))
             del self._channels[channel]
             if channel.is_unused:
                 channel.give_way()
                 return True
-            self._channels[channel] = None  # the next look begins behind it
+            self._channels[channel] = None  # in use; the next look begins behind it
         return False
 
     def close(self) -> Deferred[None]:

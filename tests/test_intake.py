@@ -441,6 +441,18 @@ def test_who_says_nothing_locks_nobody_out() -> None:
     assert listener.site.connections == 3
 
 
+def test_who_asks_again_and_again_stays_before_who_only_opens() -> None:
+    """A proxy's connection is older than those of a flood, and it is the one that is of use."""
+    listener = Listener()
+    in_use, silent, _ = (Client(listener.site) for _ in range(3))
+    in_use.send(request("GET", "/"))
+
+    Client(listener.site)
+
+    assert silent.closed
+    assert not in_use.closed
+
+
 def test_whoever_still_reads_an_answer_is_not_cut_off() -> None:
     """It is written, and stands in the buffers of the connection: as far as we see, that was all."""
     listener = Listener()

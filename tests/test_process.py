@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from twisted.python.threadpool import ThreadPool
 
+from fedpresence.config import load_config
 from fedpresence.ops.keys import generate_key_file
-from fedpresence.process import leave_behind, remove_ready_file, remove_stale_ready_file
+from fedpresence.process import fitted, leave_behind, remove_ready_file, remove_stale_ready_file
 
 PATIENCE_S = 60.0
 CONFIG = """
@@ -50,6 +51,24 @@ def test_a_ready_file_goes_with_its_process(tmp_path: Path, whose: str, stays: b
     remove_stale_ready_file(ready_file)
 
     assert ready_file.exists() is stays
+
+
+@pytest.mark.parametrize(
+    ("asked", "files", "taken"), [(10_000, 64, 16), (20, 64, 16), (16, 64, 16), (10_000, 1_000_000, 10_000)]
+)
+def test_no_more_connections_are_taken_than_there_are_files_for(
+    tmp_path: Path, asked: int, files: int, taken: int
+) -> None:
+    """Else silent ones had them all long before any of them was asked to give way."""
+    generate_key_file(tmp_path / "here.test.signing.key")
+    path = tmp_path / "config.yaml"
+    listeners = "[{endpoint: 'tcp:0', resources: [client]}, {endpoint: 'tcp:0', resources: [metrics]}]"
+    path.write_text(
+        f"{CONFIG.rsplit('listeners', 1)[0]}listeners: {listeners}\nlimits: {{connections: {asked}}}\n"
+    )
+    config = load_config(path, {})
+
+    assert fitted(config, files).limits.connections == taken
 
 
 def test_where_there_is_no_ready_file_nothing_is_done(tmp_path: Path) -> None:
