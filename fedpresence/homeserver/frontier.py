@@ -2,8 +2,9 @@
 
 Always true:
 - a room or user stands here once, however often it is found;
-- what the stream says of a room while its members are being asked for wins over the answer, which may be
-  older; what it said before is in the answer;
+- what the stream says of a room's members while they are being asked for, and said in the minute before,
+  wins over the answer, which may be older: of a homeserver's processes the one that answers may be behind the
+  one that tells;
 - a room that the engine does not know is told to it whole or not at all, so it never seems smaller than it
   is (Z-19);
 - of a room too large to count only its size is kept, and it is asked for again when as many have left as
@@ -15,7 +16,7 @@ Always true:
 Source: H:3; Z-11, Z-19.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -31,13 +32,16 @@ PUT_OFF_JITTER = 0.5  # only ever shorter
 NEAR_MISS = 4  # a room up to so many times `max_members` is asked for again at each start
 MAX_LATELY = 10_000  # rooms that were asked for and have nobody of ours
 LATELY_MS = 3_600_000
+SAID_FOR_MS = 60_000  # Synapse's workers follow each other within a second, and soon after Redis was away
+MAX_SAID = 10_000  # changes of members that are remembered for so long
+ASK_AGAIN_MS = 1_000  # where an answer is behind what was said
 
 Item = UserID | RoomID | None  # None: where the scan begins
 
 
 @dataclass(slots=True)
 class Meanwhile:
-    """What the stream said of a room while it was being asked for."""
+    """What the stream said of a room while it was asked for; of its members, in the minute before too."""
 
     joined: dict[UserID, bool] = field(default_factory=dict)
     is_rule_told: bool = False
@@ -50,6 +54,42 @@ class Meanwhile:
         for user_id, joined in self.joined.items():
             (found.add if joined else found.discard)(user_id)
         return frozenset(found)
+
+
+class Said:
+    """Who joined and left which room in the last minute, by the stream's last word of each."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[RoomID, dict[UserID, tuple[int, bool]]] = {}
+        self._order: deque[tuple[int, RoomID, UserID]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def change(self, change: RoomMemberChanged, now_ms: int) -> None:
+        """It said this now."""
+        self._rooms.setdefault(change.room_id, {})[change.user_id] = (now_ms, change.joined)
+        self._order.append((now_ms, change.room_id, change.user_id))
+        self._forget_old(now_ms)
+
+    def of(self, room_id: RoomID, now_ms: int) -> dict[UserID, bool]:
+        """Of one room."""
+        self._forget_old(now_ms)
+        return {user_id: joined for user_id, (_, joined) in self._rooms.get(room_id, {}).items()}
+
+    def forget(self, room_id: RoomID, user_id: UserID) -> None:
+        """It said something else since, which may be over."""
+        said = self._rooms.get(room_id, {})
+        said.pop(user_id, None)
+        if not said:
+            self._rooms.pop(room_id, None)
+
+    def _forget_old(self, now_ms: int) -> None:
+        while self._order and (len(self._order) > MAX_SAID or now_ms - self._order[0][0] >= SAID_FOR_MS):
+            at_ms, room_id, user_id = self._order.popleft()
+            said = self._rooms.get(room_id, {}).get(user_id)
+            if said is not None and said[0] == at_ms:
+                self.forget(room_id, user_id)
 
 
 class Frontier:
@@ -69,6 +109,7 @@ class Frontier:
         self._tries: dict[UserID | RoomID, int] = {}
         self._put_off: Deadlines[UserID | RoomID] = Deadlines()
         self._lately: dict[RoomID, int] = {}
+        self._said = Said()
         for row in rows:
             if row.kind is ScanKind.BEGUN:
                 self._begun = True
@@ -82,7 +123,7 @@ class Frontier:
 
     # --- the questions --------------------------------------------------------------------------
 
-    def take(self) -> tuple[Item] | None:
+    def take(self, now_ms: int) -> tuple[Item] | None:
         """The next question, which is being asked from here on; None where nothing is left to ask."""
         if not self._begun and not self._beginning:
             self._beginning = True
@@ -91,12 +132,12 @@ class Frontier:
         self._was_doubted = bool(self._doubted) and not (self._was_doubted and is_new_waiting)
         if self._was_doubted:
             room_id, _ = self._doubted.popitem(last=False)
-            self._asking[room_id] = Meanwhile(is_doubted=True)
+            self._asking[room_id] = Meanwhile(self._said.of(room_id, now_ms), is_doubted=True)
             return (room_id,)
         if self._rooms:  # first: a room is told of, and its users are new questions
             room_id = next(iter(self._rooms))
             del self._rooms[room_id]
-            self._asking[room_id] = Meanwhile()
+            self._asking[room_id] = Meanwhile(self._said.of(room_id, now_ms))
             return (room_id,)
         if self._users:
             user_id = next(iter(self._users))
@@ -125,7 +166,7 @@ class Frontier:
         self._lately.clear()
 
     def meanwhile(self, room_id: RoomID) -> Meanwhile:
-        """What the stream has said of a room since it was taken."""
+        """What the stream has said of a room."""
         return self._asking[room_id]
 
     def answered(self, item: Item) -> None:
@@ -163,6 +204,11 @@ class Frontier:
         delay_ms = int(longest_ms * (1 - PUT_OFF_JITTER * jitter))
         self._put_off.set(item, now_ms + delay_ms)
         return delay_ms if tries == MAX_TRIES else None
+
+    def put_off(self, room_id: RoomID, until_ms: int) -> None:
+        """Ask for the room again, but not before that."""
+        self._let_go(room_id)
+        self._put_off.set(room_id, until_ms)
 
     def put_off_until_ms(self) -> int | None:
         """When the first of those that are put off is to be asked; None where there is none."""
@@ -247,7 +293,7 @@ class Frontier:
             if not self.is_to_be_asked(item):
                 self._put(item)
 
-    def passes(self, change: RoomMemberChanged | RoomJoinRuleChanged, *, is_known: bool) -> bool:
+    def passes(self, change: RoomMemberChanged | RoomJoinRuleChanged, now_ms: int, *, is_known: bool) -> bool:
         """Whether the engine is to be told of a change in a room, which it knows or not.
 
         An unknown room is told whole, once it was asked for; until then its members are nobody's.
@@ -257,11 +303,18 @@ class Frontier:
             if asking is not None:
                 asking.is_rule_told = True
             return is_known or asking is not None
+        self._said.change(change, now_ms)
         if asking is not None:
             asking.joined[change.user_id] = change.joined
         if not change.joined:
             self._left(change.room_id)
         return is_known
+
+    def forget_said(self, room_id: RoomID, user_id: UserID) -> None:
+        """The stream's word about the user is no more to be held against an answer."""
+        self._said.forget(room_id, user_id)
+        if room_id in self._asking:
+            self._asking[room_id].joined.pop(user_id, None)
 
     def _left(self, room_id: RoomID) -> None:
         members = self._large.get(room_id)

@@ -1,8 +1,9 @@
 """Who is in which room, asked of the homeserver: at first everything, then whatever the stream newly names.
 
 Always true:
-- the homeserver's stream is taken before, during and after, and no answer overwrites what it said later; but
-  a join from before the start may be over since: for one that was not known the room is asked for again;
+- the homeserver's stream is taken before, during and after, and no answer overwrites what it said later, or
+  a moment before (of a homeserver's processes the one that answers may be behind the one that tells); but a
+  join from before the start may be over since: for one that was not known the room is asked for again;
 - what is still to be asked is on disk before anything rests on it, so a restart goes on where it was and
   asks nothing twice that was told to the engine;
 - a room that the engine doubts (Z-11) is read again in this run, before the next of its events where one
@@ -37,7 +38,7 @@ from fedpresence.engine.events import (
     UserAdded,
 )
 from fedpresence.errors import HomeserverRefused, HomeserverUnavailable, StoreError
-from fedpresence.homeserver.frontier import Frontier, Item, rows_of
+from fedpresence.homeserver.frontier import ASK_AGAIN_MS, Frontier, Item, rows_of
 from fedpresence.homeserver.happenings import Happened, RoomChange
 from fedpresence.ids import RoomID, ServerName, UserID, server_of
 from fedpresence.storage.store import ScanKind, ScanRow
@@ -259,7 +260,9 @@ class Scan:
         passed: list[RoomChange] = []
         for change in happened.changes:
             is_known = self._engine.has_our_people(change.room_id)
-            if not self._is_outdated(change, happened) and self._frontier.passes(change, is_known=is_known):
+            if isinstance(change, RoomMemberChanged) and self._is_outdated(change, happened):
+                self._frontier.forget_said(change.room_id, change.user_id)
+            elif self._frontier.passes(change, now_ms(self._clock), is_known=is_known):
                 passed.append(change)
         return passed
 
@@ -291,7 +294,7 @@ class Scan:
             return
         self._pumping = True
         while self._running and self._pause is None and len(self._in_flight) < MAX_IN_FLIGHT:
-            taken = self._frontier.take()
+            taken = self._frontier.take(now_ms(self._clock))
             if taken is None:
                 break
             asking = ensureDeferred(self._ask(taken[0]))
@@ -399,7 +402,9 @@ class Scan:
         meanwhile = self._frontier.meanwhile(room_id)
         members = meanwhile.applied(found) - {self._bot}
         if not ours and any(server_of(u) == self._server_name for u in members):
-            self._frontier.again(room_id)  # the first of ours came while we asked
+            # The first of ours came while we asked, or whoever answered had not heard of it.
+            self._frontier.put_off(room_id, now_ms(self._clock) + ASK_AGAIN_MS)
+            self._expect_put_off()
             await self._store.save_scan(tuple(rows_of([room_id])), ())
             return
         events: list[Event] = []

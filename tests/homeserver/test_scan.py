@@ -4,7 +4,9 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 
 from fedpresence.engine.effects import Durable
+from fedpresence.engine.events import RoomMemberChanged
 from fedpresence.errors import HomeserverRefused, HomeserverUnavailable, StoreError
+from fedpresence.homeserver.frontier import MAX_SAID, SAID_FOR_MS, Said
 from fedpresence.homeserver.scan import READ_AGAIN_S
 from fedpresence.ids import RoomID, UserID
 from fedpresence.storage.memory import MemoryStore
@@ -16,6 +18,7 @@ from tests.homeserver.world import (
     BOT,
     CAROL,
     DAVE,
+    NOW_MS,
     OTHER,
     ROOM,
     Beside,
@@ -111,6 +114,53 @@ def test_what_the_stream_says_while_we_ask_wins_over_the_answer() -> None:
     beside.settle()
 
     assert beside.members(ROOM) == {ALICE, CAROL}
+
+
+def test_an_answer_that_is_behind_what_was_just_said_lets_nobody_in_again() -> None:
+    """Of Synapse's workers the one that we ask may hear of a ban after the one that told us."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE, BOB}})
+    beside = Beside(homeserver).started()
+    tell(beside, member(BOB, "ban"), member(CAROL, "join"))
+
+    result_of(beside.scan.begin_again())
+    beside.settle()
+    behind = beside.members(ROOM)
+    beside.settle(60)
+    result_of(beside.scan.begin_again())
+    beside.settle()
+
+    assert behind == {ALICE, CAROL}
+    assert beside.members(ROOM) == {ALICE, BOB}  # what it says after a minute is so
+
+
+def test_a_new_room_counts_once_the_one_who_answers_has_heard_of_it() -> None:
+    """It is asked for as it is made, and again when Alice is in it: by then not every worker may know."""
+    homeserver = PlayedHomeserver({})
+    beside = Beside(homeserver).started()
+    tell(beside, message(ALICE), txn_id="1")
+    homeserver.asked.clear()
+
+    tell(beside, member(ALICE, "join"), txn_id="2")
+    beside.settle(2.5)
+    asked_in_vain = homeserver.asked.count(f"members of {ROOM}")
+    homeserver.rooms = {ROOM: {ALICE, BOB}}
+    beside.settle(1)
+
+    assert asked_in_vain == 3  # once a second
+    assert beside.members(ROOM) == {ALICE, BOB}
+    assert result_of(beside.store.load_scan()) == [ScanRow(ScanKind.BEGUN)]
+
+
+def test_what_is_remembered_of_the_stream_is_bounded() -> None:
+    """A backlog of a day comes in a minute."""
+    said = Said()
+
+    for number in range(MAX_SAID + 10):
+        said.change(RoomMemberChanged(ROOM, UserID(f"@u{number}:there.test"), True), NOW_MS)
+
+    assert len(said.of(ROOM, NOW_MS)) == len(said) == MAX_SAID
+    assert said.of(ROOM, NOW_MS + SAID_FOR_MS) == {}
+    assert len(said) == 0
 
 
 def test_a_room_is_told_whole_or_not_at_all() -> None:

@@ -278,6 +278,24 @@ def test_a_join_that_may_be_old_counts_when_the_room_says_so() -> None:
     assert hears(second)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_left_and_came_back_before_the_start_is_there(at_once: bool) -> None:
+    """The leave is told, the join is asked for: the answer must not meet the leave."""
+    homeserver = PlayedHomeserver({ROOM: {BOT, ALICE}})
+    second = Beside(homeserver).started().restarted().started(is_caught_up=False)
+    homeserver.rooms[ROOM] |= {BOB}
+    left, joined = member(BOB, "leave"), member(BOB, "join")
+
+    if at_once:
+        tell(second, left, joined)
+    else:
+        tell(second, left, txn_id="1")
+        tell(second, joined, txn_id="2")
+    second.settle()
+
+    assert hears(second)
+
+
 def test_a_join_that_comes_while_its_room_is_read_is_asked_for_once_more() -> None:
     """The answer may be older than the join."""
     homeserver = PlayedHomeserver({ROOM: {BOT, ALICE}})
