@@ -17,7 +17,6 @@ MAX_HEAD_BYTES = 16_384  # of a request line, and of all fields together
 MAX_FIELDS = 500
 MAX_LENGTH_DIGITS = 20  # 64 bits; the parser lets any number of zeros stand before them
 
-_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _METHOD = re.compile(rb"[A-Za-z]+ /")
 
 
@@ -53,18 +52,6 @@ def is_sound(request: Request, head_bytes: int) -> bool:
             return False
         request.length = int(announced[0])  # the parser lets nothing through that is no number
     return True
-
-
-def origin_form(target: bytes) -> bytes:
-    """What a target that names its server too, as proxies are sent, asks of that server; others as they are.
-
-    Servers must take it (RFC 9112, 3.2.2), though nobody need send it to us.
-    """
-    found = _ABSOLUTE.match(target)
-    if found is None:
-        return target
-    asked = target[found.end() :]
-    return asked if asked.startswith(b"/") else b"/" + asked
 
 
 def is_endless(request: Request | None, unseen_bytes: int) -> bool:

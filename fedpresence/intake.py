@@ -38,15 +38,7 @@ from zope.interface import implementer
 from fedpresence.admission import Admitted, RequestHead, busy, too_large
 from fedpresence.clock import Alarm, Timer
 from fedpresence.errors import BadRequest
-from fedpresence.framing import (
-    MALFORMED,
-    MAX_HEAD_BYTES,
-    answer_to,
-    head_of_body,
-    is_endless,
-    is_sound,
-    origin_form,
-)
+from fedpresence.framing import MALFORMED, MAX_HEAD_BYTES, answer_to, head_of_body, is_endless, is_sound
 from fedpresence.incoming import IncomingBody
 from fedpresence.prompt import has_unsent, prompt
 from fedpresence.request import Request, date_of
@@ -252,8 +244,6 @@ class BoundedChannel(Protocol):
         if request is None or request.method:
             return
         request.method, request.version = parser.get_method(), parser.get_http_version().encode("ascii")
-        if not request.uri.startswith(b"/"):
-            request.uri = origin_form(request.uri)
         request.path = request.uri.partition(b"?")[0]
         request.is_persistent = request.version == b"1.1" and parser.should_keep_alive()
         request.is_sound = is_sound(request, self._unseen_bytes)

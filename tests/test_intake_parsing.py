@@ -113,25 +113,6 @@ def test_an_upgrade_without_a_body_is_a_request_like_others() -> None:
     assert [answer.json["said"] for answer in client.answers()] == ["GET /a ", "GET /b "]
 
 
-@pytest.mark.parametrize(
-    ("target", "asked"),
-    [
-        (b"http://here.test/a?b=c", "/a?b=c"),
-        (b"HTTPS://here.test:8448/a%2Fb", "/a%2Fb"),
-        (b"http://here.test", "/"),
-        (b"http://here.test?b=c", "/?b=c"),
-        (b"//here.test/a", "//here.test/a"),
-    ],
-)
-def test_a_target_may_name_the_server_too(target: bytes, asked: str) -> None:
-    """As a proxy is asked: whoever takes us for one still gets an answer of ours (RFC 9112, 3.2.2)."""
-    client = Client(Listener().site)
-
-    client.send(b"GET %b HTTP/1.1\r\nHost: here.test\r\n\r\n" % target)
-
-    assert client.answer.json == {"said": f"GET {asked} "}
-
-
 def test_behind_an_answer_that_ends_the_connection_nothing_is_answered() -> None:
     """Neither what may not come there, nor what can be no request."""
     for first in (
