@@ -68,7 +68,7 @@ def leave_word(database: Path, word: str) -> None:
     with suppress(OSError):
         descriptor = os.open(_beside(database), os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
         try:
-            os.write(descriptor, f"{os.getpid()}\n{word}\n".encode("ascii"))
+            os.write(descriptor, os.fsencode(f"{os.getpid()}\n{word}\n"))  # a path may stand in it
         finally:
             os.close(descriptor)
 
@@ -92,5 +92,5 @@ def _beside(database: Path) -> Path:
 
 def _lines(data: bytes) -> tuple[str, str]:
     """The process ID and the word; empty where they are not there."""
-    holder, _, word = data.decode("ascii", "replace").partition("\n")
+    holder, _, word = os.fsdecode(data).partition("\n")
     return holder.strip(), word.strip()

@@ -18,15 +18,16 @@ def a_process_that_has_ended() -> int:
     return process.pid
 
 
-def test_the_holder_says_where_it_is_while_it_holds_the_lock(tmp_path: Path) -> None:
-    """The command line sends the admin token there."""
+@pytest.mark.parametrize("word", [URL, "unix:/home/jürgen/admin.sock", "unix:/home/j\udcfcrgen/admin.sock"])
+def test_the_holder_says_where_it_is_while_it_holds_the_lock(tmp_path: Path, word: str) -> None:
+    """The command line sends the admin token there; a path may hold any letter, and any byte."""
     database = tmp_path / "fedpresence.db"
     lock = DatabaseLock.take(database)
     before = word_of_holder(database)
 
-    leave_word(database, URL)
+    leave_word(database, word)
 
-    assert (before, word_of_holder(database)) == (None, URL)
+    assert (before, word_of_holder(database)) == (None, word)
     lock.release()
     assert word_of_holder(database) is None
 
