@@ -54,7 +54,7 @@ class Feed:
         self._epoch = epoch
         self._boxes: OrderedDict[UserID, Mailbox] = OrderedDict()  # longest unused first
         self._boxes_made = 0
-        self._waiting: dict[UserID, list[_Waiter]] = {}
+        self._waiting: dict[UserID, dict[_Waiter, None]] = {}  # may be thousands of one user
         self._asking: dict[UserID, list[Deferred[None]]] = {}
         self._resting: OrderedDict[UserID, Mailbox] = OrderedDict()  # unused, with notices
         self._throttle: Throttle[UserID] = Throttle(NEWS_PER_SECOND, NEWS_BURST)
@@ -92,7 +92,7 @@ class Feed:
             box = self._resting.get(user_id) or self._new_box(user_id, now_ms(self._clock))
             self._rest(box)
         box.add_notice(effect)
-        for waiter in self._waiting.pop(user_id, []):
+        for waiter in self._waiting.pop(user_id, {}):
             _wake(waiter, True)
 
     @property
@@ -127,13 +127,13 @@ class Feed:
             ready: Deferred[bool] = Deferred()
             ready.callback(not self._closed)
             return ready
-        waiting = self._waiting.setdefault(box.user_id, [])
+        waiting = self._waiting.setdefault(box.user_id, {})
         if len(waiting) >= MAX_WAITING_PER_USER:
             timeout_s = min(timeout_s, SURPLUS_WAIT_S)
         deferred: Deferred[bool] = Deferred(lambda _: self._leave(box.user_id, waiter))
-        timer = self._clock.callLater(timeout_s, self._time_is_up, box.user_id, deferred)
+        timer = self._clock.callLater(timeout_s, lambda: self._time_is_up(box.user_id, waiter))
         waiter = _Waiter(admits, deferred, timer)
-        waiting.append(waiter)
+        waiting[waiter] = None
         return deferred
 
     def ask(self, observed: UserID, timeout_s: float) -> Deferred[None]:
@@ -170,10 +170,10 @@ class Feed:
             waiting = self._waiting.get(observer)
             if waiting:
                 called = [waiter for waiter in waiting if waiter.admits(observed)]
-                if len(called) == len(waiting):
+                for waiter in called:
+                    del waiting[waiter]
+                if not waiting:
                     del self._waiting[observer]
-                else:
-                    waiting[:] = [waiter for waiter in waiting if waiter not in called]
                 woken += called
         for waiter in woken:
             _wake(waiter, True)
@@ -207,17 +207,13 @@ class Feed:
         if len(self._resting) > MAX_RESTING:
             self._resting.popitem(last=False)
 
-    def _time_is_up(self, user_id: UserID, deferred: Deferred[bool]) -> None:
-        for waiter in self._waiting.get(user_id, ()):
-            if waiter.deferred is deferred:
-                self._leave(user_id, waiter)
-                deferred.callback(False)
-                return
+    def _time_is_up(self, user_id: UserID, waiter: _Waiter) -> None:
+        self._leave(user_id, waiter)
+        waiter.deferred.callback(False)
 
     def _leave(self, user_id: UserID, waiter: _Waiter) -> None:
-        waiting = self._waiting.get(user_id, [])
-        if waiter in waiting:
-            waiting.remove(waiter)
+        waiting = self._waiting.get(user_id, {})
+        waiting.pop(waiter, None)
         if not waiting:
             self._waiting.pop(user_id, None)
         if waiter.timer.active():

@@ -1,3 +1,6 @@
+import time
+from typing import Any
+
 import pytest
 from twisted.internet.task import Clock
 
@@ -172,6 +175,28 @@ def test_a_wait_leaves_nothing_behind(cancelled: bool) -> None:
 
     assert len(woken) == 1
     assert clock.getDelayedCalls() == []
+
+
+class CheapClock(Clock):
+    """Its timers cost the same however many there are, as the reactor's nearly do."""
+
+    def callLater(self, delay: float, callable: Any, *args: object, **kw: object) -> Any:
+        """As IReactorTime, of a moment that never comes."""
+        return Clock().callLater(delay, callable, *args, **kw)
+
+
+def test_news_costs_each_of_thousands_of_waiting_syncs_the_same() -> None:
+    """As many may wait for one user as there are connections: by the square, each news took seconds."""
+    feed = Feed(CheapClock(), "run1")
+    box = feed.mailbox(ALICE)
+    waiting = [feed.wait(box, 0, admits, 10.0) for admits in (lambda _: False, lambda _: True) * 20_000]
+
+    began_s = time.process_time()
+    tell(feed, ALICE)
+    took_s = time.process_time() - began_s
+
+    assert [each.called for each in waiting] == [False, True] * 20_000
+    assert took_s < 1
 
 
 def test_no_more_than_so_many_wait_for_one_origin() -> None:
