@@ -196,7 +196,7 @@ def test_news_costs_each_of_thousands_of_waiting_syncs_the_same() -> None:
     took_s = time.process_time() - began_s
 
     assert [each.called for each in waiting] == [False, True] * 20_000
-    assert took_s < 1
+    assert took_s < 3  # of the processor: a seventieth of it, or more than it by the square
 
 
 def test_no_more_than_so_many_wait_for_one_origin() -> None:
